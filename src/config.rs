@@ -1,0 +1,276 @@
+//! The function's environment, parsed once at init (contract section 5).
+
+use std::fmt;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
+use tracing_subscriber::filter::Targets;
+
+/// Everything the function is told by its environment.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The standard SQS queue that accepted events go to.
+    pub queue_url: String,
+    /// The `DynamoDB` table of idempotency records and rate windows.
+    pub state_table: String,
+    /// The `DynamoDB` table of API keys.
+    pub api_keys_table: String,
+    /// The most events packed in one message, 1 to 500.
+    pub max_events_per_message: NonZeroU16,
+    /// How long an idempotency key is remembered, at least 60 s.
+    pub dedup_window: Duration,
+    /// Accepted events per second for a project whose key sets no limit of its own.
+    pub rate_limit: Option<RateLimit>,
+    /// Which log lines are written.
+    pub log_filter: Targets,
+}
+
+/// A rate limit in events per second, at least [`RateLimit::MIN`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit(NonZeroU32);
+
+impl RateLimit {
+    /// The least limit, so that a batch of 500 always fits an empty window of 10 s.
+    pub const MIN: u32 = 50;
+
+    /// A limit as configured: 0 is none, and what lies below [`Self::MIN`] is refused.
+    ///
+    /// # Errors
+    /// A sentence for the operator.
+    pub fn parse(events_per_second: u32) -> Result<Option<Self>, String> {
+        match NonZeroU32::new(events_per_second) {
+            None => Ok(None),
+            Some(limit) if limit.get() >= Self::MIN => Ok(Some(Self(limit))),
+            Some(_) => Err(format!("must be 0 (no limit) or at least {}", Self::MIN)),
+        }
+    }
+
+    /// A limit as stored with a key: 0 is none, and what lies between counts as [`Self::MIN`].
+    #[must_use]
+    pub fn at_least_min(events_per_second: u32) -> Option<Self> {
+        NonZeroU32::new(events_per_second.max(Self::MIN)).filter(|_| events_per_second > 0).map(Self)
+    }
+
+    /// Events per second.
+    #[must_use]
+    pub fn events_per_second(self) -> u32 {
+        self.0.get()
+    }
+}
+
+/// Every fault of the environment, so that one look at the log is enough to mend them all.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError(Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bad configuration: {}", self.0.join("; "))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads the process environment.
+    ///
+    /// # Errors
+    /// Names every missing or bad variable at once.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_lookup(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    /// Reads variables through `lookup`.
+    ///
+    /// # Errors
+    /// Names every missing or bad variable at once.
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let mut faults = Vec::new();
+        let mut read = Reader { lookup, faults: &mut faults };
+        let queue_url = read.variable("EVENTS_QUEUE_URL", None, queue_url);
+        let state_table = read.variable("STATE_TABLE", None, non_empty);
+        let api_keys_table = read.variable("API_KEYS_TABLE", None, non_empty);
+        let max_events_per_message = read.variable("MAX_EVENTS_PER_MESSAGE", Some("50"), events_per_message);
+        let dedup_window = read.variable("DEDUP_WINDOW_SECONDS", Some("86400"), dedup_window);
+        let rate_limit = read.variable("RATE_LIMIT_EVENTS_PER_SECOND", Some("0"), rate_limit);
+        // RUST_LOG wins, as it is what a person sets by hand for one look.
+        let log_level = if (read.lookup)("RUST_LOG").is_some() { "RUST_LOG" } else { "AWS_LAMBDA_LOG_LEVEL" };
+        let log_filter = read.variable(log_level, Some("info"), log_filter);
+        // The SDK reads this one by itself; an empty value would make each of its calls panic.
+        read.variable("AWS_ENDPOINT_URL", Some("absent"), non_empty);
+
+        let fields =
+            (queue_url, state_table, api_keys_table, max_events_per_message, dedup_window, rate_limit, log_filter);
+        match fields {
+            (
+                Some(queue_url),
+                Some(state_table),
+                Some(api_keys_table),
+                Some(max_events_per_message),
+                Some(dedup_window),
+                Some(rate_limit),
+                Some(log_filter),
+            ) if faults.is_empty() => Ok(Self {
+                queue_url,
+                state_table,
+                api_keys_table,
+                max_events_per_message,
+                dedup_window,
+                rate_limit,
+                log_filter,
+            }),
+            _ => Err(ConfigError(faults)),
+        }
+    }
+}
+
+struct Reader<'a, L> {
+    lookup: L,
+    faults: &'a mut Vec<String>,
+}
+
+impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
+    /// Parses one variable, or its default; a fault is noted under the variable's name.
+    fn variable<T>(
+        &mut self,
+        name: &str,
+        default: Option<&str>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = (self.lookup)(name);
+        let parsed = match value.as_deref().or(default) {
+            None => Err("is required".to_owned()),
+            Some("") => Err("must not be empty".to_owned()),
+            Some(text) => parse(text),
+        };
+        parsed.map_err(|fault| self.faults.push(format!("{name} {fault}"))).ok()
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "every reader of a variable has this shape; emptiness is refused before")]
+fn non_empty(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
+}
+
+fn queue_url(text: &str) -> Result<String, String> {
+    // A FIFO queue deduplicates and orders by rules of its own (contract section 4).
+    let is_fifo = std::path::Path::new(text).extension().is_some_and(|extension| extension == "fifo");
+    if is_fifo {
+        return Err("must name a standard queue, not a FIFO queue".to_owned());
+    }
+    if !text.starts_with("https://") && !text.starts_with("http://") {
+        return Err("must be the URL of an SQS queue".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn events_per_message(text: &str) -> Result<NonZeroU16, String> {
+    let parsed = text.parse().ok().filter(|count: &NonZeroU16| count.get() <= 500);
+    parsed.ok_or_else(|| "must be a whole number from 1 to 500".to_owned())
+}
+
+fn dedup_window(text: &str) -> Result<Duration, String> {
+    // The upper bound, a hundred years, keeps every later sum inside what DynamoDB's TTL takes.
+    let parsed = text.parse().ok().filter(|seconds| (60..=3_155_760_000).contains(seconds));
+    parsed.map(Duration::from_secs).ok_or_else(|| "must be a whole number of seconds, at least 60".to_owned())
+}
+
+fn rate_limit(text: &str) -> Result<Option<RateLimit>, String> {
+    let number = text.parse().map_err(|_| "must be a whole number of events per second".to_owned())?;
+    RateLimit::parse(number)
+}
+
+fn log_filter(text: &str) -> Result<Targets, String> {
+    text.to_lowercase().parse().map_err(|_| "must be a log level such as info, or a list of target=level".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn parse(overrides: &[(&str, Option<&str>)]) -> Result<Config, String> {
+        let mut variables: HashMap<&str, &str> = HashMap::from([
+            ("EVENTS_QUEUE_URL", "https://sqs.eu-west-1.amazonaws.com/123456789012/events"),
+            ("STATE_TABLE", "state"),
+            ("API_KEYS_TABLE", "api-keys"),
+        ]);
+        for (name, value) in overrides {
+            match value {
+                Some(value) => variables.insert(name, value),
+                None => variables.remove(name),
+            };
+        }
+        Config::from_lookup(|name| variables.get(name).map(ToString::to_string)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.max_events_per_message.get(), 50);
+        assert_eq!(config.dedup_window, Duration::from_secs(86_400));
+        assert_eq!(config.rate_limit, None);
+        assert_eq!(config.log_filter.to_string(), "info");
+    }
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        let message = parse(&[
+            ("EVENTS_QUEUE_URL", None),
+            ("STATE_TABLE", Some("")),
+            ("API_KEYS_TABLE", None),
+            ("MAX_EVENTS_PER_MESSAGE", Some("0")),
+            ("DEDUP_WINDOW_SECONDS", Some("59")),
+            ("RATE_LIMIT_EVENTS_PER_SECOND", Some("49")),
+            ("RUST_LOG", Some("event_ingest=loud")),
+            ("AWS_ENDPOINT_URL", Some("")),
+        ])
+        .unwrap_err();
+        for expected in [
+            "EVENTS_QUEUE_URL is required",
+            "STATE_TABLE must not be empty",
+            "API_KEYS_TABLE is required",
+            "MAX_EVENTS_PER_MESSAGE must be a whole number from 1 to 500",
+            "DEDUP_WINDOW_SECONDS must be a whole number of seconds, at least 60",
+            "RATE_LIMIT_EVENTS_PER_SECOND must be 0 (no limit) or at least 50",
+            "RUST_LOG must be a log level",
+            "AWS_ENDPOINT_URL must not be empty",
+        ] {
+            assert!(message.contains(expected), "{expected:?} is missing from {message:?}");
+        }
+    }
+
+    #[test]
+    fn limits_are_exact() {
+        let cases = [
+            ("MAX_EVENTS_PER_MESSAGE", ["1", "500"], ["0", "501"]),
+            ("DEDUP_WINDOW_SECONDS", ["60", "86401"], ["59", "-60"]),
+            ("RATE_LIMIT_EVENTS_PER_SECOND", ["0", "50"], ["49", "1"]),
+        ];
+        for (name, good, bad) in cases {
+            for value in good {
+                parse(&[(name, Some(value))]).unwrap();
+            }
+            for value in bad {
+                assert!(parse(&[(name, Some(value))]).unwrap_err().contains(name), "{name}={value}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fifo_queue_is_refused() {
+        let fifo = "https://sqs.eu-west-1.amazonaws.com/123456789012/events.fifo";
+        assert!(parse(&[("EVENTS_QUEUE_URL", Some(fifo))]).unwrap_err().contains("FIFO"));
+    }
+
+    #[test]
+    fn log_levels_come_in_any_case_and_rust_log_wins() {
+        let level = |overrides: &[_]| parse(overrides).unwrap().log_filter.to_string();
+        assert_eq!(level(&[("AWS_LAMBDA_LOG_LEVEL", Some("DEBUG"))]), "debug");
+        assert_eq!(level(&[("AWS_LAMBDA_LOG_LEVEL", Some("DEBUG")), ("RUST_LOG", Some("warn"))]), "warn");
+    }
+
+    #[test]
+    fn a_stored_limit_below_the_least_counts_as_the_least() {
+        let stored = |n| RateLimit::at_least_min(n).map(RateLimit::events_per_second);
+        assert_eq!([0, 1, 49, 50, 51].map(stored), [None, Some(50), Some(50), Some(50), Some(51)]);
+    }
+}

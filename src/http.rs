@@ -1,0 +1,249 @@
+//! A gateway event → a request → the pipeline → an answer.
+//!
+//! The checks stand in the order of contract section 2: the first that fails answers.
+
+use crate::auth::{ApiKey, AuthError, Authenticator, KeyStore};
+use crate::batch::{Batch, BatchError, MAX_BODY_BYTES};
+use crate::clock::{Clock, Timestamp};
+use crate::deadline::Deadline;
+use crate::delivery::Queue;
+use crate::error::Error;
+use crate::gateway::{GatewayEvent, GatewayResponse, Header};
+use crate::idempotency::{Claimant, IdempotencyKey, RecordKey, StateStore};
+use crate::ingest::{Outcome, Pipeline, Request};
+use crate::telemetry::Facts;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use flate2::read::MultiGzDecoder;
+use futures_util::FutureExt;
+use lambda_http::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use lambda_http::http::{Method, StatusCode};
+use lambda_runtime::LambdaEvent;
+use std::io::Read;
+use std::panic::AssertUnwindSafe;
+use tracing::Level;
+
+const PATH: &str = "/api/v1/events/batch";
+const ACCEPTED_BODY: &str = r#"{"data":{"accepted":true}}"#;
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// The function: everything one sandbox keeps between requests.
+pub struct App<K, S, Q, C> {
+    /// Lets callers in.
+    pub auth: Authenticator<K>,
+    /// Gets their events into the queue.
+    pub pipeline: Pipeline<S, Q, C>,
+}
+
+impl<K: KeyStore, S: StateStore, Q: Queue, C: Clock> App<K, S, Q, C> {
+    /// Answers one invocation. There is no outcome without an answer: a panic is one too.
+    pub async fn handle(&self, invocation: LambdaEvent<GatewayEvent>) -> GatewayResponse {
+        let LambdaEvent { payload: event, context } = invocation;
+        let start = self.pipeline.clock.now();
+        let version = event.payload_version();
+        let mut facts = Facts {
+            request_id: event.request_id().unwrap_or(&context.request_id).to_owned(),
+            trace_id: context.xray_trace_id.clone(),
+            ..Facts::default()
+        };
+        let deadline = Deadline::new(start, Timestamp::from_millis(context.deadline));
+        let result = AssertUnwindSafe(self.accept(event, &deadline, &mut facts)).catch_unwind().await;
+        let result = result.unwrap_or_else(|_| Err(Error::Internal("panic".to_owned())));
+
+        let mut answer = Answer::new(&result);
+        facts.status = answer.status.as_u16();
+        facts.code = answer.code;
+        facts.cause = result.as_ref().err().and_then(Error::cause).map(ToOwned::to_owned);
+        facts.outcome = outcome_name(&result);
+        facts.duration_ms = self.pipeline.clock.now().millis().saturating_sub(start.millis());
+        facts.log(answer.level);
+        answer.headers.insert(REQUEST_ID, header_value(&facts.request_id));
+        GatewayResponse::new(version, answer.status, answer.headers, answer.body)
+    }
+
+    async fn accept(&self, event: GatewayEvent, deadline: &Deadline, facts: &mut Facts) -> Result<Outcome, Error> {
+        route(&event)?;
+
+        let key = event.header(Header::Authorization).and_then(ApiKey::from_header);
+        let caller = self.auth.authenticate(key, &self.pipeline.clock, deadline.claim_by()).await?;
+        facts.caller(caller.project.as_str(), caller.mode, &caller.key_hint);
+
+        let encoding = Encoding::of(&event)?;
+        let key = event.header(Header::IdempotencyKey).ok_or(Error::IdempotencyKeyRequired)?;
+        let key = IdempotencyKey::parse(key).ok_or(Error::IdempotencyKeyInvalid)?;
+        let key = RecordKey::new(&caller.project, caller.mode, key);
+
+        let body = transported(event)?;
+        facts.bytes_in = body.len();
+        let body = encoding.decode(body)?;
+        facts.bytes_decoded = body.len();
+        let batch = Batch::parse(&body)?;
+        facts.events = batch.events().len();
+
+        let request = Request {
+            project: &caller.project,
+            mode: caller.mode,
+            key: &key,
+            me: &Claimant::new(self.pipeline.clock.now(), &body),
+            batch: &batch,
+            deadline,
+        };
+        self.pipeline.ingest(&request, facts).await
+    }
+}
+
+/// Rows 1 and 2: the path, possibly behind a stage, and the method.
+fn route(event: &GatewayEvent) -> Result<(), Error> {
+    let stage = event.path().strip_suffix(PATH).ok_or(Error::NotFound)?;
+    let is_one_segment = stage.strip_prefix('/').is_some_and(|stage| !stage.is_empty() && !stage.contains('/'));
+    if !stage.is_empty() && !is_one_segment {
+        return Err(Error::NotFound);
+    }
+    if event.method() == Method::POST.as_str() { Ok(()) } else { Err(Error::MethodNotAllowed) }
+}
+
+/// How the body is encoded beyond what the gateway does to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encoding {
+    Identity,
+    Gzip,
+}
+
+impl Encoding {
+    /// Row 5: content type and encoding.
+    fn of(event: &GatewayEvent) -> Result<Self, Error> {
+        let encoding = match event.header(Header::ContentEncoding) {
+            None => Self::Identity,
+            Some(value) if value.eq_ignore_ascii_case("identity") => Self::Identity,
+            Some(value) if value.eq_ignore_ascii_case("gzip") => Self::Gzip,
+            Some(_) => {
+                return Err(Error::UnsupportedMediaType("Content-Encoding must be absent, identity or gzip"));
+            }
+        };
+        let media_type = event.header(Header::ContentType).unwrap_or_default();
+        let media_type = media_type.split(';').next().unwrap_or_default().trim();
+        let is = |name: &str| media_type.eq_ignore_ascii_case(name);
+        match encoding {
+            _ if is("application/json") => Ok(encoding),
+            Self::Gzip if is("application/gzip") || is("application/octet-stream") => Ok(encoding),
+            Self::Gzip => Err(Error::UnsupportedMediaType(
+                "Content-Type must be application/json, application/gzip or application/octet-stream",
+            )),
+            Self::Identity => Err(Error::UnsupportedMediaType("Content-Type must be application/json")),
+        }
+    }
+
+    /// Rows 7 and 8: the body's bytes as the client meant them.
+    fn decode(self, body: Vec<u8>) -> Result<Vec<u8>, Error> {
+        match self {
+            Self::Identity => Ok(body),
+            Self::Gzip if body.starts_with(&GZIP_MAGIC) => gunzip(&body),
+            // A gateway in between decompressed it and left the header.
+            Self::Gzip if body.trim_ascii_start().starts_with(b"{") => Ok(body),
+            Self::Gzip if body.first() == GZIP_MAGIC.first() => Err(Error::MalformedEncoding(
+                "the gzip body was garbled on its way: API Gateway takes a body of a JSON content type for text; \
+                 send it as Content-Type: application/gzip",
+            )),
+            Self::Gzip => Err(Error::MalformedEncoding(
+                "the body is not gzip; compress it, or leave out the header Content-Encoding",
+            )),
+        }
+    }
+}
+
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// Decompresses at most [`MAX_BODY_BYTES`].
+fn gunzip(body: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut decoded = Vec::new();
+    let limit = MAX_BODY_BYTES as u64 + 1;
+    match MultiGzDecoder::new(body).take(limit).read_to_end(&mut decoded) {
+        Ok(_) if decoded.len() > MAX_BODY_BYTES => Err(Error::PayloadTooLarge(
+            "the body is larger than 5 MB (5,242,880 bytes) when decompressed; send fewer events a batch",
+        )),
+        Ok(_) => Ok(decoded),
+        Err(_) => Err(Error::MalformedEncoding("the gzip body is damaged or cut short; compress it and send it again")),
+    }
+}
+
+/// Row 7 and the gateway's part of row 8: the bytes that the client sent.
+fn transported(event: GatewayEvent) -> Result<Vec<u8>, Error> {
+    let body = event.body.unwrap_or_default();
+    let bytes = if event.is_base64_encoded {
+        BASE64_STANDARD
+            .decode(body)
+            .map_err(|_| Error::MalformedEncoding("the gateway marked the body as base64, which it is not"))?
+    } else {
+        body.into_bytes()
+    };
+    if bytes.len() > MAX_BODY_BYTES {
+        return Err(Error::PayloadTooLarge(
+            "the body is larger than 5 MB (5,242,880 bytes); send fewer events a batch",
+        ));
+    }
+    Ok(bytes)
+}
+
+impl From<AuthError> for Error {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::Unauthenticated => Self::AuthRequired,
+            AuthError::Forbidden => Self::Forbidden,
+            AuthError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<BatchError> for Error {
+    fn from(error: BatchError) -> Self {
+        match error {
+            BatchError::Malformed(what) => Self::MalformedJson(what),
+            BatchError::Invalid(faults) => Self::ValidationFailed(faults),
+        }
+    }
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: String,
+    code: Option<&'static str>,
+    level: Level,
+}
+
+impl Answer {
+    fn new(result: &Result<Outcome, Error>) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        match result {
+            Ok(outcome) => {
+                if *outcome == Outcome::Replayed {
+                    headers.insert(REPLAYED, HeaderValue::from_static("true"));
+                }
+                let body = ACCEPTED_BODY.to_owned();
+                Self { status: StatusCode::ACCEPTED, headers, body, code: None, level: Level::INFO }
+            }
+            Err(error) => {
+                let row = error.row();
+                if let Some((name, value)) = &row.header {
+                    headers.insert(HeaderName::from_static(name), header_value(value));
+                }
+                let body = error.body(&row);
+                Self { status: row.status, headers, body, code: Some(row.code), level: row.level }
+            }
+        }
+    }
+}
+
+fn header_value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
+}
+
+fn outcome_name(result: &Result<Outcome, Error>) -> &'static str {
+    match result {
+        Ok(Outcome::Accepted) => "accepted",
+        Ok(Outcome::Replayed) => "replayed",
+        Err(_) => "rejected",
+    }
+}

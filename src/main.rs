@@ -1,0 +1,47 @@
+//! The Lambda bootstrap: configuration → clients → run.
+
+use event_ingest::auth::Authenticator;
+use event_ingest::aws::{api_keys::ApiKeysTable, queue::SqsQueue, sdk_config, state_table::StateTable};
+use event_ingest::clock::SystemClock;
+use event_ingest::config::Config;
+use event_ingest::gateway::GatewayEvent;
+use event_ingest::http::App;
+use event_ingest::ingest::Pipeline;
+use event_ingest::telemetry;
+use futures_util::FutureExt;
+use lambda_runtime::{LambdaEvent, Runtime, service_fn};
+use std::convert::Infallible;
+use std::process::ExitCode;
+
+// One request runs at a time in a sandbox, so one thread is enough and starts fastest.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let config = match Config::from_env() {
+        Ok(config) => config,
+        Err(error) => return stop(&error),
+    };
+    telemetry::init(&config.log_filter);
+    let sdk = sdk_config().await;
+    let app = App {
+        auth: Authenticator::new(ApiKeysTable::new(&sdk, config.api_keys_table), config.rate_limit),
+        pipeline: Pipeline {
+            store: StateTable::new(&sdk, config.state_table),
+            queue: SqsQueue::new(&sdk, config.queue_url),
+            clock: SystemClock,
+            dedup_window: config.dedup_window,
+            most_events: config.max_events_per_message,
+        },
+    };
+    let app = &app;
+    let handler = service_fn(|event: LambdaEvent<GatewayEvent>| Box::pin(app.handle(event).map(Ok::<_, Infallible>)));
+    match Box::pin(Runtime::new(handler).run()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => stop(error.as_ref()),
+    }
+}
+
+/// Says why the function cannot run; Lambda then reports that it exited.
+fn stop(error: &dyn std::error::Error) -> ExitCode {
+    telemetry::print_failure(error);
+    ExitCode::FAILURE
+}
