@@ -1,0 +1,6 @@
+//! Black-box tests over a real local AWS.
+
+mod gateway_event;
+mod local_aws;
+mod protocol;
+mod test_app;

@@ -1,0 +1,262 @@
+//! The function in this process, over tables and a queue of its own on the local AWS.
+
+use crate::gateway_event::GatewayEventBuilder;
+use crate::local_aws;
+use aws_config::SdkConfig;
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
+};
+use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
+use event_ingest::auth::{ApiKey, Authenticator};
+use event_ingest::aws::{api_keys::ApiKeysTable, queue::SqsQueue, state_table::StateTable};
+use event_ingest::clock::{Clock, SystemClock, Timestamp};
+use event_ingest::gateway::GatewayEvent;
+use event_ingest::http::App;
+use event_ingest::ingest::Pipeline;
+use lambda_runtime::{Context, LambdaEvent};
+use serde_json::Value;
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::num::NonZeroU16;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A well-formed live key; [`TestApp::start`] creates it for project `acme`.
+pub const KEY: &str = "sk_live_0123456789abcdefghijklmnopqrstuvwxyzABCD";
+pub const PROJECT: &str = "acme";
+
+pub type Item = HashMap<String, AttributeValue>;
+
+/// The system's clock, which a test may move ahead.
+#[derive(Clone, Default)]
+pub struct TestClock {
+    ahead: Rc<Cell<Duration>>,
+}
+
+impl TestClock {
+    pub fn advance(&self, by: Duration) {
+        self.ahead.set(self.ahead.get() + by);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        SystemClock.now() + self.ahead.get()
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        SystemClock.sleep(duration).await;
+    }
+
+    fn jitter(&self, ceiling: Duration) -> Duration {
+        SystemClock.jitter(ceiling)
+    }
+}
+
+/// Names of one test's tables and queue.
+#[derive(Clone)]
+pub struct Resources {
+    pub sdk: SdkConfig,
+    pub state_table: String,
+    pub api_keys_table: String,
+    pub queue_url: String,
+}
+
+impl Resources {
+    pub async fn create() -> Self {
+        let sdk = local_aws::sdk().await;
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let state_table = format!("state-{id}");
+        let api_keys_table = format!("api-keys-{id}");
+        create_table(&sdk, &state_table, "pk").await;
+        create_table(&sdk, &api_keys_table, "key_hash").await;
+        let queue = aws_sdk_sqs::Client::new(&sdk)
+            .create_queue()
+            .queue_name(format!("events-{id}"))
+            .attributes(QueueAttributeName::MaximumMessageSize, "1048576")
+            .send()
+            .await
+            .expect("the queue is created");
+        let queue_url = queue.queue_url.expect("a queue URL");
+        Self { sdk, state_table, api_keys_table, queue_url }
+    }
+
+    /// Stores a key for `project`, with `more` attributes over the usual ones.
+    pub async fn put_key(&self, key: &str, project: &str, more: &[(&str, AttributeValue)]) {
+        let s = |text: &str| AttributeValue::S(text.to_owned());
+        let hash = ApiKey::parse(key).expect("a well-formed key").hash().to_hex();
+        let mut item: Item = [
+            ("key_hash", s(&hash)),
+            ("project_id", s(project)),
+            ("name", s("test")),
+            ("hint", s(&format!("{}{}", &key[..8], &key[key.len() - 4..]))),
+            ("status", s("active")),
+            ("created_at", s("2026-11-23T09:00:00Z")),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        item.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        let dynamodb = aws_sdk_dynamodb::Client::new(&self.sdk);
+        dynamodb.put_item().table_name(&self.api_keys_table).set_item(Some(item)).send().await.expect("the key is put");
+    }
+
+    /// The idempotency record of a key of project `acme` in live mode.
+    pub async fn record(&self, idempotency_key: &str) -> Option<Item> {
+        let pk = AttributeValue::S(format!("idem#{PROJECT}#live#{idempotency_key}"));
+        let dynamodb = aws_sdk_dynamodb::Client::new(&self.sdk);
+        let found = dynamodb.get_item().table_name(&self.state_table).key("pk", pk).consistent_read(true).send().await;
+        found.expect("the state table answers").item
+    }
+
+    pub async fn count_records(&self) -> usize {
+        let dynamodb = aws_sdk_dynamodb::Client::new(&self.sdk);
+        let scan = dynamodb.scan().table_name(&self.state_table).consistent_read(true).send().await;
+        scan.expect("the state table answers").items().len()
+    }
+
+    /// Takes every message out of the queue.
+    pub async fn drain(&self) -> Vec<Message> {
+        let sqs = aws_sdk_sqs::Client::new(&self.sdk);
+        let mut drained = Vec::new();
+        loop {
+            let received = sqs
+                .receive_message()
+                .queue_url(&self.queue_url)
+                .max_number_of_messages(10)
+                .message_attribute_names("All")
+                .message_system_attribute_names(MessageSystemAttributeName::All)
+                .send()
+                .await
+                .expect("the queue answers");
+            let messages = received.messages.unwrap_or_default();
+            if messages.is_empty() {
+                return drained;
+            }
+            for message in messages {
+                let handle = message.receipt_handle.clone().expect("a handle");
+                sqs.delete_message().queue_url(&self.queue_url).receipt_handle(handle).send().await.expect("deleted");
+                drained.push(message);
+            }
+        }
+    }
+
+    /// Takes every message out of the queue and tells the events in them, by id.
+    pub async fn drain_events(&self) -> Vec<(String, Value)> {
+        let mut events = Vec::new();
+        for message in self.drain().await {
+            let body: Value = serde_json::from_str(message.body().expect("a body")).expect("JSON");
+            for event in body["events"].as_array().expect("events") {
+                events.push((event["id"].as_str().expect("an id").to_owned(), event["event"].clone()));
+            }
+        }
+        events
+    }
+}
+
+async fn create_table(sdk: &SdkConfig, name: &str, key: &str) {
+    let attribute = AttributeDefinition::builder().attribute_name(key).attribute_type(ScalarAttributeType::S);
+    let schema = KeySchemaElement::builder().attribute_name(key).key_type(KeyType::Hash);
+    aws_sdk_dynamodb::Client::new(sdk)
+        .create_table()
+        .table_name(name)
+        .attribute_definitions(attribute.build().expect("complete"))
+        .key_schema(schema.build().expect("complete"))
+        .billing_mode(BillingMode::PayPerRequest)
+        .send()
+        .await
+        .expect("the table is created");
+}
+
+/// The function and what it runs on.
+pub struct TestApp {
+    pub aws: Resources,
+    pub clock: TestClock,
+    pub app: App<ApiKeysTable, StateTable, SqsQueue, TestClock>,
+}
+
+impl TestApp {
+    /// A function with the contract's defaults and [`KEY`] known.
+    pub async fn start() -> Self {
+        let aws = Resources::create().await;
+        aws.put_key(KEY, PROJECT, &[]).await;
+        Self::over(aws, 50)
+    }
+
+    /// A sandbox over existing tables and queue.
+    pub fn over(aws: Resources, max_events_per_message: u16) -> Self {
+        let clock = TestClock::default();
+        let app = App {
+            auth: Authenticator::new(ApiKeysTable::new(&aws.sdk, aws.api_keys_table.clone()), None),
+            pipeline: Pipeline {
+                store: StateTable::new(&aws.sdk, aws.state_table.clone()),
+                queue: SqsQueue::new(&aws.sdk, aws.queue_url.clone()),
+                clock: clock.clone(),
+                dedup_window: Duration::from_hours(24),
+                most_events: NonZeroU16::new(max_events_per_message).expect("not zero"),
+            },
+        };
+        Self { aws, clock, app }
+    }
+
+    pub async fn send(&self, event: &GatewayEventBuilder) -> Answer {
+        self.send_raw(&event.build()).await
+    }
+
+    /// Hands the function a gateway event as the Lambda runtime would.
+    pub async fn send_raw(&self, event: &Value) -> Answer {
+        let payload: GatewayEvent = serde_json::from_str(&event.to_string()).expect("an event");
+        let mut context = Context::default();
+        context.deadline = self.clock.now().millis() + 4000;
+        context.request_id = "lambda-request-id".to_owned();
+        let response = self.app.handle(LambdaEvent::new(payload, context)).await;
+        Answer::from_gateway(&serde_json::to_value(response).expect("JSON"))
+    }
+}
+
+/// An answer as the gateway would read it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    pub status: u64,
+    pub headers: HashMap<String, String>,
+    pub body: Value,
+}
+
+impl Answer {
+    pub fn from_gateway(response: &Value) -> Self {
+        assert_eq!(response["isBase64Encoded"], false);
+        let headers = response["headers"].as_object().expect("headers").iter();
+        Self {
+            status: response["statusCode"].as_u64().expect("a status"),
+            headers: headers.map(|(name, value)| (name.clone(), value.as_str().expect("text").to_owned())).collect(),
+            body: serde_json::from_str(response["body"].as_str().expect("a body")).expect("JSON"),
+        }
+    }
+
+    /// The first error's code, or `accepted`.
+    pub fn code(&self) -> &str {
+        self.body["errors"][0]["code"].as_str().unwrap_or("accepted")
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+
+    /// Each error's `field`, in order.
+    pub fn fields(&self) -> Vec<&str> {
+        let errors = self.body["errors"].as_array().expect("errors");
+        errors.iter().map(|error| error["field"].as_str().unwrap_or("")).collect()
+    }
+
+    #[track_caller]
+    pub fn assert_accepted(&self) {
+        assert_eq!(self.status, 202, "{self:?}");
+        assert_eq!(self.body, serde_json::json!({"data": {"accepted": true}}));
+        assert!(self.headers.contains_key("x-request-id"));
+    }
+
+    #[track_caller]
+    pub fn assert_error(&self, status: u64, code: &str) {
+        assert_eq!((self.status, self.code()), (status, code), "{self:?}");
+        assert!(self.headers.contains_key("x-request-id"));
+    }
+}
