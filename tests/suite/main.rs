@@ -1,9 +1,12 @@
 //! Black-box tests over a real local AWS.
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 
 mod checks;
+mod deployed;
 mod gateway_event;
 mod local_aws;
 mod packing;
 mod protocol;
 mod rules;
+mod samples;
 mod test_app;

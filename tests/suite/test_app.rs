@@ -207,7 +207,7 @@ impl TestApp {
         let payload: GatewayEvent = serde_json::from_str(&event.to_string()).expect("an event");
         let mut context = Context::default();
         context.deadline = self.clock.now().millis() + 4000;
-        context.request_id = "lambda-request-id".to_owned();
+        "lambda-request-id".clone_into(&mut context.request_id);
         let response = self.app.handle(LambdaEvent::new(payload, context)).await;
         Answer::from_gateway(&serde_json::to_value(response).expect("JSON"))
     }
