@@ -235,9 +235,9 @@ impl<Q: Queue, C: Clock> Courier<'_, Q, C> {
             let sends = calls(waiting).into_iter().map(|call| self.send(call));
             let mut sends = stream::iter(sends).buffer_unordered(CALLS_IN_FLIGHT);
             waiting = Vec::new();
-            while let Some(fates) = sends.next().await {
-                delivery.calls += 1;
-                for (parcel, fate) in fates {
+            while let Some(sent) = sends.next().await {
+                delivery.calls += usize::from(sent.is_some());
+                for (parcel, fate) in sent.into_iter().flatten() {
                     match fate {
                         Fate::Acknowledged => {
                             delivery.messages += 1;
@@ -259,15 +259,14 @@ impl<Q: Queue, C: Clock> Courier<'_, Q, C> {
         }
     }
 
-    /// Makes one call, unless it could no longer be recorded.
-    async fn send(&self, call: Vec<Parcel>) -> Vec<(Parcel, Fate)> {
+    /// Makes one call, unless what it sends could no longer be recorded.
+    async fn send(&self, call: Vec<Parcel>) -> Option<impl Iterator<Item = (Parcel, Fate)>> {
         let now = self.clock.now();
-        let fates = if self.deadline.may_send(now) {
-            let messages: Vec<Message> = call.iter().map(|parcel| self.envelope.message(self.batch, parcel)).collect();
-            self.queue.send(self.envelope, &messages, self.deadline.send_by(now)).await
-        } else {
-            vec![Fate::Refused; call.len()]
-        };
-        call.into_iter().zip(fates.into_iter().chain(std::iter::repeat(Fate::Unknown))).collect()
+        if !self.deadline.may_send(now) {
+            return None;
+        }
+        let messages: Vec<Message> = call.iter().map(|parcel| self.envelope.message(self.batch, parcel)).collect();
+        let fates = self.queue.send(self.envelope, &messages, self.deadline.send_by(now)).await;
+        Some(call.into_iter().zip(fates.into_iter().chain(std::iter::repeat(Fate::Unknown))))
     }
 }

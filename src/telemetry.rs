@@ -119,6 +119,11 @@ pub fn init(filter: &Targets) {
     let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_ansi(false);
     // Fails only if a subscriber is set already, as in tests.
     let _ = tracing_subscriber::registry().with(lines.with_filter(capped)).try_init();
+    std::panic::set_hook(Box::new(|panic| {
+        // Where, but not what: a panic's own text may quote a client's data.
+        let location = panic.location().map(ToString::to_string);
+        print_line(&serde_json::json!({ "level": "ERROR", "message": "panic", "location": location }));
+    }));
 }
 
 /// Writes why the function stops, even where no log level is known yet.
