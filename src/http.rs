@@ -5,12 +5,14 @@
 use crate::auth::{ApiKey, AuthError, Authenticator, KeyStore};
 use crate::batch::{Batch, BatchError, MAX_BODY_BYTES};
 use crate::clock::{Clock, Timestamp};
+use crate::config::RateLimit;
 use crate::deadline::Deadline;
 use crate::delivery::Queue;
 use crate::error::Error;
 use crate::gateway::{GatewayEvent, GatewayResponse, Header};
 use crate::idempotency::{Claimant, IdempotencyKey, RecordKey, StateStore};
 use crate::ingest::{Outcome, Pipeline, Request};
+use crate::rate_limit::{RateLimiter, Tenant, Verdict, WindowStore};
 use crate::telemetry::Facts;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -29,14 +31,16 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// The function: everything one sandbox keeps between requests.
-pub struct App<K, S, Q, C> {
+pub struct App<K, W, S, Q, C> {
     /// Lets callers in.
     pub auth: Authenticator<K>,
+    /// Holds projects to their limits.
+    pub limiter: RateLimiter<W>,
     /// Gets their events into the queue.
     pub pipeline: Pipeline<S, Q, C>,
 }
 
-impl<K: KeyStore, S: StateStore, Q: Queue, C: Clock> App<K, S, Q, C> {
+impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S, Q, C> {
     /// Answers one invocation. There is no outcome without an answer: a panic is one too.
     pub async fn handle(&self, invocation: LambdaEvent<GatewayEvent>) -> GatewayResponse {
         let LambdaEvent { payload: event, context } = invocation;
@@ -81,6 +85,9 @@ impl<K: KeyStore, S: StateStore, Q: Queue, C: Clock> App<K, S, Q, C> {
         let batch = Batch::parse(&body)?;
         facts.events = batch.events().len();
 
+        let tenant = Tenant { project: caller.project.clone(), mode: caller.mode };
+        self.admit(&tenant, caller.rate_limit, facts).await?;
+
         let request = Request {
             project: &caller.project,
             mode: caller.mode,
@@ -89,7 +96,35 @@ impl<K: KeyStore, S: StateStore, Q: Queue, C: Clock> App<K, S, Q, C> {
             batch: &batch,
             deadline,
         };
-        self.pipeline.ingest(&request, facts).await
+        let result = self.pipeline.ingest(&request, facts).await;
+        if !newly_accepted(&result, facts) {
+            self.limiter.give_back(&self.pipeline.clock, &tenant, facts.events);
+        }
+        result
+    }
+
+    /// Row 10: counts the batch against the project's limit.
+    async fn admit(&self, tenant: &Tenant, limit: Option<RateLimit>, facts: &mut Facts) -> Result<(), Error> {
+        let Some(limit) = limit else { return Ok(()) };
+        let clock = &self.pipeline.clock;
+        match self.limiter.admit(clock, tenant, limit, facts.events).await {
+            Verdict::Pass => Ok(()),
+            Verdict::PassUncounted(error) => {
+                facts.limiter_failure = Some(Error::from(error).cause().unwrap_or_default().to_owned());
+                Ok(())
+            }
+            Verdict::Over { until } => Err(Error::RateLimited { wait: clock.now().until(until) }),
+        }
+    }
+}
+
+/// Whether what the limiter counted for a request stays counted. An attempt that broke off keeps
+/// its count, and the one that resumes it is not counted again.
+fn newly_accepted(result: &Result<Outcome, Error>, facts: &Facts) -> bool {
+    match result {
+        Ok(Outcome::Replayed) | Err(Error::KeyReused | Error::InProgress { .. }) => false,
+        Ok(Outcome::Accepted) => facts.attempt == Some(1),
+        Err(_) => true,
     }
 }
 

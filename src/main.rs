@@ -7,6 +7,7 @@ use event_ingest::config::Config;
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
 use event_ingest::ingest::Pipeline;
+use event_ingest::rate_limit::RateLimiter;
 use event_ingest::telemetry;
 use futures_util::FutureExt;
 use lambda_runtime::{LambdaEvent, Runtime, service_fn};
@@ -22,10 +23,12 @@ async fn main() -> ExitCode {
     };
     telemetry::init(&config.log_filter);
     let sdk = sdk_config().await;
+    let state_table = StateTable::new(&sdk, config.state_table);
     let app = App {
         auth: Authenticator::new(ApiKeysTable::new(&sdk, config.api_keys_table), config.rate_limit),
+        limiter: RateLimiter::new(state_table.clone()),
         pipeline: Pipeline {
-            store: StateTable::new(&sdk, config.state_table),
+            store: state_table,
             queue: SqsQueue::new(&sdk, config.queue_url),
             clock: SystemClock,
             dedup_window: config.dedup_window,

@@ -56,6 +56,9 @@ pub struct Facts {
     /// What became of the write that marks the batch accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion: Option<Completion>,
+    /// Why the batch was not counted against the project's limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limiter_failure: Option<String>,
     /// From the event to the answer.
     pub duration_ms: u64,
 }
@@ -89,8 +92,10 @@ impl Facts {
             #[serde(flatten)]
             facts: &'a Facts,
         }
-        // A batch that is in the queue but not marked so may be doubled by a retry.
-        let level = if self.completion == Some(Completion::Failed) { level.min(Level::WARN) } else { level };
+        // Neither shows in the answer: a batch in the queue but not marked so may be doubled by a
+        // retry, and an uncounted one may exceed the limit.
+        let hidden_failure = self.completion == Some(Completion::Failed) || self.limiter_failure.is_some();
+        let level = if hidden_failure { level.min(Level::WARN) } else { level };
         let wanted = match level {
             Level::ERROR => tracing::enabled!(Level::ERROR),
             Level::WARN => tracing::enabled!(Level::WARN),

@@ -7,6 +7,8 @@ mod gateway_event;
 mod local_aws;
 mod packing;
 mod protocol;
+mod rate_limit;
+mod rate_limit_simulation;
 mod rules;
 mod samples;
 mod test_app;

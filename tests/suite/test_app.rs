@@ -13,6 +13,7 @@ use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
 use event_ingest::ingest::Pipeline;
+use event_ingest::rate_limit::RateLimiter;
 use lambda_runtime::{Context, LambdaEvent};
 use serde_json::Value;
 use std::cell::Cell;
@@ -27,21 +28,27 @@ pub const PROJECT: &str = "acme";
 
 pub type Item = HashMap<String, AttributeValue>;
 
-/// The system's clock, which a test may move ahead.
+/// The system's clock, which a test may move ahead or stop.
 #[derive(Clone, Default)]
 pub struct TestClock {
     ahead: Rc<Cell<Duration>>,
+    stopped: Rc<Cell<Option<Timestamp>>>,
 }
 
 impl TestClock {
     pub fn advance(&self, by: Duration) {
         self.ahead.set(self.ahead.get() + by);
     }
+
+    /// Stops at a time that the system's clock must not reach while the test runs.
+    pub fn stop_at(&self, time: Timestamp) {
+        self.stopped.set(Some(time));
+    }
 }
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
-        SystemClock.now() + self.ahead.get()
+        self.stopped.get().unwrap_or_else(|| SystemClock.now()) + self.ahead.get()
     }
 
     async fn sleep(&self, duration: Duration) {
@@ -102,10 +109,21 @@ impl Resources {
 
     /// The idempotency record of a key of project `acme` in live mode.
     pub async fn record(&self, idempotency_key: &str) -> Option<Item> {
-        let pk = AttributeValue::S(format!("idem#{PROJECT}#live#{idempotency_key}"));
+        self.state_item(&format!("idem#{PROJECT}#live#{idempotency_key}")).await
+    }
+
+    pub async fn state_item(&self, pk: &str) -> Option<Item> {
+        let pk = AttributeValue::S(pk.to_owned());
         let dynamodb = aws_sdk_dynamodb::Client::new(&self.sdk);
         let found = dynamodb.get_item().table_name(&self.state_table).key("pk", pk).consistent_read(true).send().await;
         found.expect("the state table answers").item
+    }
+
+    pub async fn put_state_item(&self, pk: &str, name: &str, value: AttributeValue) {
+        let pk = AttributeValue::S(pk.to_owned());
+        let dynamodb = aws_sdk_dynamodb::Client::new(&self.sdk);
+        let put = dynamodb.put_item().table_name(&self.state_table).item("pk", pk).item(name, value).send().await;
+        put.expect("the item is put");
     }
 
     pub async fn count_records(&self) -> usize {
@@ -171,7 +189,7 @@ async fn create_table(sdk: &SdkConfig, name: &str, key: &str) {
 pub struct TestApp {
     pub aws: Resources,
     pub clock: TestClock,
-    pub app: App<ApiKeysTable, StateTable, SqsQueue, TestClock>,
+    pub app: App<ApiKeysTable, StateTable, StateTable, SqsQueue, TestClock>,
 }
 
 impl TestApp {
@@ -185,10 +203,12 @@ impl TestApp {
     /// A sandbox over existing tables and queue.
     pub fn over(aws: Resources, max_events_per_message: u16) -> Self {
         let clock = TestClock::default();
+        let state_table = StateTable::new(&aws.sdk, aws.state_table.clone());
         let app = App {
             auth: Authenticator::new(ApiKeysTable::new(&aws.sdk, aws.api_keys_table.clone()), None),
+            limiter: RateLimiter::new(state_table.clone()),
             pipeline: Pipeline {
-                store: StateTable::new(&aws.sdk, aws.state_table.clone()),
+                store: state_table,
                 queue: SqsQueue::new(&aws.sdk, aws.queue_url.clone()),
                 clock: clock.clone(),
                 dedup_window: Duration::from_hours(24),
