@@ -30,6 +30,8 @@ pub struct Envelope {
     pub project: ProjectId,
     /// A message attribute.
     pub mode: Mode,
+    /// A system attribute, by which a consumer's trace joins this one's.
+    pub trace: Option<TraceHeader>,
     batch_id: BatchId,
     /// The body up to its first event.
     head: String,
@@ -46,7 +48,13 @@ impl Envelope {
         let head = format!(
             r#"{{"schema":"{SCHEMA}","batch_id":"{batch_id}","project_id":"{project}","mode":"{mode}","received_at":"{received_at}","events":["#
         );
-        Self { project, mode, batch_id, head }
+        Self { project, mode, trace: None, batch_id, head }
+    }
+
+    /// The same, within a trace.
+    #[must_use]
+    pub fn traced(self, trace: Option<TraceHeader>) -> Self {
+        Self { trace, ..self }
     }
 
     /// The message attributes, all of them strings (contract section 4).
@@ -74,6 +82,26 @@ impl Envelope {
         }
         body.push_str(Self::TAIL);
         Message { body }
+    }
+}
+
+/// An X-Ray tracing header, such as `Root=1-…;Parent=…;Sampled=1`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceHeader(String);
+
+impl TraceHeader {
+    /// Takes what Lambda says of the trace; `None` if SQS might refuse it.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let in_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || b"=;:-_.".contains(&byte);
+        let is_header = text.starts_with("Root=") && text.len() <= 256 && text.bytes().all(in_alphabet);
+        is_header.then(|| Self(text.to_owned()))
+    }
+
+    /// The value of the message system attribute `AWSTraceHeader`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

@@ -11,4 +11,5 @@ mod rate_limit;
 mod rate_limit_simulation;
 mod rules;
 mod samples;
+mod telemetry;
 mod test_app;

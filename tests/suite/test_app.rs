@@ -14,9 +14,10 @@ use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
 use event_ingest::ingest::Pipeline;
 use event_ingest::rate_limit::RateLimiter;
+use event_ingest::telemetry::{self, Telemetry};
 use lambda_runtime::{Context, LambdaEvent};
 use serde_json::Value;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::num::NonZeroU16;
 use std::rc::Rc;
@@ -25,6 +26,8 @@ use std::time::Duration;
 /// A well-formed live key; [`TestApp::start`] creates it for project `acme`.
 pub const KEY: &str = "sk_live_0123456789abcdefghijklmnopqrstuvwxyzABCD";
 pub const PROJECT: &str = "acme";
+/// Of every invocation in these tests.
+pub const TRACE: &str = "Root=1-5e988e0a-3f2b1c4d5e6f708192a3b4c5;Parent=53995c3f42cd8ad8;Sampled=1";
 
 pub type Item = HashMap<String, AttributeValue>;
 
@@ -185,10 +188,33 @@ async fn create_table(sdk: &SdkConfig, name: &str, key: &str) {
         .expect("the table is created");
 }
 
+/// What a function wrote about its requests.
+#[derive(Clone, Default)]
+pub struct Log(Rc<RefCell<Vec<u8>>>);
+
+impl Log {
+    /// The lines since this was last asked, each a JSON object.
+    pub fn take(&self) -> Vec<Value> {
+        let text = String::from_utf8(self.0.take()).expect("UTF-8");
+        text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.borrow_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The function and what it runs on.
 pub struct TestApp {
     pub aws: Resources,
     pub clock: TestClock,
+    pub log: Log,
     pub app: App<ApiKeysTable, StateTable, StateTable, SqsQueue, TestClock>,
 }
 
@@ -203,6 +229,8 @@ impl TestApp {
     /// A sandbox over existing tables and queue.
     pub fn over(aws: Resources, max_events_per_message: u16) -> Self {
         let clock = TestClock::default();
+        let log = Log::default();
+        telemetry::init(&"info".parse().expect("a filter"));
         let state_table = StateTable::new(&aws.sdk, aws.state_table.clone());
         let app = App {
             auth: Authenticator::new(ApiKeysTable::new(&aws.sdk, aws.api_keys_table.clone()), None),
@@ -214,8 +242,9 @@ impl TestApp {
                 dedup_window: Duration::from_hours(24),
                 most_events: NonZeroU16::new(max_events_per_message).expect("not zero"),
             },
+            telemetry: Telemetry::new("the-function".to_owned(), Box::new(log.clone())),
         };
-        Self { aws, clock, app }
+        Self { aws, clock, log, app }
     }
 
     pub async fn send(&self, event: &GatewayEventBuilder) -> Answer {
@@ -228,6 +257,7 @@ impl TestApp {
         let mut context = Context::default();
         context.deadline = self.clock.now().millis() + 4000;
         "lambda-request-id".clone_into(&mut context.request_id);
+        context.xray_trace_id = Some(TRACE.to_owned());
         let response = self.app.handle(LambdaEvent::new(payload, context)).await;
         Answer::from_gateway(&serde_json::to_value(response).expect("JSON"))
     }
