@@ -387,7 +387,7 @@ async fn rotation_overlaps_and_says_how_to_end() {
     let new = shell.run("rotate --project beta --name web");
     assert_ne!(new.key(), old.key());
     let (old_hint, new_hint) = (hint_of(old.key()), hint_of(new.key()));
-    let end = format!("event-ingest-keys revoke --hint {old_hint}");
+    let end = format!("event-ingest-keys revoke --hint {old_hint} --table {}", test.aws.api_keys_table);
     assert!(new.stderr.contains(&end) && new.stderr.contains(&new_hint), "{new:?}");
 
     let (mut old_item, mut new_item) = (item_of(&test.aws, old.key()).await, item_of(&test.aws, new.key()).await);

@@ -10,6 +10,7 @@ use event_ingest::clock::{Clock, SystemClock};
 use event_ingest::config::RateLimit;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
+use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal, Stderr, Stdin, Stdout, Write};
 use time::UtcDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -18,6 +19,8 @@ use time::format_description::well_known::Rfc3339;
 pub struct Operator {
     /// The table.
     pub keys: KeyAdmin,
+    /// Its name, for commands that are proposed.
+    pub table: String,
     /// For answers.
     pub stdin: Stdin,
     /// For results.
@@ -36,8 +39,8 @@ impl Operator {
         if let Some(same) = listed.iter().find(|key| key.name == create.name && !key.is_revoked()) {
             let (name, project, hint) = (render::shown(&same.name), &same.project, render::shown(&same.hint));
             return Err(Failure::Conflict(format!(
-                "{project} has a key named {name} already: {hint}. Choose another name, or replace that key: \
-                 event-ingest-keys rotate --hint {hint}"
+                "{project} has a key named {name} already: {hint}. Choose another name, or replace that key:\n\n  {}",
+                self.proposed("rotate", &hint)
             )));
         }
         let mode = create.mode();
@@ -110,10 +113,10 @@ impl Operator {
         let spec = Spec::like(&old).map_err(Failure::Conflict)?;
         let new_hint = self.make(spec).await?;
         let (name, old_hint, seconds) = (render::shown(&old.name), render::shown(&old.hint), KNOWN_FOR.as_secs());
+        let end = self.proposed("revoke", &old_hint);
         self.say(&format!(
             "\nThe old key, {old_hint}, works until you revoke it. Give the new one to whoever uses the old one, see \
-             in the logs that `key_hint` is {new_hint} in all of their requests, and then:\n\n  \
-             event-ingest-keys revoke --hint {old_hint}\n\n\
+             in the logs that `key_hint` is {new_hint} in all of their requests, and then:\n\n  {end}\n\n\
              Until then two keys are named {name}, so tell them apart by their hints. A revoked key stops working \
              everywhere within {seconds} seconds."
         ));
@@ -144,9 +147,9 @@ impl Operator {
         match self.keys.create(&hash, new).await {
             Ok(()) => {}
             Err(error @ AdminError::Unreachable(_)) => {
+                let end = self.proposed("revoke", &hint);
                 self.say(&format!(
-                    "The key may have been stored, though nobody has it. Should `list` show {hint}, then:\n\n  \
-                     event-ingest-keys revoke --hint {hint}\n"
+                    "The key may have been stored, though nobody has it. Should `list` show {hint}, then:\n\n  {end}\n"
                 ));
                 return Err(error.into());
             }
@@ -167,6 +170,11 @@ impl Operator {
         Ok(hint)
     }
 
+    /// The line to type for `command` on a key.
+    fn proposed(&self, command: &str, hint: &str) -> String {
+        format!("event-ingest-keys {command} --hint {hint} --table {}", self.table)
+    }
+
     fn print(&mut self, text: &str) -> std::io::Result<()> {
         self.stdout.write_all(text.as_bytes())?;
         self.stdout.flush()
@@ -183,7 +191,7 @@ impl Operator {
 struct Spec {
     project: ProjectId,
     name: String,
-    scopes: Option<std::collections::BTreeSet<String>>,
+    scopes: Option<BTreeSet<String>>,
     rate_limit: Option<u32>,
     mode: Mode,
 }

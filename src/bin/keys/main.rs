@@ -32,11 +32,11 @@ async fn run(args: Args) -> Result<(), Failure> {
     for variable in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB"] {
         // The SDK would panic at its first call.
         if std::env::var_os(variable).is_some_and(|value| value.is_empty()) {
-            return Err(Failure::Usage(format!("{variable} must not be empty: unset it, or give an URL")));
+            return Err(Failure::Usage(format!("{variable} must not be empty: unset it, or give a URL")));
         }
     }
-    let keys = KeyAdmin::connect(&sdk_config().await, table).await?;
-    let mut operator = Operator { keys, stdin: stdin(), stdout: stdout(), stderr: stderr() };
+    let keys = KeyAdmin::connect(&sdk_config().await, table.clone()).await?;
+    let mut operator = Operator { keys, table, stdin: stdin(), stdout: stdout(), stderr: stderr() };
     match args.command {
         Command::Create(create) => operator.create(create).await,
         Command::List(list) => operator.list(list).await,
