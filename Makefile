@@ -38,11 +38,11 @@ invoke: deps ## Send events/EVENT.json to `make watch`, as in make invoke EVENT=
 test: deps ## Run every test, those on a local AWS of their own included
 	@$(LOCAL) validate
 	@$(LOCAL) build
-	cargo test --locked
+	cargo test --locked --all-features
 
 lint: deps ## Check format, lints, the template, and the crates we depend on
 	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --all-targets --all-features --locked -- -D warnings
 	$(CARGO_DENY) --locked check licenses bans sources
 	@$(LOCAL) validate
 

@@ -1,6 +1,8 @@
 //! The adapters: the only code that calls the AWS SDK.
 
 pub mod api_keys;
+#[cfg(feature = "cli")]
+pub mod key_admin;
 pub mod queue;
 pub mod state_table;
 

@@ -4,6 +4,8 @@
 mod checks;
 mod deployed;
 mod gateway_event;
+#[cfg(feature = "cli")]
+mod keys_command;
 mod local_aws;
 mod packing;
 mod protocol;
