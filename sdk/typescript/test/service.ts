@@ -25,6 +25,8 @@ export interface Received {
   body: string;
   wireBytes: number;
   at: number;
+  /** The status that the client came to see, or 0. */
+  seen: number;
 }
 
 export const ACCEPTED: Answer = { status: 202, body: '{"data":{"accepted":true}}' };
@@ -95,12 +97,13 @@ export class FakeService {
       const headers = Object.fromEntries(
         Object.entries(request.headers).map(([name, value]) => [name.toLowerCase(), value]),
       );
-      const received = {
+      const received: Received = {
         path: new URL(url).pathname,
         headers,
         body: decode(headers, Buffer.from(request.body)),
         wireBytes: request.body.length,
         at: Date.now(),
+        seen: 0,
       };
       this.received.push(received);
       const step = this.script.shift() ?? 'accept';
@@ -113,7 +116,10 @@ export class FakeService {
       const answer = ({ status, headers, body }: Answer) => ({
         status,
         headers: new Headers(headers),
-        text: () => Promise.resolve(body),
+        text: () => {
+          received.seen = status;
+          return Promise.resolve(body);
+        },
       });
       if (typeof step === 'object') return answer(step);
       switch (step) {
@@ -153,16 +159,20 @@ export class FakeService {
     for await (const chunk of request) chunks.push(chunk as Buffer);
     const wire = Buffer.concat(chunks);
     const headers = request.headers as Record<string, string>;
-    const received = {
+    const received: Received = {
       path: request.url ?? '',
       headers,
       body: decode(headers, wire),
       wireBytes: wire.length,
       at: Date.now(),
+      seen: 0,
     };
     this.received.push(received);
     const step = this.script.shift() ?? 'accept';
-    const answer = ({ status, headers, body }: Answer) => response.writeHead(status, headers).end(body);
+    const answer = ({ status, headers, body }: Answer) => {
+      received.seen = status;
+      response.writeHead(status, headers).end(body);
+    };
     if (typeof step === 'object') {
       answer(step);
       return;
