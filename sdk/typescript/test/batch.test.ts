@@ -92,6 +92,17 @@ describe('a buffer goes out', () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
+  it('at its own age, not at that of one that was full before', async () => {
+    const batch = batchOf({ maxSize: 2 });
+    track(batch, 'a');
+    await vi.advanceTimersByTimeAsync(3_000);
+    track(batch, 'b', 'c');
+    await vi.advanceTimersByTimeAsync(4_999);
+    expect(sentNames()).toEqual([['a', 'b']]);
+    await vi.advanceTimersByTimeAsync(1);
+    expect(sentNames()).toEqual([['a', 'b'], ['c']]);
+  });
+
   it('before it would exceed 5 MB, to the byte', async () => {
     const shell = '{"events":[{"external_user_id":"u","name":"a","properties":{"t":""}},'.length;
     const last = '{"external_user_id":"u","name":"b"}'.length;
@@ -481,10 +492,9 @@ describe('a callback', () => {
       },
     });
     track(batch, BAD);
-    const flushed = batch.flush();
+    const flushed = batch.flush().then(() => stored);
     await vi.runAllTimersAsync();
-    await flushed;
-    expect(stored).toBe(true);
+    expect(await flushed).toBe(true);
   });
 
   it('onRejected may track', async () => {

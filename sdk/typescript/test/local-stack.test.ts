@@ -25,7 +25,10 @@ async function queued(atLeast: number): Promise<{ userId: string; name: string; 
   const url = new URL(VIBEFOLLOW_QUEUE_URL ?? '');
   const found = new Map<string, { userId: string; name: string; properties: unknown }>();
   const events = [];
-  for (const end = Date.now() + 30_000; Date.now() < end && events.length < atLeast; ) {
+  // Reads on until nothing is left, so that a copy would be found, too; and ends before what it
+  // has read is shown again.
+  let more = true;
+  for (const end = Date.now() + 20_000; Date.now() < end && (more || events.length < atLeast); ) {
     const response = await fetch(url.origin, {
       method: 'POST',
       headers: {
@@ -45,6 +48,7 @@ async function queued(atLeast: number): Promise<{ userId: string; name: string; 
     const { Messages = [] } = (await response.json()) as {
       Messages?: { MessageId: string; Body: string }[];
     };
+    more = Messages.length > 0;
     for (const { Body } of Messages) {
       const message = JSON.parse(Body) as {
         events: { id: string; event: { external_user_id: string; name: string; properties: unknown } }[];
