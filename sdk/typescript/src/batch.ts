@@ -128,10 +128,10 @@ export class EventBatch implements AsyncDisposable {
       throw refused('event_too_large', `an event must fit a request of ${MAX_BODY_BYTES} bytes`);
     }
     if (this.#heldEvents >= this.#maxQueue) {
-      throw refused('queue_full', `the queue holds ${this.#heldEvents} events (maxQueue)`);
+      throw full(`${this.#heldEvents} events`, 'maxQueue');
     }
     if (this.#heldBytes + bytes > this.#maxQueueBytes) {
-      throw refused('queue_full', `the queue holds ${this.#heldBytes} bytes (maxQueueBytes)`);
+      throw full(`${this.#heldBytes} bytes`, 'maxQueueBytes');
     }
     if (this.#open && this.#open.bytes + bytes > MAX_BODY_BYTES) this.#send();
   }
@@ -245,6 +245,11 @@ function end(flush: Flush, last?: VibeFollowError): void {
   }
   if (rest.length > 0) attach(first, 'suppressed', rest);
   flush.reject(first);
+}
+
+function full(held: string, option: string): VibeFollowError {
+  const what = `the queue is full: ${held} are not yet accepted or reported`;
+  return refused('queue_full', `${what}; await flush() more often, or raise ${option}`);
 }
 
 function refused(code: string, message: string): VibeFollowError {
