@@ -123,7 +123,7 @@ describe('a buffer goes out', () => {
     over.track('b', 'u');
     await vi.waitFor(() => {
       expect(sentNames()).toEqual([['a']]);
-    });
+    }, 4_000);
     await over.flush();
     expect(sentNames()).toEqual([['a'], ['b']]);
   });

@@ -162,7 +162,7 @@ describe('retries', () => {
 });
 
 describe('time-outs', () => {
-  it.each(['hang', 'hang in the answer'] as const)('end an attempt that %ss', async (step) => {
+  it.each(['hang', 'hang in the answer'] as const)('end an attempt whose server does %s', async (step) => {
     const sent = send([step], { maxRetries: 0, timeoutMs: 1_234 });
     const error = await sent;
     expect(error).toBeInstanceOf(NetworkError);
