@@ -6,9 +6,9 @@
 
 use crate::behaviour::{Answer, Call, CallId, Op, Parcel, Reply};
 use crate::scenario::AttemptId;
-use crate::world::{LONGEST_LOCK, Live, Rules, World, millis};
+use crate::world::{Caller, LONGEST_LOCK, Live, Rules, World, millis};
 use event_ingest::delivery::Fate;
-use event_ingest::idempotency::{BatchId, Claimed, Delivered, Fenced, Fingerprint, Record, State};
+use event_ingest::idempotency::{BatchId, Delivered, Fenced, Fingerprint, Record, State};
 
 /// A guarantee that does not hold, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct Memory {
     pub fingerprint: Fingerprint,
     /// Real time up to which the key must be remembered.
     pub until: u64,
+    /// Real time from which it must not, give or take the rounding to seconds.
+    pub no_longer: u64,
     /// Events recorded as delivered, by bit.
     pub recorded: u32,
 }
@@ -94,7 +96,10 @@ fn violation<T>(what: String) -> Result<T, Violation> {
 
 impl Live {
     /// Notes what a request's answers mean for the excuses of its copies.
-    pub fn hear(&mut self, call: &Call, reply: &Reply) {
+    pub fn hear(&mut self, call: &Call, reply: &Reply, now: u64) {
+        if !matches!(call.op, Op::Complete { .. } | Op::Release { .. } | Op::Sleep) {
+            self.knew = now;
+        }
         let writes = matches!(call.op, Op::Complete { .. } | Op::Release { delivered: Some(_), .. });
         let given = call.issued.until(call.by);
         match reply {
@@ -128,18 +133,9 @@ impl World {
     }
 
     /// The queue takes a message.
-    #[expect(clippy::too_many_arguments, reason = "all of it is noted with the copies")]
-    pub fn take(
-        &mut self,
-        rules: &Rules,
-        attempt: AttemptId,
-        key: usize,
-        body: usize,
-        call: CallId,
-        parcel: &Parcel,
-        untold: bool,
-    ) -> Result<(), Violation> {
-        let spec = rules.attempt(attempt);
+    pub fn take(&mut self, rules: &Rules, caller: Caller, call: CallId, parcel: &Parcel) -> Result<(), Violation> {
+        let Caller { attempt, alive, .. } = caller;
+        let (spec, key, body) = (rules.attempt(attempt), rules.key(attempt), rules.body(attempt));
         let Some(memory) = &self.memories[key] else {
             return violation(format!("{} sends under a key that nobody claimed", spec.name));
         };
@@ -151,8 +147,8 @@ impl World {
         }
         for &event in &parcel.events {
             let batch = number(parcel.batch);
-            let sender = (!untold).then_some((attempt, call));
-            self.copies.push(Copy { batch, event, body, sender, told: false, recorded: false, excused: untold });
+            let sender = alive.then_some((attempt, call));
+            self.copies.push(Copy { batch, event, body, sender, told: false, recorded: false, excused: !alive });
             let same = self.copies.iter().filter(|copy| copy.batch == batch && copy.event == event);
             if same.filter(|copy| !copy.excused).count() > 1 {
                 return violation(format!("4: event {event} is in the queue twice without an excuse, by {}", spec.name));
@@ -187,24 +183,25 @@ impl World {
     }
 
     /// A write of the table had its chance: its effect must be one that the writer may have.
-    #[expect(clippy::too_many_arguments, reason = "the write and its circumstances")]
+    ///
+    /// `promised` is when the attempt began or the batch was accepted.
     pub fn check_write(
         &mut self,
         rules: &Rules,
-        attempt: AttemptId,
-        key: usize,
-        born: u64,
-        issued: u64,
+        caller: Caller,
+        promised: u64,
         op: &Op,
         before: Option<&Record>,
     ) -> Result<(), Violation> {
-        let spec = rules.attempt(attempt);
+        let Caller { attempt, born, .. } = caller;
+        let (spec, key) = (rules.attempt(attempt), rules.key(attempt));
         let after = self.table.get(&spec.key).cloned();
         if after.as_ref() == before && !matches!(op, Op::Complete { .. }) {
             return Ok(());
         }
         let name = &spec.name;
-        let remembered = issued + millis(rules.scenario.window);
+        let window = millis(rules.scenario.window);
+        let (until, no_longer) = (promised + window, self.now + window);
         match op {
             Op::Claim { record, .. } => {
                 self.check_lock(rules, attempt, born)?;
@@ -214,11 +211,11 @@ impl World {
                     return violation(format!("a key is remembered for the window: {name} claims it anew too early"));
                 }
                 let (batch, fingerprint) = (record.batch_id, record.fingerprint);
-                self.memories[key] = Some(Memory { batch, fingerprint, until: remembered, recorded: 0 });
+                self.memories[key] = Some(Memory { batch, fingerprint, until, no_longer, recorded: 0 });
             }
             Op::TakeOver { .. } => {
                 self.check_lock(rules, attempt, born)?;
-                self.remember(key, remembered);
+                self.remember(key, until, no_longer);
             }
             Op::Complete { owner, .. } | Op::Release { owner, .. } => {
                 let holds = before.is_some_and(|before| before.owner == *owner);
@@ -235,7 +232,7 @@ impl World {
                     Op::Release { delivered, .. } => delivered.as_ref().map_or(0, bits),
                     _ => u32::MAX,
                 };
-                self.remember(key, remembered);
+                self.remember(key, until, no_longer);
                 self.record(attempt, key, recorded);
             }
             Op::Get | Op::Send { .. } | Op::Sleep => {}
@@ -243,9 +240,10 @@ impl World {
         Ok(())
     }
 
-    fn remember(&mut self, key: usize, until: u64) {
+    fn remember(&mut self, key: usize, until: u64, no_longer: u64) {
         if let Some(memory) = &mut self.memories[key] {
             memory.until = memory.until.max(until);
+            memory.no_longer = memory.no_longer.max(no_longer);
         }
     }
 
@@ -277,7 +275,7 @@ impl World {
         let name = &spec.name;
         let slack = 1000 + rules.skew;
         if matches!(answer, Answer::Replayed | Answer::KeyReused)
-            && memory.is_none_or(|memory| live.born >= memory.until + slack)
+            && memory.is_none_or(|memory| live.born >= memory.no_longer + slack)
         {
             return violation(format!("a key is forgotten after the window: {name} is answered {answer:?}"));
         }
@@ -339,19 +337,6 @@ impl World {
             return violation(format!("3: after everything, {} does not get {due}", spec.name));
         }
         Ok(())
-    }
-}
-
-/// A short text for traces.
-pub fn outcome(reply: &Reply) -> String {
-    match reply {
-        Reply::Claimed(Claimed::Done(record)) => format!("done, attempt {}", record.attempt),
-        Reply::Claimed(Claimed::Refused(record)) => format!("refused, holds {}", short(record.as_ref())),
-        Reply::Got(record) => short(record.as_ref()),
-        Reply::Fenced(fenced) => format!("{fenced:?}"),
-        Reply::Sent(fates) => format!("{fates:?}"),
-        Reply::Unavailable => "no answer".to_owned(),
-        Reply::Woke => "woke".to_owned(),
     }
 }
 

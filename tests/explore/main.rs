@@ -52,16 +52,16 @@ fn scenarios(more: u8) -> Vec<Scenario> {
         s("one client, no jitter", vec![client(0, &[1, 1])], 2, 1).jitter(Jitter::None),
         s("one client, late landing", vec![client(0, &[1, 1])], 1, 2).landing(LATE),
         s("twins", vec![client(0, &[1, 2]), single(0)], 1, 1),
-        s("twins, skewed", vec![single(0), single(0).ahead(SKEW)], 1, 2),
-        s("twins, late landing", vec![single(0), single(0)], 1, 2).landing(LATE),
+        s("twins, skewed", vec![single(2), single(2).ahead(SKEW)], 1, 2),
+        s("twins, late landing", vec![single(2), single(2)], 1, 2).landing(LATE),
         s("another body under one key", vec![client(0, &[1, 1]), single(1)], 1, 1),
         s("different keys", vec![single(0), single(1).key(1)], 1, 1),
-        s("three alike", vec![single(2), single(2), single(2)], 1, 0),
-        s("two alike and another body", vec![single(2), single(2), single(1)], 1, 0),
+        s("three alike", vec![single(2), single(2), single(2)], 2, 0),
+        s("two alike and another body", vec![single(2), single(2), single(1)], 1, 1),
         s("two calls at once", vec![client(3, &[1, 1])], 1, 1),
-        s("expiry", vec![client(2, &[1, 1]), single(2)], 1, 2).window(HOUR),
+        s("expiry", vec![single(2), single(2)], 1, 2).window(HOUR),
         s("expiry, another body", vec![single(2), single(1)], 1, 2).window(HOUR),
-        s("expiry of what a dead client left", vec![single(0), single(1)], 2, 2).window(HOUR).left_behind(0),
+        s("expiry of what a dead client left", vec![single(0), single(1)], 1, 2).window(HOUR).left_behind(0),
     ]
 }
 

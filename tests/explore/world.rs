@@ -58,6 +58,9 @@ pub struct Live {
     pub rejected: bool,
     /// How its write of the record went.
     pub write: Write,
+    /// When it knew how its last claim, read or send went: from then it counts as accepted, and
+    /// each try of its write says so.
+    pub knew: u64,
     /// Calls that had their effect but are not answered yet.
     held: Vec<(CallId, Reply)>,
 }
@@ -65,8 +68,7 @@ pub struct Live {
 /// A call without a caller.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Flying {
-    attempt: AttemptId,
-    born: u64,
+    caller: Caller,
     call: Rc<Call>,
     until: u64,
 }
@@ -128,12 +130,13 @@ pub struct Rules {
 }
 
 /// Who makes a call.
-#[derive(Clone, Copy)]
-struct Caller {
-    attempt: AttemptId,
-    born: u64,
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Caller {
+    pub attempt: AttemptId,
+    pub born: u64,
+    pub knew: u64,
     /// Whether somebody will hear the answer.
-    alive: bool,
+    pub alive: bool,
 }
 
 impl Rules {
@@ -156,11 +159,11 @@ impl Rules {
         self.lab.attempt(id)
     }
 
-    fn key(&self, id: AttemptId) -> usize {
+    pub fn key(&self, id: AttemptId) -> usize {
         self.scenario.clients[self.attempt(id).client].key
     }
 
-    fn body(&self, id: AttemptId) -> usize {
+    pub fn body(&self, id: AttemptId) -> usize {
         self.scenario.clients[self.attempt(id).client].body
     }
 
@@ -325,14 +328,14 @@ impl Rules {
                 self.die(&mut world, client, before.now);
             }
             Action::Land(number) => {
-                let Flying { attempt, born, call, .. } = world.flying.remove(number);
-                self.effect(&mut world, Caller { attempt, born, alive: false }, &call, u16::MAX)?;
+                let Flying { caller, call, .. } = world.flying.remove(number);
+                self.effect(&mut world, caller, &call, u16::MAX)?;
             }
             Action::Tick(to) => self.advance(&mut world, to)?,
             Action::Stall(client, until) => world.stall(client, until),
             Action::Expire(key) => Rc::make_mut(&mut world.table).delete(&self.keys[key]),
         }
-        world.flying.sort_by_key(|flying| (flying.attempt, flying.call.id, flying.until));
+        world.flying.sort_by_key(|flying| (flying.caller, flying.call.id, flying.until));
         world.copies.sort_unstable();
         Ok(world)
     }
@@ -347,6 +350,7 @@ impl Rules {
             sent: false,
             rejected: false,
             write: Write::None,
+            knew: world.now,
             held: Vec::new(),
         };
         world.seats[client].live = Some(live);
@@ -355,7 +359,7 @@ impl Rules {
 
     fn turn(&mut self, world: &mut World, client: usize, id: CallId, turn: Turn) -> Result<(), Violation> {
         let live = world.seats[client].live.as_ref().expect("alive");
-        let caller = Caller { attempt: live.attempt, born: live.born, alive: true };
+        let caller = live.caller();
         let calls = &self.lab.node(live.node).calls;
         let call = Rc::clone(calls.iter().find(|call| call.id == id).expect("a call that waits"));
         if !matches!(turn, Turn::Done | Turn::Hold(_) | Turn::Deliver | Turn::GiveUp | Turn::Wake) {
@@ -407,7 +411,7 @@ impl Rules {
         let now = world.now;
         let live = world.seats[client].live.as_mut().expect("alive");
         live.held.retain(|(held, _)| *held != call.id);
-        live.hear(call, &reply);
+        live.hear(call, &reply, now);
         let (attempt, before) = (live.attempt, live.node);
         world.tell(attempt, call, &reply);
         let seen = Seen { call: call.id, reply, now: self.own(attempt, now) };
@@ -419,7 +423,7 @@ impl Rules {
     /// Looks at what a request asks for now, or answers.
     fn arrive(&self, world: &mut World, client: usize, from: Option<(NodeId, CallId)>) -> Result<(), Violation> {
         let live = world.seats[client].live.as_ref().expect("alive");
-        let (attempt, caller) = (live.attempt, Caller { attempt: live.attempt, born: live.born, alive: true });
+        let (attempt, caller) = (live.attempt, live.caller());
         let node = self.lab.node(live.node);
         let old = from.map_or(&[][..], |(before, _)| &self.lab.node(before).calls);
         let is_new = |call: &&Rc<Call>| !old.iter().any(|known| known.id == call.id);
@@ -463,8 +467,7 @@ impl Rules {
         let live = world.seats[client].live.take().expect("alive");
         for call in &self.lab.node(live.node).calls {
             if !live.held.iter().any(|(held, _)| *held == call.id) {
-                let caller = Caller { attempt: live.attempt, born: live.born, alive: false };
-                self.fly(world, caller, Rc::clone(call), when);
+                self.fly(world, live.caller(), Rc::clone(call), when);
             }
         }
         world.settle_copies(live.attempt, true);
@@ -473,8 +476,8 @@ impl Rules {
 
     fn fly(&self, world: &mut World, caller: Caller, call: Rc<Call>, since: u64) {
         if !matches!(call.op, Op::Get | Op::Sleep) {
-            let Caller { attempt, born, .. } = caller;
-            world.flying.push(Flying { attempt, born, call, until: since + self.scenario.landing });
+            let caller = Caller { alive: false, ..caller };
+            world.flying.push(Flying { caller, call, until: since + self.scenario.landing });
         }
     }
 
@@ -507,9 +510,13 @@ impl Rules {
 
     /// Carries a call out. Of a send only the messages in `taken` are.
     fn effect(&self, world: &mut World, caller: Caller, call: &Call, taken: u16) -> Result<Reply, Violation> {
-        let (attempt, key) = (caller.attempt, self.key(caller.attempt));
+        let attempt = caller.attempt;
         let record_key = &self.attempt(attempt).key;
-        let issued = self.real(attempt, call.issued);
+        // Each try of a write says when the batch was accepted, not when the try was made.
+        let promised = match call.op {
+            Op::Complete { .. } | Op::Release { .. } => caller.knew,
+            _ => self.real(attempt, call.issued),
+        };
         let before = world.table.get(record_key).cloned();
         let reply = match &call.op {
             Op::Sleep => unreachable!("nobody carries out a sleep"),
@@ -532,14 +539,13 @@ impl Rules {
                 let mut fates = vec![Fate::Refused; parcels.len()];
                 for (number, parcel) in parcels.iter().enumerate().filter(|(number, _)| is_taken(*number)) {
                     fates[number] = Fate::Acknowledged;
-                    let untold = !caller.alive;
-                    world.take(self, attempt, key, self.body(attempt), call.id, parcel, untold)?;
+                    world.take(self, caller, call.id, parcel)?;
                 }
                 Reply::Sent(fates)
             }
         };
         if !matches!(call.op, Op::Get | Op::Send { .. }) {
-            world.check_write(self, attempt, key, caller.born, issued, &call.op, before.as_ref())?;
+            world.check_write(self, caller, promised, &call.op, before.as_ref())?;
         }
         Ok(reply)
     }
@@ -557,6 +563,7 @@ impl Rules {
             let last = u8::try_from(self.scenario.clients[client].attempts.len()).expect("few attempts");
             let attempt = self.first_attempts[client] + last;
             let due = world.due_answer(self, attempt);
+            world.seats[client].begun = 0;
             self.begin(&mut world, client, attempt)?;
             let mut answer = None;
             while let Some(live) = &world.seats[client].live {
@@ -612,10 +619,16 @@ pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).expect("a short time")
 }
 
+impl Live {
+    fn caller(&self) -> Caller {
+        Caller { attempt: self.attempt, born: self.born, knew: self.knew, alive: true }
+    }
+}
+
 impl Flying {
     /// A few words for traces.
     pub fn describe(&self, rules: &Rules) -> String {
-        format!("{}'s {}", rules.attempt(self.attempt).name, describe_op(&self.call))
+        format!("{}'s {}", rules.attempt(self.caller.attempt).name, describe_op(&self.call))
     }
 }
 
@@ -645,6 +658,7 @@ impl World {
             batch,
             fingerprint: record.fingerprint,
             until: record.expires_at * 1000 - 1000,
+            no_longer: record.expires_at * 1000,
             recorded: 1,
         };
         self.copies.push(Copy::recorded(batch, 0, body));
