@@ -62,6 +62,9 @@ pub fn explore(scenario: Scenario) -> Counts {
     }
 }
 
+/// No schedule of our scenarios is half as long; a request that never ends has no other mark.
+const TOO_LONG: usize = 250;
+
 struct Search {
     rules: Rules,
     /// The schedules that begin at each state seen.
@@ -73,6 +76,9 @@ struct Search {
 impl Search {
     /// Explores what can follow a world, and counts the schedules.
     fn visit(&mut self, world: &World, depth: usize) -> Result<f64, Violation> {
+        if depth > TOO_LONG {
+            return Err(Violation("every request ends: this one goes on and on".to_owned()));
+        }
         let hash = hash(world);
         if let Some(&schedules) = self.seen.get(&hash) {
             return Ok(schedules);
@@ -123,6 +129,7 @@ fn shortest(rules: Rules, found: &Violation) -> String {
         }
         for action in search.rules.actions(&world) {
             match search.rules.apply(&world, action) {
+                _ if depth(&links, number) > TOO_LONG => return tell(&mut search.rules, &links, number, None, found),
                 Err(violation) => return tell(&mut search.rules, &links, number, Some(action), &violation),
                 Ok(next) if seen.insert(hash(&next)) => {
                     links.push((number, Some(action)));
@@ -133,6 +140,15 @@ fn shortest(rules: Rules, found: &Violation) -> String {
         }
     }
     unreachable!("{found:?} was found depth first")
+}
+
+fn depth(links: &[(usize, Option<Action>)], mut number: usize) -> usize {
+    let mut depth = 0;
+    while let (before, Some(_)) = links[number] {
+        number = before;
+        depth += 1;
+    }
+    depth
 }
 
 /// One line a step.
@@ -152,11 +168,20 @@ fn tell(
     let mut text = format!("{}: guarantee broken: {}\n", rules.scenario.name, violation.0);
     let mut world = rules.first_world();
     for action in actions.into_iter().rev() {
-        let _ = writeln!(text, "  {:>6} ms  {}", world.now - BEGIN, describe(rules, &world, action));
-        match rules.apply(&world, action) {
-            Ok(next) => world = next,
-            Err(_) => break,
+        let when = world.now - BEGIN;
+        let what = describe(rules, &world, action);
+        let next = rules.apply(&world, action);
+        // That time passes shows in the first column.
+        if !matches!(action, Action::Tick(_) | Action::Turn(_, _, Turn::Wake)) {
+            let _ = writeln!(text, "  {when:>7} ms  {what}");
         }
+        let Ok(next) = next else { break };
+        for (before, after) in world.seats.iter().zip(&next.seats) {
+            if let (Action::Tick(_), Some(live), None) = (action, &before.live, &after.live) {
+                let _ = writeln!(text, "             {} is killed at its deadline", rules.attempt(live.attempt).name);
+            }
+        }
+        world = next;
     }
     text
 }
@@ -172,14 +197,15 @@ fn describe(rules: &Rules, world: &World, action: Action) -> String {
             let call = call_of(rules, world, client, call);
             let table = short(world.table.get(&rules.attempt(rules_attempt(world, client)).key));
             let turn = match turn {
-                Turn::Hold(until) => format!("Done, answered only at {} ms", until - BEGIN),
+                Turn::Done => "done".to_owned(),
+                Turn::Hold(until) => format!("done, answered only at {} ms", until - BEGIN),
                 turn => format!("{turn:?}"),
             };
             format!("{} {}: {turn}   (table: {table})", name(client), describe_op(call))
         }
         Action::Crash(client) => format!("{} dies", name(client)),
         Action::Land(number) => format!("{} lands late", world.flying[number].describe(rules)),
-        Action::Tick(to) => format!("time passes to {} ms", to - BEGIN),
+        Action::Tick(_) => String::new(),
         Action::Stall(client, until) => format!("{} stalls up to {} ms", name(client), until - BEGIN),
         Action::Expire(key) => format!("TTL deletes the record of key {key}"),
     }

@@ -1,5 +1,6 @@
 //! Black-box tests over a real local AWS.
 
+mod contract;
 mod gateway_event;
 mod local_aws;
 mod protocol;
