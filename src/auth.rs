@@ -43,11 +43,8 @@ impl<'request> ApiKey<'request> {
     /// Takes `sk_live_` or `sk_test_` followed by 32 to 128 of `A-Z a-z 0-9 _ -`.
     #[must_use]
     pub fn parse(text: &'request str) -> Option<Self> {
-        let (mode, secret) = match (text.strip_prefix("sk_live_"), text.strip_prefix("sk_test_")) {
-            (Some(secret), _) => (Mode::Live, secret),
-            (_, Some(secret)) => (Mode::Test, secret),
-            (None, None) => return None,
-        };
+        let starting = |mode: Mode| text.strip_prefix(mode.key_prefix()).map(|secret| (mode, secret));
+        let (mode, secret) = starting(Mode::Live).or_else(|| starting(Mode::Test))?;
         let in_alphabet = secret.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
         ((32..=128).contains(&secret.len()) && in_alphabet).then_some(Self { text, mode })
     }
@@ -56,6 +53,13 @@ impl<'request> ApiKey<'request> {
     #[must_use]
     pub fn hash(&self) -> KeyHash {
         KeyHash(Sha256::digest(self.text).into())
+    }
+
+    /// What people may see of the key: its first 8 and last 4 characters (contract section 6).
+    #[must_use]
+    pub fn hint(&self) -> String {
+        // A well-formed key is ASCII and longer than that.
+        format!("{}{}", &self.text[..8], &self.text[self.text.len() - 4..])
     }
 }
 
@@ -87,6 +91,15 @@ impl Mode {
         match self {
             Self::Live => "live",
             Self::Test => "test",
+        }
+    }
+
+    /// What every key of this mode starts with.
+    #[must_use]
+    pub const fn key_prefix(self) -> &'static str {
+        match self {
+            Self::Live => "sk_live_",
+            Self::Test => "sk_test_",
         }
     }
 }

@@ -1,14 +1,22 @@
 //! The adapters: the only code that calls the AWS SDK.
 
 pub mod api_keys;
+#[cfg(feature = "cli")]
+pub mod key_admin;
 pub mod queue;
 pub mod state_table;
 
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::idempotency::StoreError;
+use crate::telemetry::AWS_CALLS;
 use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_dynamodb::config::interceptors::{
+    BeforeSerializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+};
 use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
+use aws_sdk_dynamodb::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_dynamodb::error::BoxError;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
@@ -37,8 +45,41 @@ fn dynamodb(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
         .with_max_backoff(Duration::from_millis(200));
     let timeouts =
         TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
-    let config = aws_sdk_dynamodb::config::Builder::from(sdk).retry_config(retries).timeout_config(timeouts).build();
+    let config = aws_sdk_dynamodb::config::Builder::from(sdk)
+        .retry_config(retries)
+        .timeout_config(timeouts)
+        .interceptor(CallCounter)
+        .build();
     aws_sdk_dynamodb::Client::from_conf(config)
+}
+
+/// Counts calls and their tries for the log line.
+#[derive(Debug)]
+struct CallCounter;
+
+impl Intercept for CallCounter {
+    fn name(&self) -> &'static str {
+        "CallCounter"
+    }
+
+    fn read_before_execution(
+        &self,
+        _: &BeforeSerializationInterceptorContextRef<'_>,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        AWS_CALLS.begin();
+        Ok(())
+    }
+
+    fn read_before_attempt(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        AWS_CALLS.begin_try();
+        Ok(())
+    }
 }
 
 /// Waits for a call, but not beyond `by`.

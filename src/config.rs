@@ -206,7 +206,7 @@ mod tests {
     fn defaults_are_those_of_the_contract() {
         let config = parse(&[]).unwrap();
         assert_eq!(config.max_events_per_message.get(), 50);
-        assert_eq!(config.dedup_window, Duration::from_secs(86_400));
+        assert_eq!(config.dedup_window, Duration::from_hours(24));
         assert_eq!(config.rate_limit, None);
         assert_eq!(config.log_filter.to_string(), "info");
     }

@@ -30,6 +30,8 @@ pub struct Envelope {
     pub project: ProjectId,
     /// A message attribute.
     pub mode: Mode,
+    /// A system attribute, by which a consumer's trace joins this one's.
+    pub trace: Option<TraceHeader>,
     batch_id: BatchId,
     /// The body up to its first event.
     head: String,
@@ -46,7 +48,13 @@ impl Envelope {
         let head = format!(
             r#"{{"schema":"{SCHEMA}","batch_id":"{batch_id}","project_id":"{project}","mode":"{mode}","received_at":"{received_at}","events":["#
         );
-        Self { project, mode, batch_id, head }
+        Self { project, mode, trace: None, batch_id, head }
+    }
+
+    /// The same, within a trace.
+    #[must_use]
+    pub fn traced(self, trace: Option<TraceHeader>) -> Self {
+        Self { trace, ..self }
     }
 
     /// The message attributes, all of them strings (contract section 4).
@@ -74,6 +82,26 @@ impl Envelope {
         }
         body.push_str(Self::TAIL);
         Message { body }
+    }
+}
+
+/// An X-Ray tracing header, such as `Root=1-…;Parent=…;Sampled=1`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceHeader(String);
+
+impl TraceHeader {
+    /// Takes what Lambda says of the trace; `None` if SQS might refuse it.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let in_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || b"=;:-_.".contains(&byte);
+        let is_header = text.starts_with("Root=") && text.len() <= 256 && text.bytes().all(in_alphabet);
+        is_header.then(|| Self(text.to_owned()))
+    }
+
+    /// The value of the message system attribute `AWSTraceHeader`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -235,9 +263,9 @@ impl<Q: Queue, C: Clock> Courier<'_, Q, C> {
             let sends = calls(waiting).into_iter().map(|call| self.send(call));
             let mut sends = stream::iter(sends).buffer_unordered(CALLS_IN_FLIGHT);
             waiting = Vec::new();
-            while let Some(fates) = sends.next().await {
-                delivery.calls += 1;
-                for (parcel, fate) in fates {
+            while let Some(sent) = sends.next().await {
+                delivery.calls += usize::from(sent.is_some());
+                for (parcel, fate) in sent.into_iter().flatten() {
                     match fate {
                         Fate::Acknowledged => {
                             delivery.messages += 1;
@@ -259,15 +287,14 @@ impl<Q: Queue, C: Clock> Courier<'_, Q, C> {
         }
     }
 
-    /// Makes one call, unless it could no longer be recorded.
-    async fn send(&self, call: Vec<Parcel>) -> Vec<(Parcel, Fate)> {
+    /// Makes one call, unless what it sends could no longer be recorded.
+    async fn send(&self, call: Vec<Parcel>) -> Option<impl Iterator<Item = (Parcel, Fate)>> {
         let now = self.clock.now();
-        let fates = if self.deadline.may_send(now) {
-            let messages: Vec<Message> = call.iter().map(|parcel| self.envelope.message(self.batch, parcel)).collect();
-            self.queue.send(self.envelope, &messages, self.deadline.send_by(now)).await
-        } else {
-            vec![Fate::Refused; call.len()]
-        };
-        call.into_iter().zip(fates.into_iter().chain(std::iter::repeat(Fate::Unknown))).collect()
+        if !self.deadline.may_send(now) {
+            return None;
+        }
+        let messages: Vec<Message> = call.iter().map(|parcel| self.envelope.message(self.batch, parcel)).collect();
+        let fates = self.queue.send(self.envelope, &messages, self.deadline.send_by(now)).await;
+        Some(call.into_iter().zip(fates.into_iter().chain(std::iter::repeat(Fate::Unknown))))
     }
 }

@@ -33,6 +33,11 @@ pub enum Error {
     MalformedJson(String),
     /// Row 9: 1 to 100 faults.
     ValidationFailed(Vec<Fault>),
+    /// Row 10.
+    RateLimited {
+        /// Until the next window starts.
+        wait: Duration,
+    },
     /// Row 11.
     KeyReused,
     /// Row 12.
@@ -115,6 +120,12 @@ impl Error {
             Self::ValidationFailed(_) => {
                 Row::client(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", "the batch breaks a rule")
             }
+            Self::RateLimited { wait } => Row::client(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                "the project is over its limit of events; retry after Retry-After with the same Idempotency-Key",
+            )
+            .with("retry-after", whole_seconds(*wait)),
             Self::KeyReused => Row::client(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "idempotency_key_reuse",
@@ -126,7 +137,7 @@ impl Error {
                 "the same request is still running; retry with the same Idempotency-Key",
                 Level::INFO,
             )
-            .with("retry-after", lease_left.as_millis().div_ceil(1000).max(1).to_string()),
+            .with("retry-after", whole_seconds(*lease_left)),
             Self::Unavailable(_) => Row::server(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "service_unavailable",
@@ -172,6 +183,11 @@ impl Error {
         }
         serde_json::to_string(&Body { errors: self.items(row) }).unwrap_or_default()
     }
+}
+
+/// A value of `Retry-After`: whole seconds, rounded up, at least 1.
+fn whole_seconds(wait: Duration) -> String {
+    wait.as_millis().div_ceil(1000).max(1).to_string()
 }
 
 impl Row {

@@ -5,13 +5,15 @@
 use crate::auth::{ApiKey, AuthError, Authenticator, KeyStore};
 use crate::batch::{Batch, BatchError, MAX_BODY_BYTES};
 use crate::clock::{Clock, Timestamp};
+use crate::config::RateLimit;
 use crate::deadline::Deadline;
-use crate::delivery::Queue;
+use crate::delivery::{Queue, TraceHeader};
 use crate::error::Error;
 use crate::gateway::{GatewayEvent, GatewayResponse, Header};
 use crate::idempotency::{Claimant, IdempotencyKey, RecordKey, StateStore};
 use crate::ingest::{Outcome, Pipeline, Request};
-use crate::telemetry::Facts;
+use crate::rate_limit::{RateLimiter, Tenant, Verdict, WindowStore};
+use crate::telemetry::{Facts, Telemetry};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use flate2::read::MultiGzDecoder;
@@ -21,7 +23,7 @@ use lambda_http::http::{Method, StatusCode};
 use lambda_runtime::LambdaEvent;
 use std::io::Read;
 use std::panic::AssertUnwindSafe;
-use tracing::Level;
+use std::time::Instant;
 
 const PATH: &str = "/api/v1/events/batch";
 const ACCEPTED_BODY: &str = r#"{"data":{"accepted":true}}"#;
@@ -29,17 +31,22 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// The function: everything one sandbox keeps between requests.
-pub struct App<K, S, Q, C> {
+pub struct App<K, W, S, Q, C> {
     /// Lets callers in.
     pub auth: Authenticator<K>,
+    /// Holds projects to their limits.
+    pub limiter: RateLimiter<W>,
     /// Gets their events into the queue.
     pub pipeline: Pipeline<S, Q, C>,
+    /// Says what happened.
+    pub telemetry: Telemetry,
 }
 
-impl<K: KeyStore, S: StateStore, Q: Queue, C: Clock> App<K, S, Q, C> {
+impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S, Q, C> {
     /// Answers one invocation. There is no outcome without an answer: a panic is one too.
     pub async fn handle(&self, invocation: LambdaEvent<GatewayEvent>) -> GatewayResponse {
         let LambdaEvent { payload: event, context } = invocation;
+        let begun = Instant::now();
         let start = self.pipeline.clock.now();
         let version = event.payload_version();
         let mut facts = Facts {
@@ -51,35 +58,41 @@ impl<K: KeyStore, S: StateStore, Q: Queue, C: Clock> App<K, S, Q, C> {
         let result = AssertUnwindSafe(self.accept(event, &deadline, &mut facts)).catch_unwind().await;
         let result = result.unwrap_or_else(|_| Err(Error::Internal("panic".to_owned())));
 
-        let mut answer = Answer::new(&result);
-        facts.status = answer.status.as_u16();
-        facts.code = answer.code;
-        facts.cause = result.as_ref().err().and_then(Error::cause).map(ToOwned::to_owned);
-        facts.outcome = outcome_name(&result);
-        facts.duration_ms = self.pipeline.clock.now().millis().saturating_sub(start.millis());
-        facts.log(answer.level);
-        answer.headers.insert(REQUEST_ID, header_value(&facts.request_id));
-        GatewayResponse::new(version, answer.status, answer.headers, answer.body)
+        let Answer { status, mut headers, body } = Answer::new(&result);
+        headers.insert(REQUEST_ID, header_value(&facts.request_id));
+        self.telemetry.write(begun, facts, &result);
+        GatewayResponse::new(version, status, headers, body)
     }
 
     async fn accept(&self, event: GatewayEvent, deadline: &Deadline, facts: &mut Facts) -> Result<Outcome, Error> {
         route(&event)?;
 
         let key = event.header(Header::Authorization).and_then(ApiKey::from_header);
-        let caller = self.auth.authenticate(key, &self.pipeline.clock, deadline.claim_by()).await?;
-        facts.caller(caller.project.as_str(), caller.mode, &caller.key_hint);
+        let begun = Instant::now();
+        let caller = self.auth.authenticate(key, &self.pipeline.clock, deadline.claim_by()).await;
+        facts.auth_time = Some(begun.elapsed());
+        let caller = caller?;
+        facts.project_id = Some(caller.project.to_string());
+        facts.mode = Some(caller.mode);
+        facts.key_hint = Some(caller.key_hint);
 
         let encoding = Encoding::of(&event)?;
         let key = event.header(Header::IdempotencyKey).ok_or(Error::IdempotencyKeyRequired)?;
         let key = IdempotencyKey::parse(key).ok_or(Error::IdempotencyKeyInvalid)?;
         let key = RecordKey::new(&caller.project, caller.mode, key);
 
+        let begun = Instant::now();
         let body = transported(event)?;
-        facts.bytes_in = body.len();
+        facts.bytes_in = Some(body.len());
         let body = encoding.decode(body)?;
-        facts.bytes_decoded = body.len();
+        facts.bytes_decoded = Some(body.len());
         let batch = Batch::parse(&body)?;
-        facts.events = batch.events().len();
+        facts.events = Some(batch.events().len());
+        facts.decode_time = Some(begun.elapsed());
+
+        let tenant = Tenant { project: caller.project.clone(), mode: caller.mode };
+        let events = batch.events().len();
+        self.admit(&tenant, caller.rate_limit, events, facts).await?;
 
         let request = Request {
             project: &caller.project,
@@ -87,9 +100,47 @@ impl<K: KeyStore, S: StateStore, Q: Queue, C: Clock> App<K, S, Q, C> {
             key: &key,
             me: &Claimant::new(self.pipeline.clock.now(), &body),
             batch: &batch,
+            trace: facts.trace_id.as_deref().and_then(TraceHeader::parse),
             deadline,
         };
-        self.pipeline.ingest(&request, facts).await
+        let result = self.pipeline.ingest(&request, facts).await;
+        if !newly_accepted(&result, facts) {
+            self.limiter.give_back(&self.pipeline.clock, &tenant, events);
+        }
+        result
+    }
+
+    /// Row 10: counts the batch against the project's limit.
+    async fn admit(
+        &self,
+        tenant: &Tenant,
+        limit: Option<RateLimit>,
+        events: usize,
+        facts: &mut Facts,
+    ) -> Result<(), Error> {
+        let Some(limit) = limit else { return Ok(()) };
+        let clock = &self.pipeline.clock;
+        let begun = Instant::now();
+        let verdict = self.limiter.admit(clock, tenant, limit, events).await;
+        facts.limit_time = Some(begun.elapsed());
+        match verdict {
+            Verdict::Pass => Ok(()),
+            Verdict::PassUncounted(error) => {
+                facts.limiter_failure = Some(Error::from(error).cause().unwrap_or_default().to_owned());
+                Ok(())
+            }
+            Verdict::Over { until } => Err(Error::RateLimited { wait: clock.now().until(until) }),
+        }
+    }
+}
+
+/// Whether what the limiter counted for a request stays counted. An attempt that broke off keeps
+/// its count, and the one that resumes it is not counted again.
+fn newly_accepted(result: &Result<Outcome, Error>, facts: &Facts) -> bool {
+    match result {
+        Ok(Outcome::Replayed) | Err(Error::KeyReused | Error::InProgress { .. }) => false,
+        Ok(Outcome::Accepted) => facts.attempt == Some(1),
+        Err(_) => true,
     }
 }
 
@@ -208,8 +259,6 @@ struct Answer {
     status: StatusCode,
     headers: HeaderMap,
     body: String,
-    code: Option<&'static str>,
-    level: Level,
 }
 
 impl Answer {
@@ -222,7 +271,7 @@ impl Answer {
                     headers.insert(REPLAYED, HeaderValue::from_static("true"));
                 }
                 let body = ACCEPTED_BODY.to_owned();
-                Self { status: StatusCode::ACCEPTED, headers, body, code: None, level: Level::INFO }
+                Self { status: StatusCode::ACCEPTED, headers, body }
             }
             Err(error) => {
                 let row = error.row();
@@ -230,7 +279,7 @@ impl Answer {
                     headers.insert(HeaderName::from_static(name), header_value(value));
                 }
                 let body = error.body(&row);
-                Self { status: row.status, headers, body, code: Some(row.code), level: row.level }
+                Self { status: row.status, headers, body }
             }
         }
     }
@@ -238,12 +287,4 @@ impl Answer {
 
 fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
-}
-
-fn outcome_name(result: &Result<Outcome, Error>) -> &'static str {
-    match result {
-        Ok(Outcome::Accepted) => "accepted",
-        Ok(Outcome::Replayed) => "replayed",
-        Err(_) => "rejected",
-    }
 }

@@ -7,14 +7,14 @@ use crate::auth::{Mode, ProjectId};
 use crate::batch::Batch;
 use crate::clock::{Clock, Timestamp};
 use crate::deadline::Deadline;
-use crate::delivery::{Courier, Envelope, Queue};
+use crate::delivery::{Courier, Envelope, Queue, TraceHeader};
 use crate::error::Error;
 use crate::idempotency::{
     Claimant, Claimed, Decision, Delivered, Fenced, Record, RecordKey, State, StateStore, StoreError, TakeOver, decide,
 };
 use crate::telemetry::{Completion, Facts};
 use std::num::NonZeroU16;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const FIRST_POLL: Duration = Duration::from_millis(50);
 const LONGEST_POLL: Duration = Duration::from_millis(400);
@@ -47,6 +47,8 @@ pub struct Request<'a> {
     pub me: &'a Claimant,
     /// What to send.
     pub batch: &'a Batch<'a>,
+    /// The trace that the messages join.
+    pub trace: Option<TraceHeader>,
     /// Until when.
     pub deadline: &'a Deadline,
 }
@@ -66,13 +68,17 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
     /// # Errors
     /// Rows 11 to 14 of contract section 2. After a 5xx, a retry under the same key goes on.
     pub async fn ingest(&self, request: &Request<'_>, facts: &mut Facts) -> Result<Outcome, Error> {
-        let Some(record) = self.hold(request).await? else {
+        let begun = Instant::now();
+        let held = self.hold(request).await;
+        facts.claim_time = Some(begun.elapsed());
+        let Some(record) = held? else {
             return Ok(Outcome::Replayed);
         };
         facts.attempt = Some(record.attempt);
         facts.resumed_events = record.delivered.count();
 
-        let envelope = Envelope::new(request.project.clone(), request.mode, record.batch_id);
+        let envelope =
+            Envelope::new(request.project.clone(), request.mode, record.batch_id).traced(request.trace.clone());
         let courier = Courier {
             queue: &self.queue,
             clock: &self.clock,
@@ -81,17 +87,21 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
             batch: request.batch,
             most_events: self.most_events,
         };
+        let begun = Instant::now();
         let delivery = courier.deliver(record.delivered).await;
+        facts.send_time = Some(begun.elapsed());
         facts.messages = delivery.messages;
-        facts.send_calls = delivery.calls;
         facts.send_retries = delivery.retries;
 
+        let begun = Instant::now();
         if delivery.delivered.covers(0..request.batch.events().len()) {
             // Whatever becomes of this write, the events are in the queue and 202 is the truth.
             facts.completion = Some(self.complete(request).await);
+            facts.complete_time = Some(begun.elapsed());
             return Ok(Outcome::Accepted);
         }
         self.release(request, &delivery.delivered).await;
+        facts.complete_time = Some(begun.elapsed());
         Err(match delivery.rejected {
             0 => Error::Unavailable("SQS did not take every message in time".to_owned()),
             rejected => Error::Internal(format!("SQS will never take {rejected} of the messages")),

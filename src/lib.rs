@@ -32,4 +32,5 @@ pub mod gateway;
 pub mod http;
 pub mod idempotency;
 pub mod ingest;
+pub mod rate_limit;
 pub mod telemetry;

@@ -7,7 +7,8 @@ use event_ingest::config::Config;
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
 use event_ingest::ingest::Pipeline;
-use event_ingest::telemetry;
+use event_ingest::rate_limit::RateLimiter;
+use event_ingest::telemetry::{self, Telemetry};
 use futures_util::FutureExt;
 use lambda_runtime::{LambdaEvent, Runtime, service_fn};
 use std::convert::Infallible;
@@ -21,16 +22,22 @@ async fn main() -> ExitCode {
         Err(error) => return stop(&error),
     };
     telemetry::init(&config.log_filter);
+    telemetry::report_panics();
+    let function_name = std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
+    let telemetry = Telemetry::new(function_name, Box::new(std::io::stdout()));
     let sdk = sdk_config().await;
+    let state_table = StateTable::new(&sdk, config.state_table);
     let app = App {
         auth: Authenticator::new(ApiKeysTable::new(&sdk, config.api_keys_table), config.rate_limit),
+        limiter: RateLimiter::new(state_table.clone()),
         pipeline: Pipeline {
-            store: StateTable::new(&sdk, config.state_table),
+            store: state_table,
             queue: SqsQueue::new(&sdk, config.queue_url),
             clock: SystemClock,
             dedup_window: config.dedup_window,
             most_events: config.max_events_per_message,
         },
+        telemetry,
     };
     let app = &app;
     let handler = service_fn(|event: LambdaEvent<GatewayEvent>| Box::pin(app.handle(event).map(Ok::<_, Infallible>)));

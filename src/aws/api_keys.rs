@@ -9,7 +9,7 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
 use std::collections::HashMap;
 
-type Item = HashMap<String, AttributeValue>;
+pub(super) type Item = HashMap<String, AttributeValue>;
 
 /// The API keys table.
 pub struct ApiKeysTable {
@@ -37,7 +37,7 @@ impl KeyStore for ApiKeysTable {
 }
 
 /// Reads an item strictly: what is not understood must not let anybody in.
-fn key_record(item: &Item) -> Result<KeyRecord, StoreError> {
+pub(super) fn key_record(item: &Item) -> Result<KeyRecord, StoreError> {
     let unusable = |name| StoreError::Defect(format!("a key in the API keys table has no usable `{name}`"));
     let text = |name| item.get(name).and_then(|value| value.as_s().ok()).ok_or_else(|| unusable(name));
     let scopes = match item.get("scopes") {

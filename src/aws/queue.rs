@@ -8,7 +8,10 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::error::{BuildError, ProvideErrorMetadata};
 use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchOutput;
-use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
+use aws_sdk_sqs::types::{
+    MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue,
+    SendMessageBatchRequestEntry,
+};
 use std::collections::HashMap;
 use tracing::warn;
 
@@ -31,7 +34,10 @@ impl SqsQueue {
     /// only the pipeline can weigh that.
     #[must_use]
     pub fn new(sdk: &SdkConfig, url: String) -> Self {
-        let config = aws_sdk_sqs::config::Builder::from(sdk).retry_config(RetryConfig::disabled()).build();
+        let config = aws_sdk_sqs::config::Builder::from(sdk)
+            .retry_config(RetryConfig::disabled())
+            .interceptor(super::CallCounter)
+            .build();
         Self { client: Client::from_conf(config), url }
     }
 }
@@ -65,11 +71,13 @@ impl Queue for SqsQueue {
 
 fn entries(envelope: &Envelope, messages: &[Message]) -> Result<Vec<SendMessageBatchRequestEntry>, BuildError> {
     let attributes = attributes(envelope)?;
+    let system_attributes = system_attributes(envelope)?;
     let entry = |(id, message): (usize, &Message)| {
         SendMessageBatchRequestEntry::builder()
             .id(id.to_string())
             .message_body(&message.body)
             .set_message_attributes(Some(attributes.clone()))
+            .set_message_system_attributes(system_attributes.clone())
             .message_group_id(envelope.project.as_str())
             .build()
     };
@@ -82,6 +90,15 @@ fn attributes(envelope: &Envelope) -> Result<HashMap<String, MessageAttributeVal
         Ok((name.to_owned(), value))
     };
     envelope.attributes().into_iter().map(attribute).collect()
+}
+
+/// These do not count towards a message's size.
+fn system_attributes(
+    envelope: &Envelope,
+) -> Result<Option<HashMap<MessageSystemAttributeNameForSends, MessageSystemAttributeValue>>, BuildError> {
+    let Some(trace) = &envelope.trace else { return Ok(None) };
+    let value = MessageSystemAttributeValue::builder().data_type("String").string_value(trace.as_str()).build()?;
+    Ok(Some(HashMap::from([(MessageSystemAttributeNameForSends::AwsTraceHeader, value)])))
 }
 
 /// Reads the answer entry by entry; one that it does not mention has an unknown fate.
@@ -100,4 +117,31 @@ fn fates(output: &SendMessageBatchOutput, count: usize) -> Vec<Fate> {
         set(entry.id(), if entry.sender_fault() { Fate::Rejected } else { Fate::Refused });
     }
     fates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::{Mode, ProjectId};
+    use crate::delivery::TraceHeader;
+    use crate::idempotency::BatchId;
+
+    /// The local AWS drops the system attributes of a batch, so this is as far as a test sees them.
+    #[test]
+    fn a_consumers_trace_joins_the_requests() {
+        let header = "Root=1-5e988e0a-3f2b1c4d5e6f708192a3b4c5;Parent=53995c3f42cd8ad8;Sampled=1";
+        let project = ProjectId::parse("acme").unwrap();
+        let envelope = Envelope::new(project, Mode::Live, BatchId::new(Timestamp::from_millis(0)));
+        let message = Message { body: "{}".to_owned() };
+        let trace_of = |envelope: &Envelope| {
+            let sent = entries(envelope, std::slice::from_ref(&message)).unwrap();
+            let attributes = sent[0].message_system_attributes()?;
+            attributes[&MessageSystemAttributeNameForSends::AwsTraceHeader].string_value().map(ToOwned::to_owned)
+        };
+        assert_eq!(trace_of(&envelope), None);
+        assert_eq!(trace_of(&envelope.traced(TraceHeader::parse(header))).as_deref(), Some(header));
+        for refused in ["", "Root=\u{1}", "1-5e988e0a", &format!("Root={}", "x".repeat(256))] {
+            assert_eq!(TraceHeader::parse(refused), None);
+        }
+    }
 }

@@ -5,6 +5,7 @@ use crate::clock::Timestamp;
 use crate::idempotency::{
     BatchId, Claimed, Delivered, Fenced, Fingerprint, Owner, Record, RecordKey, State, StateStore, StoreError, TakeOver,
 };
+use crate::rate_limit::{Granted, Tenant, Window, WindowStore};
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::SdkError;
@@ -14,6 +15,7 @@ use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
 use std::collections::HashMap;
+use std::time::Duration;
 
 const PK: &str = "pk";
 const STATE: &str = "state";
@@ -27,9 +29,13 @@ const EXPIRES_AT: &str = "expires_at";
 const IN_PROGRESS: &str = "in_progress";
 const ACCEPTED: &str = "accepted";
 
+/// A window's counter outlives it by more than sandboxes' clocks differ.
+const KEPT_AFTER_WINDOW: Duration = Duration::from_mins(1);
+
 type Item = HashMap<String, AttributeValue>;
 
 /// The state table.
+#[derive(Clone)]
 pub struct StateTable {
     client: Client,
     table: String,
@@ -42,8 +48,8 @@ impl StateTable {
         Self { client: super::dynamodb(sdk), table }
     }
 
-    fn update(&self, key: &RecordKey) -> UpdateItemFluentBuilder {
-        self.client.update_item().table_name(&self.table).key(PK, text(key.as_str()))
+    fn update(&self, pk: &str) -> UpdateItemFluentBuilder {
+        self.client.update_item().table_name(&self.table).key(PK, text(pk))
     }
 }
 
@@ -91,7 +97,7 @@ impl StateStore for StateTable {
         by: Timestamp,
     ) -> Result<Claimed, StoreError> {
         let call = self
-            .update(key)
+            .update(key.as_str())
             .update_expression(
                 "SET #owner = :owner, attempt = attempt + :one, lease_until = :lease, expires_at = :expires",
             )
@@ -130,7 +136,7 @@ impl StateStore for StateTable {
         by: Timestamp,
     ) -> Result<Fenced, StoreError> {
         let call = self
-            .update(key)
+            .update(key.as_str())
             .update_expression("SET #state = :accepted, expires_at = :expires")
             .condition_expression("#owner = :owner")
             .expression_attribute_names("#owner", OWNER)
@@ -150,7 +156,7 @@ impl StateStore for StateTable {
         by: Timestamp,
     ) -> Result<Fenced, StoreError> {
         let call = self
-            .update(key)
+            .update(key.as_str())
             .condition_expression("#owner = :owner AND #state = :in_progress")
             .expression_attribute_names("#owner", OWNER)
             .expression_attribute_names("#state", STATE)
@@ -166,6 +172,42 @@ impl StateStore for StateTable {
                 .expression_attribute_values(":delivered", binary(delivered.as_bytes())),
         };
         fenced("UpdateItem (release) on the state table", call, by).await
+    }
+}
+
+impl WindowStore for StateTable {
+    async fn grant(
+        &self,
+        tenant: &Tenant,
+        window: Window,
+        events: u64,
+        capacity: u64,
+        by: Timestamp,
+    ) -> Result<Granted, StoreError> {
+        let Tenant { project, mode } = tenant;
+        // A repeat after a lost reply counts twice, which lets fewer events through, not more.
+        let call = self
+            .update(&format!("rate#{project}#{mode}#{}", window.start()))
+            .update_expression("ADD used :events SET expires_at = :expires")
+            .condition_expression("attribute_not_exists(used) OR used <= :room")
+            .expression_attribute_values(":events", number(events))
+            .expression_attribute_values(":room", number(capacity.saturating_sub(events)))
+            .expression_attribute_values(":expires", number((window.end() + KEPT_AFTER_WINDOW).seconds()))
+            .return_values(ReturnValue::UpdatedNew)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        let used = |item: Option<Item>| Attributes(item.unwrap_or_default()).take("used", whole_number);
+        match answer_by(by, call.send()).await {
+            Some(Ok(updated)) => Ok(Granted { done: true, used: used(updated.attributes)? }),
+            Some(Err(SdkError::ServiceError(error))) if error.err().is_conditional_check_failed_exception() => {
+                match error.into_err() {
+                    UpdateItemError::ConditionalCheckFailedException(refused) => {
+                        Ok(Granted { done: false, used: used(refused.item)? })
+                    }
+                    _ => Ok(Granted { done: false, used: capacity }),
+                }
+            }
+            failed => Err(no_answer("UpdateItem (rate window) on the state table", failed.and_then(Result::err))),
+        }
     }
 }
 
@@ -204,7 +246,7 @@ fn item(key: &RecordKey, record: &Record) -> Item {
 }
 
 fn record(item: Item) -> Result<Record, StoreError> {
-    let mut item = Attributes(item);
+    let item = Attributes(item);
     Ok(Record {
         state: item.take(STATE, |value| match value.as_s().ok()?.as_str() {
             IN_PROGRESS => Some(State::InProgress),
@@ -224,7 +266,7 @@ fn record(item: Item) -> Result<Record, StoreError> {
 struct Attributes(Item);
 
 impl Attributes {
-    fn take<T>(&mut self, name: &str, read: impl FnOnce(&AttributeValue) -> Option<T>) -> Result<T, StoreError> {
+    fn take<T>(&self, name: &str, read: impl FnOnce(&AttributeValue) -> Option<T>) -> Result<T, StoreError> {
         let value = self.0.get(name).and_then(read);
         value.ok_or_else(|| StoreError::Defect(format!("a record in the state table has no usable `{name}`")))
     }

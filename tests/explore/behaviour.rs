@@ -201,6 +201,7 @@ async fn ingest(attempt: Rc<Attempt>, port: Port, begun: Timestamp) -> Answer {
         me: &attempt.claimant,
         batch: &attempt.batch,
         deadline: &deadline,
+        trace: None,
     };
     let mut facts = Facts::default();
     match pipeline.ingest(&request, &mut facts).await {

@@ -21,6 +21,7 @@
 //!
 //! The default bound takes well under a minute. The larger one, a few minutes:
 //! `cargo test --test explore -- --ignored --nocapture`.
+#![expect(clippy::expect_used, reason = "a helper that panics is a failed test")]
 
 mod behaviour;
 mod guarantees;

@@ -22,11 +22,16 @@ pub fn endpoint() -> String {
     format!("http://127.0.0.1:{}", SERVER.get_or_init(start).port)
 }
 
-/// What SDK clients of the local AWS are made from.
+/// What SDK clients of the shared local AWS are made from.
 pub async fn sdk() -> SdkConfig {
+    test_config(&endpoint()).await
+}
+
+/// What SDK clients of the local AWS at `endpoint` are made from.
+pub async fn test_config(endpoint: &str) -> SdkConfig {
     aws_config::defaults(BehaviorVersion::latest())
         .http_client(aws_smithy_http_client::Builder::new().build_http())
-        .endpoint_url(endpoint())
+        .endpoint_url(endpoint)
         .region(Region::new("us-east-1"))
         .credentials_provider(Credentials::for_tests())
         .load()
@@ -49,7 +54,7 @@ fn start() -> Server {
         .spawn()
         .expect("sh starts");
     watchdog.stdout.take().expect("piped").read_exact(&mut [0]).expect("the watchdog speaks once");
-    let patience = Instant::now() + Duration::from_secs(60);
+    let patience = Instant::now() + Duration::from_mins(1);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         assert!(Instant::now() < patience, "ministack does not listen on port {port}");
         std::thread::sleep(Duration::from_millis(50));

@@ -1,26 +1,125 @@
 //! Idempotency over the real local AWS (contract section 3).
 
 use crate::gateway_event::post;
-use crate::test_app::{PROJECT, TestApp};
+use crate::test_app::{KEY, PROJECT, TestApp};
+use aws_sdk_dynamodb::types::AttributeValue;
+use event_ingest::clock::Clock;
+use futures_util::future::join_all;
 use serde_json::json;
+use std::collections::HashSet;
+use std::time::Duration;
 
 #[tokio::test]
-async fn the_contracts_example_is_accepted_once_and_replayed() {
+async fn a_batch_is_accepted_once_and_replayed() {
     let test = TestApp::start().await;
     let request = post();
     let first = test.send(&request).await;
     first.assert_accepted();
     assert_eq!(first.header("idempotency-replayed"), None);
+    for _ in 0..3 {
+        let again = test.send(&request).await;
+        again.assert_accepted();
+        assert_eq!(again.header("idempotency-replayed"), Some("true"));
+    }
+    assert_eq!(test.aws.drain().await.len(), 1);
+}
 
-    let again = test.send(&request).await;
-    again.assert_accepted();
-    assert_eq!(again.header("idempotency-replayed"), Some("true"));
+#[tokio::test]
+async fn thirty_two_identical_requests_at_once_are_one_copy() {
+    let test = TestApp::start().await;
+    let sandboxes: Vec<TestApp> = (0..32).map(|_| TestApp::over(test.aws.clone(), 50)).collect();
+    let events: Vec<_> = (0..120).map(|n| json!({"external_user_id": "u", "name": format!("n{n}")})).collect();
+    let request = post().events(&events);
+    let answers = join_all(sandboxes.iter().map(|sandbox| sandbox.send(&request))).await;
+    let first = answers.iter().filter(|answer| answer.status == 202 && answer.header("idempotency-replayed").is_none());
+    assert_eq!(first.count(), 1);
+    for answer in &answers {
+        assert!(matches!((answer.status, answer.code()), (202, _) | (503, "request_in_progress")), "{answer:?}");
+    }
+    let received = test.aws.drain_events().await;
+    let ids: HashSet<&String> = received.iter().map(|(id, _)| id).collect();
+    assert_eq!((received.len(), ids.len()), (120, 120));
+}
 
-    let events = test.aws.drain_events().await;
-    assert_eq!(events.len(), 1);
-    assert_eq!(
-        events[0].1,
-        json!({"external_user_id": "usr_42", "name": "user_signed_up", "properties": {"plan": "trial"}})
-    );
-    let _ = PROJECT;
+#[tokio::test]
+async fn another_body_under_a_key_is_refused_and_sends_nothing() {
+    let test = TestApp::start().await;
+    let request = post();
+    test.send(&request).await.assert_accepted();
+    test.aws.drain().await;
+    let other = request.clone().events(&[json!({"external_user_id": "u", "name": "other"})]);
+    test.send(&other).await.assert_error(422, "idempotency_key_reuse");
+    // The same events in other bytes are another body.
+    let respaced = request
+        .body(r#"{"events":[{"external_user_id":"usr_42","name":"user_signed_up","properties":{"plan":"trial"}}] }"#);
+    test.send(&respaced).await.assert_error(422, "idempotency_key_reuse");
+    assert_eq!(test.aws.drain().await.len(), 0);
+}
+
+#[tokio::test]
+async fn the_fingerprint_is_over_the_decoded_body() {
+    let test = TestApp::start().await;
+    let body = r#"{"events":[{"external_user_id":"u","name":"n"}]}"#;
+    let plain = post().body(body);
+    test.send(&plain).await.assert_accepted();
+    let gzipped = test.send(&plain.gzip(body.as_bytes())).await;
+    assert_eq!(gzipped.header("idempotency-replayed"), Some("true"));
+}
+
+#[tokio::test]
+async fn keys_are_scoped_to_project_and_mode() {
+    let test = TestApp::start().await;
+    let test_key = KEY.replace("live", "test");
+    let other_project = KEY.replace("ABCD", "EFGH");
+    test.aws.put_key(&test_key, PROJECT, &[]).await;
+    test.aws.put_key(&other_project, "globex", &[]).await;
+    let second_key = KEY.replace("ABCD", "IJKL");
+    test.aws.put_key(&second_key, PROJECT, &[]).await;
+
+    let request = post();
+    for key in [KEY, &test_key, &other_project] {
+        let answer = test.send(&request.clone().header("authorization", &format!("Bearer {key}"))).await;
+        answer.assert_accepted();
+        assert_eq!(answer.header("idempotency-replayed"), None);
+    }
+    let same_scope = test.send(&request.header("authorization", &format!("Bearer {second_key}"))).await;
+    assert_eq!(same_scope.header("idempotency-replayed"), Some("true"));
+    assert_eq!(test.aws.drain().await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_key_is_forgotten_after_its_window_whether_or_not_its_record_was_deleted() {
+    let test = TestApp::start().await;
+    let request = post();
+    test.send(&request).await.assert_accepted();
+    test.clock.advance(Duration::from_hours(24) - Duration::from_secs(5));
+    assert_eq!(test.send(&request).await.header("idempotency-replayed"), Some("true"));
+    test.clock.advance(Duration::from_secs(7));
+    let renewed = test.send(&request).await;
+    renewed.assert_accepted();
+    assert_eq!(renewed.header("idempotency-replayed"), None);
+    let ids: HashSet<String> = test.aws.drain_events().await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(ids.len(), 2, "a forgotten key stands for a new batch");
+}
+
+#[tokio::test]
+async fn the_record_is_the_documented_one() {
+    let test = TestApp::start().await;
+    let before = test.clock.now();
+    test.send(&post().key("the-key")).await.assert_accepted();
+    let record = test.aws.record("the-key").await.expect("a record");
+    let mut names: Vec<&str> = record.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    let documented =
+        ["attempt", "batch_id", "delivered", "expires_at", "fingerprint", "lease_until", "owner", "pk", "state"];
+    assert_eq!(names, documented);
+    assert_eq!(record["pk"], AttributeValue::S("idem#acme#live#the-key".to_owned()));
+    assert_eq!(record["state"], AttributeValue::S("accepted".to_owned()));
+    assert_eq!(record["attempt"], AttributeValue::N("1".to_owned()));
+    assert_eq!(record["fingerprint"].as_b().unwrap().as_ref().len(), 32);
+    let number = |name: &str| record[name].as_n().unwrap().parse::<u64>().unwrap();
+    let day_later = before.seconds() + 86_400;
+    assert!((day_later..=day_later + 5).contains(&number("expires_at")));
+    let lease = number("lease_until") - before.millis();
+    assert!(lease <= 5000, "contract section 3, guarantee 6: {lease} ms");
 }

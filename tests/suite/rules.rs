@@ -1,0 +1,345 @@
+//! Every rule of contract section 1 that concerns the body, at its exact boundary.
+
+use event_ingest::batch::{Batch, BatchError, Fault};
+use serde_json::{Value, json};
+
+fn event() -> Value {
+    json!({"external_user_id": "usr_42", "name": "user_signed_up"})
+}
+
+fn batch_of(events: &[Value]) -> String {
+    json!({ "events": events }).to_string()
+}
+
+/// A batch of one event: the usual one with `member` set to the JSON text `value`.
+fn with(member: &str, value: &str) -> String {
+    let mut members = vec![("external_user_id", r#""u""#), ("name", r#""n""#)];
+    members.retain(|(name, _)| *name != member);
+    members.push((member, value));
+    let members: Vec<String> = members.iter().map(|(name, value)| format!("{}:{value}", json!(name))).collect();
+    format!(r#"{{"events":[{{{}}}]}}"#, members.join(","))
+}
+
+#[track_caller]
+fn accepted(body: impl AsRef<[u8]>) {
+    if let Err(error) = Batch::parse(body.as_ref()) {
+        panic!("refused: {error:?}");
+    }
+}
+
+#[track_caller]
+fn faults(body: impl AsRef<[u8]>) -> Vec<Fault> {
+    match Batch::parse(body.as_ref()) {
+        Err(BatchError::Invalid(faults)) => faults,
+        other => panic!("not found invalid: {other:?}"),
+    }
+}
+
+/// The only fault's field; its message must hold `says`.
+#[track_caller]
+fn fault(body: impl AsRef<[u8]>, says: &str) -> String {
+    let faults = faults(body);
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].message.contains(says), "{:?} lacks {says:?}", faults[0].message);
+    faults[0].field.clone()
+}
+
+#[track_caller]
+fn malformed(body: impl AsRef<[u8]>) -> String {
+    match Batch::parse(body.as_ref()) {
+        Err(BatchError::Malformed(what)) => what,
+        other => panic!("not found malformed: {other:?}"),
+    }
+}
+
+#[test]
+fn one_event_ok_and_none_rejected() {
+    accepted(batch_of(&[event()]));
+    assert_eq!(fault(batch_of(&[]), "at least 1"), "events");
+}
+
+#[test]
+fn five_hundred_events_ok_and_one_more_rejected() {
+    accepted(batch_of(&vec![event(); 500]));
+    assert_eq!(fault(batch_of(&vec![event(); 501]), "at most 500 events, holds 501"), "events");
+}
+
+#[test]
+fn too_many_events_do_not_hide_the_faults_of_the_first() {
+    let mut events = vec![event(); 501];
+    events[7] = json!({"name": "n"});
+    let fields: Vec<String> = faults(batch_of(&events)).into_iter().map(|fault| fault.field).collect();
+    assert_eq!(fields, ["events", "events[7].external_user_id"]);
+}
+
+#[test]
+fn the_top_level_must_be_an_object_with_an_array() {
+    for body in ["[]", "null", "1", "1e999", "\"x\"", "true", "{}", r#"{"event":[]}"#] {
+        let faults = faults(body);
+        assert_eq!((faults.len(), faults[0].field.as_str()), (1, "events"), "{body}");
+    }
+    for value in ["null", "1", "\"x\"", "{}", "true", "1e999"] {
+        assert_eq!(fault(format!(r#"{{"events":{value}}}"#), "must be an array"), "events", "{value}");
+    }
+}
+
+#[test]
+fn other_members_of_the_top_level_are_ignored_whatever_they_hold() {
+    let events = batch_of(&[event()]);
+    let events = events.strip_suffix('}').unwrap();
+    let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+    for other in
+        [r#""a":1"#, r#""a":1,"a":2"#, r#""\ud800":1"#, r#""a":"\ud800""#, r#""a":1e999"#, &format!(r#""a":{deep}"#)]
+    {
+        accepted(format!("{events},{other}}}"));
+    }
+}
+
+#[test]
+fn an_event_must_be_an_object() {
+    for value in ["null", "1", "-1", "1.5", "\"x\"", "[]", "[[1]]", "true"] {
+        assert_eq!(fault(format!(r#"{{"events":[{value}]}}"#), "must be an object"), "events[0]", "{value}");
+    }
+}
+
+#[test]
+fn required_texts_are_1_to_1024_characters_after_unescaping() {
+    for member in ["external_user_id", "name"] {
+        let field = format!("events[0].{member}");
+        for good in [r#""x""#.to_owned(), json!("x".repeat(1024)).to_string(), json!("😀".repeat(1024)).to_string()] {
+            accepted(with(member, &good));
+        }
+        accepted(with(member, &format!(r#""{}""#, r"\ud83d\ude00".repeat(1024))));
+        for bad in [r#""""#.to_owned(), json!("x".repeat(1025)).to_string(), json!("😀".repeat(1025)).to_string()] {
+            assert_eq!(fault(with(member, &bad), "1 to 1024 characters"), field);
+        }
+        assert_eq!(fault(with(member, &format!(r#""{}""#, r"\u0041".repeat(1025))), "1 to 1024"), field);
+        for bad in ["null", "1", "true", "[]", r#"{"a":1}"#, "1.5", "-3"] {
+            assert_eq!(fault(with(member, bad), "must be a string"), field, "{bad}");
+        }
+        let without = with(member, "null").replace(&format!(r#""{member}":null"#), r#""other":1"#);
+        assert_eq!(fault(without, "is required"), field);
+    }
+}
+
+fn object_with_keys(count: usize) -> String {
+    let members: Vec<String> = (0..count).map(|key| format!(r#""k{key}":{key}"#)).collect();
+    format!("{{{}}}", members.join(","))
+}
+
+#[test]
+fn properties_have_at_most_100_keys_at_their_top_level() {
+    accepted(with("properties", "{}"));
+    accepted(with("properties", "null"));
+    accepted(with("properties", &object_with_keys(100)));
+    accepted(with("properties", &format!(r#"{{"nested":{}}}"#, object_with_keys(101))));
+    assert_eq!(fault(with("properties", &object_with_keys(101)), "100 keys, has 101"), "events[0].properties");
+    for bad in ["[]", "1", "\"x\"", "false"] {
+        assert_eq!(fault(with("properties", bad), "must be an object"), "events[0].properties", "{bad}");
+    }
+}
+
+/// An object whose JSON text has exactly `bytes` bytes.
+fn object_of_bytes(bytes: usize) -> String {
+    format!(r#"{{"k":"{}"}}"#, "x".repeat(bytes - r#"{"k":""}"#.len()))
+}
+
+#[test]
+fn properties_have_at_most_1_000_000_bytes_as_sent() {
+    accepted(with("properties", &object_of_bytes(1_000_000)));
+    assert_eq!(fault(with("properties", &object_of_bytes(1_000_001)), "1000000 bytes"), "events[0].properties");
+    let padded = object_of_bytes(999_999).replacen('{', "{  ", 1);
+    assert_eq!(fault(with("properties", &padded), "1000000 bytes"), "events[0].properties");
+    let outside = with("properties", &object_of_bytes(1_000_000)).replacen(":{", ":    {", 1);
+    accepted(outside);
+}
+
+#[test]
+fn an_event_has_at_most_1_047_552_bytes_as_it_will_stand_in_the_message() {
+    let of_bytes = |bytes: usize| {
+        let empty = r#"{"external_user_id":"u","name":"n","x":""}"#.len();
+        format!(r#"{{"events":[{{"external_user_id":"u","name":"n","x":"{}"}}]}}"#, "x".repeat(bytes - empty))
+    };
+    accepted(of_bytes(1_047_552));
+    assert_eq!(fault(of_bytes(1_047_553), "1047552 bytes"), "events[0]");
+    // U+FFFE takes three bytes as sent and six in the message.
+    let escaped = |bytes: usize| of_bytes(bytes - 3).replacen("xxx\"}", "\u{FFFE}\"}", 1);
+    accepted(escaped(1_047_552));
+    assert_eq!(fault(escaped(1_047_553), "1047552 bytes"), "events[0]");
+}
+
+/// `depth` arrays within each other.
+fn arrays(depth: usize) -> String {
+    format!("{}{}", "[".repeat(depth), "]".repeat(depth))
+}
+
+/// `depth` objects within each other.
+fn objects(depth: usize) -> String {
+    format!("{}{}{}", r#"{"k":"#.repeat(depth), 1, "}".repeat(depth))
+}
+
+#[test]
+fn events_are_nested_at_most_32_deep() {
+    for nest in [arrays, objects] {
+        accepted(with("other", &nest(31)));
+        assert_eq!(fault(with("other", &nest(32)), "32 levels"), "events[0]");
+        accepted(with("properties", &format!(r#"{{"k":{}}}"#, nest(30))));
+        assert_eq!(fault(with("properties", &format!(r#"{{"k":{}}}"#, nest(31))), "32 levels"), "events[0].properties");
+        assert_eq!(fault(with("other", &nest(100_000)), "32 levels"), "events[0]");
+    }
+}
+
+#[test]
+fn what_strict_parsers_refuse_is_rejected_with_its_place() {
+    let cases =
+        [(r#""\ud800""#, "surrogate"), (r#""\udc00\ud800""#, "surrogate"), ("1e400", "64-bit"), ("-1e999", "64-bit")];
+    for (value, says) in cases {
+        for nested in [value.to_owned(), format!("[{value}]"), format!(r#"{{"k":[{value}]}}"#)] {
+            assert_eq!(fault(with("other", &nested), says), "events[0]", "{nested}");
+            let properties = format!(r#"{{"k":{nested}}}"#);
+            assert_eq!(fault(with("properties", &properties), says), "events[0].properties", "{properties}");
+        }
+    }
+    assert_eq!(fault(with("name", r#""\ud800""#), "surrogate"), "events[0].name");
+    assert_eq!(fault(with("properties", r#"{"\ud800":1}"#), "surrogate"), "events[0].properties");
+    assert_eq!(fault(with("other", r#"{"\ud800":1}"#), "surrogate"), "events[0]");
+    let own_key = r#"{"events":[{"\ud800":1,"external_user_id":"u","name":"n"}]}"#;
+    assert_eq!(fault(own_key, "surrogate"), "events[0]");
+    for fine in ["1e308", "-1e308", "1e-400", "123456789012345678901234567890", r#""\ud83d\ude00""#, "-0"] {
+        accepted(with("other", fine));
+        accepted(with("properties", &format!(r#"{{"k":{fine}}}"#)));
+    }
+}
+
+#[test]
+fn a_refused_value_does_not_hide_the_other_faults_of_its_event() {
+    let body = r#"{"events":[{"other":1e999,"properties":{"k":"\ud800"},"name":""}]}"#;
+    let fields: Vec<String> = faults(body).into_iter().map(|fault| fault.field).collect();
+    assert_eq!(fields, ["events[0]", "events[0].external_user_id", "events[0].name", "events[0].properties"]);
+}
+
+#[test]
+fn timestamps_are_rfc_3339() {
+    let good = [
+        "2026-11-23T09:14:03Z",
+        "2026-11-23T09:14:03.127Z",
+        "2026-11-23T09:14:03+01:00",
+        "2026-11-23T09:14:03.1-23:59",
+        "2024-02-29T00:00:00Z",
+        "1970-01-01T00:00:00z",
+        "2026-11-23t09:14:03Z",
+        "0001-01-01T00:00:00Z",
+        "2016-12-31T23:59:60Z",
+        "2026-11-23T09:14:03.123456789012Z",
+    ];
+    for time in good {
+        accepted(with("timestamp", &json!(time).to_string()));
+    }
+    accepted(with("timestamp", "null"));
+    let bad = [
+        "",
+        "2026-11-23",
+        "2026-11-23 09:14:03Z",
+        "2026-11-23T09:14:03",
+        "2026-11-23T09:14Z",
+        "2026-02-29T00:00:00Z",
+        "2026-11-23T24:00:00Z",
+        "2026-11-23T09:14:03+0100",
+        "2026-13-01T00:00:00Z",
+        "20261123T091403Z",
+        "2026-11-23T09:14:03Z ",
+        " 2026-11-23T09:14:03Z",
+        "2026-11-23_09:14:03Z",
+        "2026-11-23T09:14:03.Z",
+        "1763889243",
+    ];
+    for time in bad {
+        assert_eq!(fault(with("timestamp", &json!(time).to_string()), "RFC 3339"), "events[0].timestamp", "{time:?}");
+    }
+    for value in ["1763889243", "true", "[]", "{}"] {
+        assert_eq!(fault(with("timestamp", value), "RFC 3339"), "events[0].timestamp", "{value}");
+    }
+}
+
+#[test]
+fn a_named_member_given_twice_is_rejected_by_name() {
+    let twice = |member: &str, value: &str| with(member, &format!(r#"{value},"{member}":{value}"#));
+    for (member, value) in
+        [("external_user_id", r#""u""#), ("name", r#""n""#), ("properties", "{}"), ("timestamp", "null")]
+    {
+        let says = format!("duplicate field `{member}`");
+        assert_eq!(fault(twice(member, value), &says), format!("events[0].{member}"));
+    }
+    let escaped = r#"{"events":[{"external_user_id":"u","name":"n","n\u0061me":"m"}]}"#;
+    assert_eq!(fault(escaped, "duplicate field `name`"), "events[0].name");
+    let events = r#"{"events":[{"external_user_id":"u","name":"n"}],"events":[]}"#;
+    assert_eq!(fault(events, "duplicate field `events`"), "events");
+    accepted(twice("other", "1"));
+    accepted(with("properties", r#"{"k":1,"k":2}"#));
+}
+
+#[test]
+fn every_fault_is_listed_in_order_up_to_a_hundred() {
+    let mut events = vec![event(); 60];
+    events[3] = json!({"name": "", "timestamp": 5});
+    events[40] = json!(null);
+    events[41] = json!({"external_user_id": "u", "name": "n", "properties": []});
+    let fields: Vec<String> = faults(batch_of(&events)).into_iter().map(|fault| fault.field).collect();
+    let expected =
+        ["events[3].external_user_id", "events[3].name", "events[3].timestamp", "events[40]", "events[41].properties"];
+    assert_eq!(fields, expected);
+
+    assert_eq!(faults(batch_of(&vec![json!({"name": "n"}); 100])).len(), 100);
+    assert_eq!(faults(batch_of(&vec![json!({"name": "n"}); 101])).len(), 100);
+    assert_eq!(faults(batch_of(&vec![json!({}); 51])).len(), 100);
+}
+
+#[test]
+fn malformed_json_says_line_and_column_whatever_else_is_wrong() {
+    let cases: &[(&[u8], &str)] = &[
+        (b"", "line 1 column 0"),
+        (b" ", "line 1 column 1"),
+        (b"{", "line 1 column 1"),
+        (b"{\"events\":[}", "line 1 column 12"),
+        (b"{\"events\":[],}", "line 1 column 14"),
+        (b"{\"events\":[{\"name\":\"n\",}]}", "line 1 column 24"),
+        (b"{\n\"events\": [1 2]}", "line 2 column 14"),
+        (b"{\"events\":[]} x", "line 1 column 15"),
+        (b"{\"events\":[\"a\nb\"]}", "line 1 column 13"),
+        (b"{\"events\":[\"\\x\"]}", "line 1 column 14"),
+        (b"{\"events\":[\"\\u12\"]}", "line 1 column"),
+        (b"{\"events\":[01]}", "line 1 column 13"),
+        (b"{\"events\":[NaN]}", "line 1 column 12"),
+        (b"{\"events\":[.5]}", "line 1 column 12"),
+        (b"{'events':[]}", "line 1 column 2"),
+        (b"{\"events\":[tru]}", "line 1 column 15"),
+        (b"[1,", "line 1 column 3"),
+        (b"nul", "line 1 column 3"),
+        (b"{\"a\":{]}", "line 1 column 7"),
+        (b"\xEF\xBB\xBF{\"events\":[]}", "line 1 column 1"),
+        (b"{\"events\":[\"\xFF\"]}", "invalid UTF-8 at line 1 column 13"),
+        (b"{\"events\":[\n\"\xC3\x28\"]}", "invalid UTF-8 at line 2 column 2"),
+        (b"{\"events\":[\"\xED\xA0\x80\"]}", "invalid UTF-8 at line 1 column 13"),
+        (b"{\"events\":[\"\xC3", "invalid UTF-8 at line 1 column 13"),
+        (b"\x1f\x8b\x08", "invalid UTF-8 at line 1 column 2"),
+    ];
+    for (body, place) in cases {
+        let what = malformed(body);
+        assert!(what.contains(place), "{:?}: {what:?} lacks {place:?}", String::from_utf8_lossy(body));
+    }
+}
+
+#[test]
+fn syntax_comes_before_every_rule() {
+    malformed(r#"{"events":[{"name":1e999,"external_user_id":"\ud800"},]}"#);
+    malformed(r#"{"events":null"#);
+    malformed("[[[");
+}
+
+#[test]
+fn a_body_of_a_million_tiny_events_is_answered_in_bounded_space() {
+    let body = format!(r#"{{"events":[{}1]}}"#, "1,".repeat(1_000_000));
+    let faults = faults(body);
+    assert_eq!(faults.len(), 100);
+    assert!(faults[0].message.contains("holds 1000001"));
+}

@@ -1,0 +1,144 @@
+//! What the function says of its requests, and what it never says.
+
+use crate::gateway_event::post;
+use crate::test_app::{KEY, PROJECT, TRACE, TestApp};
+use aws_sdk_dynamodb::types::AttributeValue;
+use event_ingest::error::Error;
+use event_ingest::ingest::Outcome;
+use event_ingest::telemetry::{Completion, Facts, METRICS, NAMESPACE, Telemetry};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// The metrics that a line declares, each with its value in the line.
+fn declared(line: &Value) -> BTreeSet<String> {
+    let directive = &line["_aws"]["CloudWatchMetrics"][0];
+    assert_eq!(directive["Namespace"], NAMESPACE);
+    assert_eq!(directive["Dimensions"], json!([["FunctionName"]]));
+    assert_eq!(line["FunctionName"], "the-function");
+    assert!(line["_aws"]["Timestamp"].is_u64());
+    let metrics = directive["Metrics"].as_array().expect("metrics").iter();
+    let names: BTreeSet<String> = metrics.map(|metric| metric["Name"].as_str().unwrap().to_owned()).collect();
+    for name in &names {
+        assert!(METRICS.contains(&name.as_str()), "{name} is not in METRICS");
+        assert!(line[name].is_number(), "{name} has no value in {line}");
+    }
+    names
+}
+
+#[tokio::test]
+async fn each_request_is_one_line_with_its_story_and_its_numbers() {
+    let test = TestApp::start().await;
+    let request = post();
+    test.send(&request).await;
+    test.send(&request).await;
+    test.send(&request.clone().body("{}")).await;
+    test.send(&request.without("authorization")).await;
+    let lines = test.log.take();
+    let stories: Vec<_> = lines.iter().map(|line| (&line["outcome"], &line["status"], &line["code"])).collect();
+    let expected = [
+        (&json!("accepted"), &json!(202), &Value::Null),
+        (&json!("replayed"), &json!(202), &Value::Null),
+        (&json!("rejected"), &json!(422), &json!("validation_failed")),
+        (&json!("rejected"), &json!(401), &json!("auth_required")),
+    ];
+    assert_eq!(stories, expected);
+
+    let first = &lines[0];
+    for (name, value) in [
+        ("level", json!("INFO")),
+        ("request_id", json!("gateway-request-id")),
+        ("trace_id", json!(TRACE)),
+        ("project_id", json!(PROJECT)),
+        ("mode", json!("live")),
+        ("key_hint", json!(format!("{}{}", &KEY[..8], &KEY[KEY.len() - 4..]))),
+        ("attempt", json!(1)),
+        ("messages", json!(1)),
+        ("completion", json!("written")),
+        ("EventsAccepted", json!(1)),
+        ("BatchEvents", json!(1)),
+        ("Accepted", json!(1)),
+    ] {
+        assert_eq!(first[name], value, "{name}");
+    }
+    assert!(first["aws_calls"].as_u64() >= Some(4), "key, claim, send, complete: {first}");
+    let stages = ["Duration", "AuthTime", "DecodeTime", "ClaimTime", "SendTime", "CompleteTime"];
+    assert!(stages.iter().all(|stage| declared(first).contains(*stage)));
+    assert!(declared(&lines[1]).contains("Replayed") && declared(&lines[2]).contains("Rejected"));
+}
+
+/// Writes one line about `facts` and `result`.
+fn line(facts: Facts, result: &Result<Outcome, Error>) -> Value {
+    let log = crate::test_app::Log::default();
+    event_ingest::telemetry::init(&"info".parse().unwrap());
+    Telemetry::new("the-function".to_owned(), Box::new(log.clone())).write(Instant::now(), facts, result);
+    log.take().remove(0)
+}
+
+#[test]
+fn every_metric_is_written_by_some_outcome() {
+    let time = Some(Duration::from_millis(1));
+    let facts = Facts {
+        events: Some(3),
+        bytes_decoded: Some(100),
+        attempt: Some(2),
+        send_retries: 1,
+        completion: Some(Completion::Failed),
+        limiter_failure: Some("it failed".to_owned()),
+        auth_time: time,
+        decode_time: time,
+        limit_time: time,
+        claim_time: time,
+        send_time: time,
+        complete_time: time,
+        ..Facts::default()
+    };
+    let wait = Duration::from_secs(1);
+    let outcomes = [
+        (Ok(Outcome::Accepted), "taken_over", "WARN"),
+        (Ok(Outcome::Replayed), "replayed", "WARN"),
+        (Err(Error::KeyReused), "rejected", "WARN"),
+        (Err(Error::RateLimited { wait }), "rate_limited", "WARN"),
+        (Err(Error::InProgress { lease_left: wait }), "in_progress", "WARN"),
+        (Err(Error::Internal("a defect".to_owned())), "failed", "ERROR"),
+    ];
+    let mut written = BTreeSet::new();
+    for (result, outcome, level) in outcomes {
+        let line = line(facts.clone(), &result);
+        assert_eq!((&line["outcome"], &line["level"]), (&json!(outcome), &json!(level)));
+        written.extend(declared(&line));
+    }
+    assert_eq!(written, METRICS.map(str::to_owned).into());
+    let quiet = line(Facts::default(), &Err(Error::InProgress { lease_left: wait }));
+    assert_eq!(quiet["level"], "INFO", "a running twin is no fault");
+    assert!(declared(&quiet).contains("RequestInProgress") && !declared(&quiet).contains("ServerFaults"));
+}
+
+#[tokio::test]
+async fn no_line_holds_a_secret_or_anything_personal() {
+    let test = TestApp::start().await;
+    let canary = "C4n4ry";
+    let event = json!({"external_user_id": canary, "name": canary, "properties": {canary: canary}});
+    let bad = json!({"external_user_id": canary, "timestamp": canary, canary: canary});
+    let key = format!("sk_live_{}", canary.repeat(6));
+    test.aws.put_key(&key, PROJECT, &[("name", AttributeValue::S(canary.to_owned()))]).await;
+    let request = post().header("authorization", &format!("Bearer {key}")).key(canary);
+    for request in [
+        request.clone().events(std::slice::from_ref(&event)),
+        request.clone().events(&[event]),
+        request.clone().events(&[bad]),
+        request.clone().body(&format!("{{{canary}")),
+        request.clone().key(&format!("{canary} {canary}")),
+        request.clone().header("content-type", canary),
+        request.header("authorization", &format!("Bearer sk_live_unknown{}", canary.repeat(6))),
+    ] {
+        test.send(&request).await;
+    }
+    let lines = test.log.take();
+    assert_eq!(lines.len(), 7);
+    // The hint shows eight characters and four, by contract.
+    let hint = format!("sk_live_{}", &key[key.len() - 4..]);
+    for line in lines {
+        assert!(!line.to_string().replace(&hint, "").contains(canary), "{line}");
+    }
+}
