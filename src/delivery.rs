@@ -113,7 +113,7 @@ pub struct Message {
 }
 
 /// What became of a message that was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fate {
     /// SQS has it.
     Acknowledged,

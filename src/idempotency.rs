@@ -57,7 +57,7 @@ impl RecordKey {
 }
 
 /// SHA-256 over the decoded body: tells a retry from another request under the same key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 32]);
 
 impl Fingerprint {
@@ -109,7 +109,7 @@ impl fmt::Display for BatchId {
 
 /// The fencing token: 128 random bits made by each request. Only the request whose token the
 /// record holds may change it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Owner(String);
 
 impl Owner {
@@ -133,7 +133,7 @@ impl Owner {
 }
 
 /// Which events SQS has acknowledged: a bitmap by event index, least significant bit first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Delivered(Vec<u8>);
 
 impl Delivered {
@@ -183,7 +183,7 @@ impl Delivered {
 }
 
 /// How far a batch has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// Claimed; not known to be in the queue.
     InProgress,
@@ -192,7 +192,7 @@ pub enum State {
 }
 
 /// What the state table knows of one idempotency key (contract section 6).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
     /// How far the batch has come.
     pub state: State,
@@ -274,7 +274,7 @@ pub fn decide(record: Option<Record>, me: &Claimant, now: Timestamp) -> Decision
 }
 
 /// How the table took a claim or a take-over.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Claimed {
     /// The key is the claimant's, under this record.
     Done(Record),
@@ -283,7 +283,7 @@ pub enum Claimed {
 }
 
 /// How the table took a write that only the holder may make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fenced {
     /// Written.
     Done,
@@ -301,7 +301,7 @@ pub enum StoreError {
 }
 
 /// A take-over's new values.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TakeOver {
     /// Whom the key is taken from; nobody else may hold it.
     pub seen: Owner,

@@ -1,0 +1,195 @@
+//! Who asks for what, and how much may go wrong: the bound of one exploration.
+
+use event_ingest::auth::{Mode, ProjectId};
+use event_ingest::batch::Batch;
+use event_ingest::clock::Timestamp;
+use event_ingest::idempotency::{BatchId, Claimant, Fingerprint, IdempotencyKey, Owner, RecordKey};
+use serde_json::Value;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// When every scenario begins: not on a full second, so that rounding matters.
+pub const BEGIN: u64 = 1_800_000_000_250;
+
+/// The bodies that clients send.
+pub const BODIES: [&str; 4] = [
+    r#"{"events":[{"external_user_id":"a","name":"one"},{"external_user_id":"a","name":"two"}]}"#,
+    r#"{"events":[{"external_user_id":"b","name":"other"},{"external_user_id":"b","name":"another"}]}"#,
+    r#"{"events":[{"external_user_id":"c","name":"single"}]}"#,
+    // Eleven messages of one event are two calls, which run at once.
+    r#"{"events":[{"external_user_id":"d","name":"0"},{"external_user_id":"d","name":"1"},{"external_user_id":"d","name":"2"},{"external_user_id":"d","name":"3"},{"external_user_id":"d","name":"4"},{"external_user_id":"d","name":"5"},{"external_user_id":"d","name":"6"},{"external_user_id":"d","name":"7"},{"external_user_id":"d","name":"8"},{"external_user_id":"d","name":"9"},{"external_user_id":"d","name":"10"}]}"#,
+];
+
+/// What `Clock::jitter` returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Jitter {
+    /// Always zero: every retry comes at once.
+    None,
+    /// Always the ceiling: every retry comes as late as it may.
+    Ceiling,
+}
+
+/// A client that sends one batch, and again under the same key after a 5xx or no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Which idempotency key.
+    pub key: usize,
+    /// Which of [`BODIES`].
+    pub body: usize,
+    /// `MAX_EVENTS_PER_MESSAGE` of the sandbox that gets each attempt; there are as many attempts.
+    pub attempts: Vec<u16>,
+    /// How far the clocks of its sandboxes are ahead, in milliseconds.
+    pub ahead: u64,
+}
+
+/// What is explored: every schedule of these clients within the budgets.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub name: &'static str,
+    pub clients: Vec<Client>,
+    /// Crashes, refused calls, lost answers, silent SDK retries and partial failures together.
+    pub faults: u8,
+    /// How often a client may stall, up to any instant that matters to it: slow calls, late
+    /// answers, frozen sandboxes, late retries. Whoever neither stalls nor sleeps acts before time
+    /// passes.
+    pub stalls: u8,
+    /// How long after a caller is gone its call may still have its effect.
+    pub landing: u64,
+    /// How long a key is remembered.
+    pub window: Duration,
+    pub jitter: Jitter,
+    /// A client that died before [`BEGIN`] left key 0 in progress with this body, its lease over
+    /// and its record about to expire.
+    pub left_behind: Option<usize>,
+}
+
+/// Numbers the attempts of all clients; the last one of each is the epilogue's.
+pub type AttemptId = u8;
+
+/// One request.
+pub struct Attempt {
+    pub name: String,
+    pub client: usize,
+    pub project: ProjectId,
+    pub key: RecordKey,
+    pub claimant: Claimant,
+    pub batch: Batch<'static>,
+    pub events: Vec<Value>,
+    pub most_events: u16,
+    pub window: Duration,
+    pub ahead: u64,
+}
+
+/// A client of key 0.
+pub fn client(body: usize, attempts: &[u16]) -> Client {
+    Client { key: 0, body, attempts: attempts.to_vec(), ahead: 0 }
+}
+
+impl Client {
+    pub fn key(self, key: usize) -> Self {
+        Self { key, ..self }
+    }
+
+    pub fn ahead(self, ahead: u64) -> Self {
+        Self { ahead, ..self }
+    }
+}
+
+/// The name of key number `key`.
+pub fn record_key(key: usize) -> RecordKey {
+    let project = ProjectId::parse("acme").expect("a project id");
+    let text = format!("key-{key}");
+    RecordKey::new(&project, Mode::Live, IdempotencyKey::parse(&text).expect("a key"))
+}
+
+/// A `UUIDv7` that is the same in every run.
+pub fn batch_id(number: usize) -> BatchId {
+    BatchId::parse(&format!("01a207af-0ff7-7cc3-9d4e-{number:012x}")).expect("a UUIDv7")
+}
+
+impl Scenario {
+    pub fn new(name: &'static str, clients: Vec<Client>) -> Self {
+        Self {
+            name,
+            clients,
+            faults: 1,
+            stalls: 1,
+            landing: LANDING,
+            window: Duration::from_hours(24),
+            jitter: Jitter::Ceiling,
+            left_behind: None,
+        }
+    }
+
+    pub fn faults(self, faults: u8) -> Self {
+        Self { faults, ..self }
+    }
+
+    pub fn stalls(self, stalls: u8) -> Self {
+        Self { stalls, ..self }
+    }
+
+    pub fn landing(self, landing: u64) -> Self {
+        Self { landing, ..self }
+    }
+
+    pub fn window(self, window: Duration) -> Self {
+        Self { window, ..self }
+    }
+
+    pub fn jitter(self, jitter: Jitter) -> Self {
+        Self { jitter, ..self }
+    }
+
+    pub fn left_behind(self, body: usize) -> Self {
+        Self { left_behind: Some(body), ..self }
+    }
+
+    /// Every attempt of every client, and one more of each for the epilogue.
+    pub fn attempts(&self) -> Vec<Rc<Attempt>> {
+        let mut attempts = Vec::new();
+        for (number, client) in self.clients.iter().enumerate() {
+            for (try_number, &most_events) in client.attempts.iter().chain([&1]).enumerate() {
+                let name = if try_number < client.attempts.len() {
+                    format!("c{number}.{}", try_number + 1)
+                } else {
+                    format!("c{number}.last")
+                };
+                let id = attempts.len();
+                attempts.push(Rc::new(self.attempt(client, number, name, most_events, id)));
+            }
+        }
+        attempts
+    }
+
+    fn attempt(&self, client: &Client, number: usize, name: String, most_events: u16, id: usize) -> Attempt {
+        let body = BODIES[client.body];
+        let parsed: Value = serde_json::from_str(body).expect("JSON");
+        Attempt {
+            client: number,
+            project: ProjectId::parse("acme").expect("a project id"),
+            key: record_key(client.key),
+            claimant: Claimant {
+                owner: Owner::from_record(name.clone()),
+                batch_id: batch_id(id),
+                fingerprint: Fingerprint::of(body.as_bytes()),
+            },
+            batch: Batch::parse(body.as_bytes()).expect("a good batch"),
+            events: parsed["events"].as_array().expect("events").clone(),
+            most_events,
+            window: self.window,
+            ahead: client.ahead,
+            name,
+        }
+    }
+}
+
+/// How long after its caller is gone a call may still land, and how far sandboxes' clocks lie
+/// apart: together just less than the 700 ms by which a lease outlives its holder.
+pub const LANDING: u64 = 399;
+pub const SKEW: u64 = 300;
+
+/// A point in real time.
+pub fn at(millis: u64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}

@@ -1,0 +1,198 @@
+//! The state table and the queue in memory.
+//!
+//! [`Table`] and [`check_call`] are plain data and functions, so that the explorer can keep many
+//! worlds at once; [`MemoryStore`] and [`MemoryQueue`] make ports of them. The contract suite
+//! runs the same tests over these and over `DynamoDB` and SQS, so that they cannot drift apart.
+
+use event_ingest::clock::Timestamp;
+use event_ingest::delivery::{Envelope, Fate, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue};
+use event_ingest::idempotency::{
+    Claimed, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, StoreError, TakeOver,
+};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// Records by partition key. Every write has the condition that `aws::state_table` has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Table {
+    items: BTreeMap<String, Record>,
+}
+
+impl Table {
+    /// What the table holds, expired or not.
+    pub fn get(&self, key: &RecordKey) -> Option<&Record> {
+        self.items.get(key.as_str())
+    }
+
+    /// Puts a record whatever is there, as only a test may.
+    pub fn put(&mut self, key: &RecordKey, record: Record) {
+        self.items.insert(key.as_str().to_owned(), record);
+    }
+
+    /// The table's TTL removes a record.
+    pub fn delete(&mut self, key: &RecordKey) {
+        self.items.remove(key.as_str());
+    }
+
+    /// `attribute_not_exists(pk) OR expires_at <= :now`
+    pub fn claim(&mut self, key: &RecordKey, record: &Record, now: Timestamp) -> Claimed {
+        let old = self.get(key);
+        if old.is_none_or(|old| old.expires_at <= now.seconds()) {
+            self.put(key, record.clone());
+            return Claimed::Done(record.clone());
+        }
+        Claimed::Refused(old.cloned())
+    }
+
+    /// `owner = :seen AND state = in_progress AND lease_until <= :now`
+    pub fn take_over(&mut self, key: &RecordKey, take_over: &TakeOver, now: Timestamp) -> Claimed {
+        let Some(old) = self.items.get_mut(key.as_str()) else {
+            return Claimed::Refused(None);
+        };
+        let owner_is_seen = old.owner == take_over.seen;
+        let in_progress = old.state == State::InProgress;
+        let lease_lapsed = old.lease_until <= now;
+        if owner_is_seen && in_progress && lease_lapsed {
+            old.owner = take_over.owner.clone();
+            old.attempt += 1;
+            old.lease_until = take_over.lease_until;
+            old.expires_at = take_over.expires_at;
+            return Claimed::Done(old.clone());
+        }
+        Claimed::Refused(Some(old.clone()))
+    }
+
+    /// `owner = :owner`
+    pub fn complete(&mut self, key: &RecordKey, owner: &Owner, expires_at: u64) -> Fenced {
+        match self.items.get_mut(key.as_str()) {
+            Some(old) if old.owner == *owner => {
+                old.state = State::Accepted;
+                old.expires_at = expires_at;
+                Fenced::Done
+            }
+            _ => Fenced::Lost,
+        }
+    }
+
+    /// `owner = :owner AND state = in_progress`
+    pub fn release(
+        &mut self,
+        key: &RecordKey,
+        owner: &Owner,
+        delivered: Option<&Delivered>,
+        expires_at: u64,
+    ) -> Fenced {
+        match self.items.get_mut(key.as_str()) {
+            Some(old) if old.owner == *owner && old.state == State::InProgress => {
+                old.lease_until = Timestamp::from_millis(0);
+                old.expires_at = expires_at;
+                if let Some(delivered) = delivered {
+                    old.delivered = delivered.clone();
+                }
+                Fenced::Done
+            }
+            _ => Fenced::Lost,
+        }
+    }
+}
+
+/// A [`StateStore`] that answers at once and never fails.
+#[derive(Default)]
+pub struct MemoryStore {
+    table: RefCell<Table>,
+}
+
+impl StateStore for MemoryStore {
+    async fn get(&self, key: &RecordKey, _by: Timestamp) -> Result<Option<Record>, StoreError> {
+        Ok(self.table.borrow().get(key).cloned())
+    }
+
+    async fn claim(
+        &self,
+        key: &RecordKey,
+        record: &Record,
+        now: Timestamp,
+        _by: Timestamp,
+    ) -> Result<Claimed, StoreError> {
+        Ok(self.table.borrow_mut().claim(key, record, now))
+    }
+
+    async fn take_over(
+        &self,
+        key: &RecordKey,
+        take_over: &TakeOver,
+        now: Timestamp,
+        _by: Timestamp,
+    ) -> Result<Claimed, StoreError> {
+        Ok(self.table.borrow_mut().take_over(key, take_over, now))
+    }
+
+    async fn complete(
+        &self,
+        key: &RecordKey,
+        owner: &Owner,
+        expires_at: u64,
+        _by: Timestamp,
+    ) -> Result<Fenced, StoreError> {
+        Ok(self.table.borrow_mut().complete(key, owner, expires_at))
+    }
+
+    async fn release(
+        &self,
+        key: &RecordKey,
+        owner: &Owner,
+        delivered: Option<&Delivered>,
+        expires_at: u64,
+        _by: Timestamp,
+    ) -> Result<Fenced, StoreError> {
+        Ok(self.table.borrow_mut().release(key, owner, delivered, expires_at))
+    }
+}
+
+/// What SQS says of a whole call before it looks at entries: `Err` is final.
+///
+/// It counts a message's body and its attributes' names, types and values.
+pub fn check_call(envelope: &Envelope, messages: &[Message]) -> Result<(), &'static str> {
+    let attributes = envelope.attributes();
+    let attributes: usize = attributes.iter().map(|(name, value)| name.len() + "String".len() + value.len()).sum();
+    let sizes = messages.iter().map(|message| attributes + message.body.len());
+    match messages.len() {
+        0 => return Err("EmptyBatchRequest"),
+        1..=MAX_CALL_MESSAGES => {}
+        _ => return Err("TooManyEntriesInBatchRequest"),
+    }
+    if sizes.sum::<usize>() > MAX_CALL_BYTES {
+        return Err("BatchRequestTooLong");
+    }
+    if !messages.iter().all(|message| message.body.chars().all(is_allowed)) {
+        return Err("InvalidMessageContents");
+    }
+    Ok(())
+}
+
+fn is_allowed(char: char) -> bool {
+    matches!(char, '\t' | '\n' | '\r' | '\u{20}'..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..)
+}
+
+/// A [`Queue`] that answers at once.
+#[derive(Default)]
+pub struct MemoryQueue {
+    taken: RefCell<Vec<String>>,
+}
+
+impl MemoryQueue {
+    /// The bodies taken since the last call, in order.
+    pub fn drain(&self) -> Vec<String> {
+        self.taken.take()
+    }
+}
+
+impl Queue for MemoryQueue {
+    async fn send(&self, envelope: &Envelope, messages: &[Message], _by: Timestamp) -> Vec<Fate> {
+        if check_call(envelope, messages).is_err() {
+            return vec![Fate::Rejected; messages.len()];
+        }
+        self.taken.borrow_mut().extend(messages.iter().map(|message| message.body.clone()));
+        vec![Fate::Acknowledged; messages.len()]
+    }
+}
