@@ -2,6 +2,7 @@
 //! and its number alone, so the same seed breaks the same calls whatever the scheduling.
 
 use crate::fault_proxy::{Call, Fault, Op};
+use sha2::{Digest, Sha256};
 use std::time::Duration;
 
 /// A seed and how often things go wrong.
@@ -18,9 +19,9 @@ pub struct FaultPlan {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trouble {
     None,
-    /// SQS keeps refusing some messages.
+    /// SQS refuses the same messages for longer than one invocation lasts.
     Queue,
-    /// SQS keeps refusing some messages and the state table takes no release.
+    /// The same, and the state table takes no release.
     QueueAndRelease,
     /// The state table takes no completion.
     Completion,
@@ -35,9 +36,13 @@ impl FaultPlan {
             return kill(&mut rng);
         }
         match (self.trouble(&call.label), call.op) {
-            (Trouble::Queue, Op::Send) if call.nth <= 12 && rng.f64() < 0.9 => return partial(call, &mut rng),
-            (Trouble::QueueAndRelease, Op::Send) if call.nth <= 8 => return partial(call, &mut rng),
-            (Trouble::QueueAndRelease, Op::Release) if call.nth <= 60 => return aws_error(call.op, &mut rng),
+            (Trouble::Queue | Trouble::QueueAndRelease, Op::Send) if call.nth <= 14 => {
+                let refused = self.refused_for_long(call);
+                if !refused.is_empty() {
+                    return Fault::Partial(refused);
+                }
+            }
+            (Trouble::QueueAndRelease, Op::Release) if call.nth <= 30 => return aws_error(call.op, &mut rng),
             (Trouble::Completion, Op::Complete) if call.nth <= 90 => return aws_error(call.op, &mut rng),
             _ => {}
         }
@@ -46,22 +51,27 @@ impl FaultPlan {
 
     /// A generator for whatever `name` stands for.
     pub fn rng(&self, name: &str) -> fastrand::Rng {
-        // FNV-1a: any well-mixed and stable hash does.
-        let hash = format!("{}/{name}", self.seed)
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        fastrand::Rng::with_seed(hash)
+        let hash: [u8; 32] = Sha256::digest(format!("{}/{name}", self.seed)).into();
+        let (seed, _) = hash.split_first_chunk().expect("32 bytes");
+        fastrand::Rng::with_seed(u64::from_be_bytes(*seed))
+    }
+
+    /// About half of a batch's messages, always the same ones.
+    fn refused_for_long(&self, call: &Call) -> Vec<usize> {
+        let entries = call.entries().iter().enumerate();
+        let is_refused = |first: Option<&u16>| self.rng(&format!("refusal of {} {first:?}", call.label)).bool();
+        entries.filter(|(_, entry)| is_refused(entry.events.first())).map(|(position, _)| position).collect()
     }
 
     fn trouble(&self, label: &str) -> Trouble {
         let lot = self.rng(&format!("trouble of {label}")).f64() * 100.0;
         // As rare as faults are.
         let share = self.fault_percent / 10.0;
-        if lot < 2.0 * share {
+        if lot < 4.0 * share {
             Trouble::Queue
-        } else if lot < 3.0 * share {
+        } else if lot < 6.0 * share {
             Trouble::QueueAndRelease
-        } else if lot < 5.0 * share {
+        } else if lot < 8.0 * share {
             Trouble::Completion
         } else {
             Trouble::None

@@ -76,10 +76,9 @@ impl Fault {
     }
 }
 
-/// One message of a send: whose events it carries.
+/// One message of a send: which events it carries.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    pub batch_id: String,
     pub events: Vec<u16>,
 }
 
@@ -380,7 +379,6 @@ fn operation(target: &str, body: &Value) -> Op {
 fn payload(op: Op, body: &Value) -> Payload {
     #[derive(Deserialize)]
     struct Message {
-        batch_id: String,
         events: Vec<Event>,
     }
     #[derive(Deserialize)]
@@ -402,7 +400,7 @@ fn payload(op: Op, body: &Value) -> Payload {
                 let message: Message = serde_json::from_str(body).expect("the message of contract section 4");
                 let index = |event: Event| event.id.rsplit_once('-').and_then(|(_, index)| index.parse().ok());
                 let events = message.events.into_iter().map(index);
-                Entry { batch_id: message.batch_id, events: events.collect::<Option<_>>().expect("event ids") }
+                Entry { events: events.collect::<Option<_>>().expect("event ids") }
             });
             Payload::Entries(entries.collect())
         }

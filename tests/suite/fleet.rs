@@ -53,7 +53,8 @@ impl Fleet {
         let free = self.take.lock().await.recv().await.expect("the sender lives in self");
         let sandbox = match free {
             Some(sandbox) => sandbox,
-            None => self.wire.sandbox(&self.aws, |settings| settings).await,
+            // Small messages make for many of them, so that a batch can be in the queue by halves.
+            None => self.wire.sandbox(&self.aws, |settings| settings.with("MAX_EVENTS_PER_MESSAGE", "10")).await,
         };
         let run = sandbox.invoke(label, event).await;
         let (answer, end) = match run.outcome {

@@ -43,7 +43,6 @@ pub struct Running {
 pub struct RuntimeApi {
     server: HttpServer,
     invocations: mpsc::UnboundedSender<Invocation>,
-    shared: Arc<Shared>,
 }
 
 struct Invocation {
@@ -58,19 +57,15 @@ struct Invocation {
 struct Shared {
     queue: tokio::sync::Mutex<mpsc::UnboundedReceiver<Invocation>>,
     running: Mutex<HashMap<String, oneshot::Sender<Reported>>>,
-    init_error: Mutex<Option<Bytes>>,
 }
 
 impl RuntimeApi {
     pub async fn start() -> Self {
         let (invocations, queue) = mpsc::unbounded_channel();
         let queue = tokio::sync::Mutex::new(queue);
-        let shared = Arc::new(Shared { queue, running: Mutex::default(), init_error: Mutex::default() });
-        let handler = {
-            let shared = shared.clone();
-            move |request| shared.clone().handle(request)
-        };
-        Self { server: HttpServer::start(handler).await, invocations, shared }
+        let shared = Arc::new(Shared { queue, running: Mutex::default() });
+        let server = HttpServer::start(move |request| shared.clone().handle(request)).await;
+        Self { server, invocations }
     }
 
     /// The value of `AWS_LAMBDA_RUNTIME_API`.
@@ -87,11 +82,6 @@ impl RuntimeApi {
         assert!(self.invocations.send(invocation).is_ok(), "the emulator holds the receiver");
         Running { since: fetched.await.expect("the emulator runs"), reported }
     }
-
-    /// What the function said of an initialisation that failed.
-    pub fn init_error(&self) -> Option<Bytes> {
-        self.shared.init_error.lock().expect("no panic").clone()
-    }
 }
 
 impl Shared {
@@ -104,10 +94,8 @@ impl Shared {
                 Ok(self.report(id, Reported::Response(request.into_body())))
             }
             (&Method::POST, ["invocation", id, "error"]) => Ok(self.report(id, Reported::Error(request.into_body()))),
-            (&Method::POST, ["init", "error"]) => {
-                *self.init_error.lock().expect("no panic") = Some(request.into_body());
-                Ok(accepted())
-            }
+            // The process then exits, which is what a sandbox looks at.
+            (&Method::POST, ["init", "error"]) => Ok(accepted()),
             _ => Ok(with_status(StatusCode::NOT_FOUND)),
         }
     }

@@ -149,7 +149,7 @@ pub struct Invoked {
     pub outcome: Outcome,
 }
 
-/// A running sandbox; dropping it kills it.
+/// A running sandbox; dropping it kills it and looks at what it wrote.
 pub struct Sandbox {
     life: Arc<Life>,
     runtime_api: RuntimeApi,
@@ -195,10 +195,6 @@ impl Sandbox {
         Self { life, runtime_api, settings, output, reading }
     }
 
-    pub fn life(&self) -> &Arc<Life> {
-        &self.life
-    }
-
     /// Runs one event as Lambda does, time-out included. `label` tells the fault layer what it is about.
     pub async fn invoke(&self, label: &str, event: &Value) -> Invoked {
         static INVOCATIONS: AtomicU64 = AtomicU64::new(1);
@@ -237,11 +233,6 @@ impl Sandbox {
         self.output.stdout.lock().expect("no panic").iter().map(|line| json_object(line)).collect()
     }
 
-    /// The init error reported to Lambda, if any.
-    pub fn init_error(&self) -> Option<Bytes> {
-        self.runtime_api.init_error()
-    }
-
     /// Waits for the process to end by itself and for the rest of its output.
     pub async fn exited(&mut self) -> (ExitStatus, Vec<Value>) {
         let status = self.life.exited().await;
@@ -249,13 +240,10 @@ impl Sandbox {
         (status, self.logs())
     }
 
-    /// Ends it and tells its log lines. Whatever it wrote that is no JSON object on standard
-    /// output fails the test.
+    /// Ends it and tells its log lines.
     pub async fn end(mut self) -> Vec<Value> {
         self.life.kill().await;
         self.finish_reading().await;
-        let stderr = self.output.stderr.lock().expect("no panic").join("\n");
-        assert_eq!(stderr, "", "standard error is not a place for logs");
         self.logs()
     }
 
@@ -268,9 +256,14 @@ impl Sandbox {
     }
 }
 
+/// Whatever a sandbox wrote that is no JSON object on standard output fails the test.
 impl Drop for Sandbox {
     fn drop(&mut self) {
         self.life.kill.notify_one();
+        if !std::thread::panicking() {
+            self.logs();
+            assert_eq!(*self.output.stderr.lock().expect("no panic"), [""; 0], "standard error is no place for logs");
+        }
     }
 }
 

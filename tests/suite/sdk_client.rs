@@ -23,15 +23,11 @@ impl Retries {
         longest_pause: Duration::from_secs(8),
         timeout: Duration::from_secs(10),
     };
-
-    /// As the SDK, but until there is a definite answer.
-    pub const PATIENT: Self = Self { attempts: 200, ..Self::SDK };
 }
 
 /// One try of a request as its client saw it.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    pub started: Instant,
     pub ended: Instant,
     /// `None` where none came.
     pub answer: Option<Answer>,
@@ -53,9 +49,8 @@ pub async fn send<F: Future<Output = Option<Answer>>>(
     let mut tried = Vec::new();
     let mut pause = retries.first_pause;
     loop {
-        let started = Instant::now();
         let answer = tokio::time::timeout(retries.timeout, once()).await.ok().flatten();
-        let attempt = Attempt { started, ended: Instant::now(), answer };
+        let attempt = Attempt { ended: Instant::now(), answer };
         let done = attempt.is_definite();
         tried.push(attempt);
         if done || tried.len() == retries.attempts {
