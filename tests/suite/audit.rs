@@ -294,7 +294,9 @@ impl Judge<'_> {
             }
         }
         self.report.batches_with_doubles += usize::from(doubled);
-        faults.into_iter().for_each(|fault| self.fault(fault));
+        for fault in faults {
+            self.fault(fault);
+        }
     }
 
     fn standing(&self, send: &Call, index: u16) -> Standing {

@@ -12,6 +12,7 @@ use crate::fault_proxy::Wire;
 use crate::fleet::Fleet;
 use crate::gateway_event::post;
 use crate::local_aws;
+use crate::sandbox::CALM;
 use crate::sdk_client::{self, Attempt, Retries};
 use crate::test_app::{KEY, PROJECT, Resources};
 use serde_json::{Value, json};
@@ -70,6 +71,7 @@ enum Story {
 
 #[tokio::test]
 async fn no_event_is_lost_or_doubled_without_a_reason() {
+    let _alone = CALM.write().await;
     let run = Run::from_env();
     let began = Instant::now();
     let aws = Resources::create().await;
