@@ -227,6 +227,9 @@ impl Judge<'_> {
         if ids.len() > 1 {
             self.fault(format!("several batch ids: {ids:?}"));
         }
+        for error in self.matter.calls.iter().filter_map(|call| call.broken.as_ref()) {
+            self.faults.push(format!("the local AWS failed, so this run says nothing: {error}"));
+        }
         // The wire's ledger is what everything below rests on.
         let noted: usize = self.matter.sends().map(|send| taken(send).count()).sum();
         if noted != self.matter.copies.len() {

@@ -1,7 +1,9 @@
 //! The wire between sandboxes and the local AWS: passes calls on, breaks them as planned, and
 //! keeps a ledger of what really took effect and what the function got to know of it.
 //!
-//! A call that is on the wire goes on whatever becomes of its caller, as it does on a network.
+//! A call that is on the wire goes on whatever becomes of its caller, as it does on a network. Only
+//! one that had to queue for the local AWS is dropped with its caller: otherwise the function's
+//! retries would drown a slow machine.
 
 use crate::http_server::{Cut, HttpServer, fetch};
 use crate::runtime_api::epoch_millis;
@@ -14,9 +16,9 @@ use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// What a call is for, told by its target and its expressions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -115,6 +117,8 @@ pub struct Call {
     pub replied: Option<Instant>,
     /// Whether that reply was an error.
     pub refused: bool,
+    /// What kept the local AWS from answering, which no fault of ours does.
+    pub broken: Option<String>,
 }
 
 impl Call {
@@ -137,6 +141,9 @@ impl Call {
     }
 }
 
+/// How many calls the local AWS, one Python thread, is given at a time.
+const LINES: usize = 16;
+
 type Plan = Box<dyn Fn(&Call) -> Fault + Send + Sync>;
 
 /// The wire.
@@ -144,6 +151,7 @@ pub struct Wire {
     upstream: String,
     plan: Plan,
     ledger: Mutex<Ledger>,
+    lines: Semaphore,
     under_way: watch::Sender<usize>,
     arrivals: watch::Sender<usize>,
 }
@@ -173,7 +181,8 @@ impl Wire {
     pub fn new(endpoint: &str, plan: impl Fn(&Call) -> Fault + Send + Sync + 'static) -> Arc<Self> {
         let upstream = endpoint.strip_prefix("http://").expect("plain HTTP").to_owned();
         let (under_way, arrivals) = (watch::Sender::new(0), watch::Sender::new(0));
-        Arc::new(Self { upstream, plan: Box::new(plan), ledger: Mutex::default(), under_way, arrivals })
+        let lines = Semaphore::new(LINES);
+        Arc::new(Self { upstream, plan: Box::new(plan), ledger: Mutex::default(), lines, under_way, arrivals })
     }
 
     /// Starts a sandbox behind this wire; `adapt` changes its settings.
@@ -210,7 +219,10 @@ impl Wire {
 
     async fn handle(self: Arc<Self>, caller: Arc<Life>, request: Request<Bytes>) -> Result<Response<Bytes>, Cut> {
         let (index, op, fault) = self.enter(&caller, &request);
-        let forward = |request, wait| self.clone().forward(index, request, wait);
+        // Dropped with this future, when the caller hangs up.
+        let waiting = Arc::new(());
+        let caller_waits = Arc::downgrade(&waiting);
+        let forward = |request, wait| self.clone().forward(index, request, wait, caller_waits.clone());
         let reply = match fault {
             Fault::None => forward(request, Duration::ZERO).await,
             Fault::Error(status, code) => Ok(aws_error(op, status, code)),
@@ -223,7 +235,7 @@ impl Wire {
             Fault::Hang => std::future::pending().await,
             Fault::CutBefore => Err(Cut),
             Fault::CutAfter => forward(request, Duration::ZERO).await.and(Err(Cut)),
-            Fault::Partial(refused) => self.clone().forward_partly(index, request, &refused).await,
+            Fault::Partial(refused) => self.clone().forward_partly(index, request, &refused, caller_waits).await,
             Fault::KillBefore => {
                 caller.kill().await;
                 Err(Cut)
@@ -272,6 +284,7 @@ impl Wire {
             taken: Vec::new(),
             replied: None,
             refused: false,
+            broken: None,
         };
         call.taken = vec![false; call.entries().len()];
         call.fault = (self.plan)(&call);
@@ -289,30 +302,50 @@ impl Wire {
         index: usize,
         request: Request<Bytes>,
         wait: Duration,
+        caller_waits: Weak<()>,
     ) -> impl Future<Output = Result<Response<Bytes>, Cut>> {
         self.under_way.send_modify(|count| *count += 1);
         let task = tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            let reply = self.fetch(request).await;
-            if reply.status() == StatusCode::OK {
-                let reply: Value = serde_json::from_slice(reply.body()).expect("AWS JSON");
-                self.update(index, |call| {
-                    call.effect = Some(Instant::now());
-                    if call.op == Op::Send {
-                        mark_taken(call, &reply);
-                    }
-                });
-            }
+            let reply = self.land(index, request, wait, caller_waits).await;
             self.under_way.send_modify(|count| *count -= 1);
             reply
         });
-        async move { task.await.map_err(|_| Cut) }
+        async move { task.await.map_err(|_| Cut)? }
     }
 
-    async fn fetch(&self, request: Request<Bytes>) -> Response<Bytes> {
+    async fn land(
+        &self,
+        index: usize,
+        request: Request<Bytes>,
+        wait: Duration,
+        caller_waits: Weak<()>,
+    ) -> Result<Response<Bytes>, Cut> {
+        tokio::time::sleep(wait).await;
+        let _line = self.lines.acquire().await.expect("never closed");
+        // One that is to land late does so without its caller.
+        if wait.is_zero() && caller_waits.strong_count() == 0 {
+            return Err(Cut);
+        }
         let (mut head, body) = request.into_parts();
         head.headers.insert("host", self.upstream.parse().expect("an address"));
-        fetch(&self.upstream, Request::from_parts(head, body)).await.expect("the local AWS answers")
+        match fetch(&self.upstream, Request::from_parts(head, body)).await {
+            Ok(reply) => {
+                if reply.status() == StatusCode::OK {
+                    let reply: Value = serde_json::from_slice(reply.body()).expect("AWS JSON");
+                    self.update(index, |call| {
+                        call.effect = Some(Instant::now());
+                        if call.op == Op::Send {
+                            mark_taken(call, &reply);
+                        }
+                    });
+                }
+                Ok(reply)
+            }
+            Err(error) => {
+                self.update(index, |call| call.broken = Some(error.to_string()));
+                Err(Cut)
+            }
+        }
     }
 
     /// Keeps some entries of a send from the queue and reports them failed, as SQS does.
@@ -321,6 +354,7 @@ impl Wire {
         index: usize,
         request: Request<Bytes>,
         refused: &[usize],
+        caller_waits: Weak<()>,
     ) -> Result<Response<Bytes>, Cut> {
         let (mut head, body) = request.into_parts();
         let mut body: Value = serde_json::from_slice(&body).expect("AWS JSON");
@@ -338,7 +372,7 @@ impl Wire {
         body["Entries"] = kept.into_iter().map(|(_, entry)| entry).collect();
         head.headers.remove("content-length");
         let request = Request::from_parts(head, Bytes::from(body.to_string()));
-        let reply = self.forward(index, request, Duration::ZERO).await?;
+        let reply = self.forward(index, request, Duration::ZERO, caller_waits).await?;
         let mut reply: Value = serde_json::from_slice(reply.body()).expect("AWS JSON");
         match reply["Failed"].as_array_mut() {
             Some(others) => others.extend(failed),

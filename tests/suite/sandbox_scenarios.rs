@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::RwLockReadGuard;
 
 /// Tables and a queue, and [`KEY`] for project `acme`.
@@ -309,13 +309,10 @@ async fn an_odd_deadline_is_survived() {
 async fn a_deadline_too_near_is_a_503_without_a_trace() {
     let aws = aws().await;
     let wire = wire(|_| Fault::None);
-    let deadline = DeadlineHeader::Constant(epoch_millis() + 60_000);
-    let sandbox = wire.sandbox(&aws, |settings| settings.deadline(deadline)).await;
-    sandbox.send(&post().build()).await.answer().assert_accepted();
-    assert_copies(&aws, 1, 1).await;
     let short = wire.sandbox(&aws, |settings| settings.timeout(Duration::from_millis(500))).await;
     assert_unavailable(&short.send(&post().build()).await.answer());
     assert!(aws.drain().await.is_empty());
+    assert_eq!(aws.count_records().await, 0);
 }
 
 #[tokio::test]
@@ -387,11 +384,9 @@ async fn every_step_of_a_lost_acknowledgement_ends_in_the_queue() {
             let doubled = op == Op::Send && fault == Fault::CutAfter;
             let wire = wire(move |call| if call.is(op, 1) { fault.clone() } else { Fault::None });
             let sandbox = sandbox(&wire, &aws).await;
-            let started = Instant::now();
             sandbox.send(&batch(2).build()).await.answer().assert_accepted();
             let each = if doubled { 2 } else { 1 };
             assert_copies(&aws, 2, each).await;
-            assert!(started.elapsed() < Duration::from_secs(30));
         }
     }
 }
