@@ -7,8 +7,8 @@
 use crate::behaviour::{Answer, Call, CallId, Lab, NodeId, Op, Reply, Seen};
 use crate::guarantees::{Copy, Memory, Violation, Write};
 use crate::memory::Table;
-use crate::search::describe_op;
 use crate::scenario::{Attempt, AttemptId, BEGIN, BODIES, Scenario, at, batch_id, record_key};
+use crate::search::describe_op;
 use event_ingest::clock::Timestamp;
 use event_ingest::deadline::{FUNCTION_TIMEOUT, RESERVE, TWIN_WAIT};
 use event_ingest::delivery::Fate;
@@ -267,7 +267,12 @@ impl Rules {
         let mut instants: Vec<u64> = Vec::new();
         if let Some(live) = live {
             let reserve = live.born + millis(FUNCTION_TIMEOUT - RESERVE);
-            instants.extend([reserve, reserve + 1, live.born + millis(TWIN_WAIT), live.born + millis(FUNCTION_TIMEOUT)]);
+            instants.extend([
+                reserve,
+                reserve + 1,
+                live.born + millis(TWIN_WAIT),
+                live.born + millis(FUNCTION_TIMEOUT),
+            ]);
             instants.extend(self.dues(live));
         }
         let spec = &self.scenario.clients[client];
@@ -521,9 +526,7 @@ impl Rules {
         let reply = match &call.op {
             Op::Sleep => unreachable!("nobody carries out a sleep"),
             Op::Get => Reply::Got(before.clone()),
-            Op::Claim { record, now } => {
-                Reply::Claimed(Rc::make_mut(&mut world.table).claim(record_key, record, *now))
-            }
+            Op::Claim { record, now } => Reply::Claimed(Rc::make_mut(&mut world.table).claim(record_key, record, *now)),
             Op::TakeOver { take_over, now } => {
                 Reply::Claimed(Rc::make_mut(&mut world.table).take_over(record_key, take_over, *now))
             }
