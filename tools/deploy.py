@@ -116,7 +116,8 @@ def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: b
         "--template-file", str(template),
         "--region", region,
         *(["--stack-name", arguments.stack] if arguments.stack else []),
-        "--parameter-overrides", *(f"{name}={value}" for name, value in parameters.items()),
+        # Quoted, as sam takes no empty value otherwise.
+        "--parameter-overrides", *(f'{name}="{value}"' for name, value in parameters.items()),
     ]  # fmt: skip
     if arguments.yes:
         run_logged(
