@@ -101,14 +101,19 @@ def confirm(question: str) -> None:
 # ── Deploying ────────────────────────────────────────────────────────────────────────────────
 
 
-def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: bool) -> None:
+def parameters(arguments: argparse.Namespace) -> list[str]:
+    """The template's parameters, as sam takes them: quoted, since it takes no empty one otherwise."""
     overrides = profile_settings(arguments.profile).get("parameter_overrides", [])
     if isinstance(overrides, str):  # as sam writes them
         overrides = shlex.split(overrides)
-    parameters = dict(pair.split("=", 1) for pair in [*overrides, *arguments.param])
+    values = dict(pair.split("=", 1) for pair in [*overrides, *arguments.param])
     # A local AWS does not tell functions where it is. And the address of one must never come to
     # AWS, from a profile that a guided deployment to the local one wrote.
-    parameters["EndpointUrl"] = os.environ.get("AWS_ENDPOINT_URL", "")
+    values["EndpointUrl"] = os.environ.get("AWS_ENDPOINT_URL", "")
+    return [f'{name}="{value}"' for name, value in values.items()]
+
+
+def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: bool) -> None:
     command = [
         "sam", "deploy",
         "--config-file", str(SAMCONFIG),
@@ -116,8 +121,7 @@ def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: b
         "--template-file", str(template),
         "--region", region,
         *(["--stack-name", arguments.stack] if arguments.stack else []),
-        # Quoted, as sam takes no empty value otherwise.
-        "--parameter-overrides", *(f'{name}="{value}"' for name, value in parameters.items()),
+        "--parameter-overrides", *parameters(arguments),
     ]  # fmt: skip
     if arguments.yes:
         run_logged(
@@ -242,7 +246,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     arguments.state_dir.mkdir(parents=True, exist_ok=True)
     if not arguments.no_build:
-        build(arguments.state_dir)
+        build(arguments.state_dir, parameters(arguments))
     template = arguments.state_dir / "build" / "template.yaml"
     since = time.time()
     say(f"deploying stack {stack} with sam deploy")

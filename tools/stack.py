@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -80,18 +81,26 @@ def run_logged(command: list[str], log: Path, remedy: str) -> None:
 # ── The stack ────────────────────────────────────────────────────────────────────────────────
 
 
-def build(state_dir: Path) -> Path:
-    """Build the function and return the template that says where it is."""
+def build(state_dir: Path, parameters: Sequence[str] = ()) -> Path:
+    """Build the function and return the template that says where it is.
+
+    Of the parameters it is the architecture that decides what is built.
+    """
     say("building the function for release with sam build (minutes the first time, then seconds)")
     target = state_dir / "build"
     # One at a time: tests come here side by side, and all builds share cargo's target directory.
     with (ROOT / "template.yaml").open() as template:
         fcntl.flock(template, fcntl.LOCK_EX)
         run_logged(
-            ["sam", "build", "--template-file", template.name, "--build-dir", str(target)],
+            [
+                "sam", "build",
+                "--template-file", template.name,
+                "--build-dir", str(target),
+                *(["--parameter-overrides", *parameters] if parameters else []),
+            ],
             state_dir / "build.log",
             "If it is the code that does not compile, `cargo build --release` shows it best.",
-        )
+        )  # fmt: skip
     return target / "template.yaml"
 
 

@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 
 mod checks;
+mod deploy_command;
 mod deployed;
 mod gateway_event;
 mod local_aws;
@@ -11,4 +12,5 @@ mod rate_limit;
 mod rate_limit_simulation;
 mod rules;
 mod samples;
+mod template;
 mod test_app;
