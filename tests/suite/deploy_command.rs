@@ -64,14 +64,13 @@ fn a_good_deployment_ends_in_our_own_401_and_the_next_step() {
 
 #[test]
 fn a_function_that_cannot_start_is_reported_with_its_reason() {
-    let (from, to) = ("Ref: DedupWindowSeconds\n", "Fn::Join: ['', [!Ref DedupWindowSeconds, s]]\n");
-    let state = build_with("deploy-bad", from, to);
+    let state = build_with("deploy-bad", " STATE_TABLE:", " STATE_TABEL:");
     let (status, said) = deploy_locally("deploy-bad", &state, &["--yes"]);
     assert_eq!(status, Some(1), "{said}");
     for expected in [
         "The stack is deployed, but does not work",
         "Its function cannot start",
-        "bad configuration: DEDUP_WINDOW_SECONDS must be a whole number of seconds, at least 60",
+        "bad configuration: STATE_TABLE is required",
     ] {
         assert!(said.contains(expected), "{expected:?} is missing from {said}");
     }
