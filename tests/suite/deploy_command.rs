@@ -50,24 +50,28 @@ fn deploy_locally(stack: &str, state: &Path, options: &[&str]) -> (Option<i32>, 
     deploy(&all, &environment)
 }
 
+/// One test, as deploying takes a while, and two first deployments at once want to make one bucket.
 #[test]
-fn a_good_deployment_ends_in_our_own_401_and_the_next_step() {
+fn a_deployment_ends_in_our_own_401_or_in_the_reason_why_the_function_cannot_start() {
     let state = build_with("deploy-good", "", "");
-    let (status, said) = deploy_locally("deploy-good", &state, &["--yes"]);
+    let (status, said) = deploy_locally("deploy", &state, &["--yes"]);
     assert_eq!(status, Some(0), "{said}");
-    for expected in
-        ["account  000000000000", "HTTP 401 auth_required", "event-ingest-keys", "create --project", "curl -i"]
-    {
+    for expected in [
+        "account  000000000000",
+        "deploy, which is new",
+        "HTTP 401 auth_required",
+        "event-ingest-keys",
+        "create --project",
+        "curl -i",
+    ] {
         assert!(said.contains(expected), "{expected:?} is missing from {said}");
     }
-}
 
-#[test]
-fn a_function_that_cannot_start_is_reported_with_its_reason() {
     let state = build_with("deploy-bad", " STATE_TABLE:", " STATE_TABEL:");
-    let (status, said) = deploy_locally("deploy-bad", &state, &["--yes"]);
+    let (status, said) = deploy_locally("deploy", &state, &["--yes"]);
     assert_eq!(status, Some(1), "{said}");
     for expected in [
+        "deploy, now CREATE_COMPLETE",
         "The stack is deployed, but does not work",
         "Its function cannot start",
         "bad configuration: STATE_TABLE is required",

@@ -37,7 +37,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The template, with CloudFormation's tags in their long form: `!Ref X` is `{"Ref": "X"}`.
+/// The template, with its tags in their long form: `!Ref X` is `{"Ref": "X"}`.
 fn template() -> Value {
     to_json(yaml_serde::from_str(&read("template.yaml")).expect("YAML"))
 }
@@ -296,8 +296,8 @@ fn the_role_may_do_what_is_used_on_what_is_ours() {
     assert_eq!(granted.iter().map(String::as_str).collect::<Vec<_>>(), used);
 }
 
-/// What the template's parameters take is what the function takes, so that no deployment that
-/// CloudFormation lets through cannot start.
+/// What the template's parameters take is what the function takes, so that no stack that can be
+/// deployed holds a function that cannot start.
 #[test]
 fn parameters_have_the_bounds_of_the_configuration() {
     let template = template();
