@@ -23,7 +23,6 @@ import http.client
 import io
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -307,6 +306,31 @@ def put_key(aws: LocalAws, table: str, key: str, project: str, **more: Any) -> N
     aws.client("dynamodb").put_item(TableName=table, Item=item)
 
 
+def create_key(aws: LocalAws, table: str, project: str) -> str:
+    """Create a key as an operator does. The command prints it once, on standard output."""
+    say(f"creating an API key for project {project} with event-ingest-keys (built the first time)")
+    cargo = ["--locked", "--quiet", "--features", "cli", "--bin", "event-ingest-keys"]
+    run_logged(
+        ["cargo", "build", *cargo],
+        aws.state_dir / "keys-build.log",
+        "If it is the code that does not compile, `cargo build --all-features` shows it best.",
+    )
+    # A project has no two active keys of one name.
+    name = f"make run {uuid.uuid4()}"
+    create = ["create", "--table", table, "--project", project, "--name", name, "--mode", "test"]
+    created = subprocess.run(
+        ["cargo", "run", *cargo, "--", *create],
+        cwd=ROOT,
+        env=os.environ | {"AWS_ENDPOINT_URL": aws.url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if created.returncode != 0:
+        raise Failure(f"event-ingest-keys could not create a key:\n\n{created.stderr}")
+    return created.stdout.strip()
+
+
 def seed_sample_keys(aws: LocalAws, table: str) -> None:
     for key, more in SAMPLE_KEYS.items():
         put_key(aws, table, key, "local", **more)
@@ -392,9 +416,8 @@ def show_and_check_message(message: dict[str, Any], project: str) -> None:
 def walk_through(aws: LocalAws, outputs: dict[str, str]) -> str:
     """Show the API at work and return the API key it was done with."""
     api = Api(outputs["ApiUrl"], aws.url)
-    project, key = "acme", f"sk_test_{secrets.token_urlsafe(30)}"
-    say(f"creating an API key for project {project}, emptying the queue")
-    put_key(aws, outputs["ApiKeysTable"], key, project)
+    project = "acme"
+    key = create_key(aws, outputs["ApiKeysTable"], project)
     aws.client("sqs").purge_queue(QueueUrl=outputs["QueueUrl"])
 
     say("posting batches through API Gateway")
@@ -408,7 +431,21 @@ def walk_through(aws: LocalAws, outputs: dict[str, str]) -> str:
     )
     expect(answer, 422)
     show_and_check_message(receive(aws, outputs["QueueUrl"]), project)
+    show_client(aws, api, key)
     return key
+
+
+def show_client(aws: LocalAws, api: Api, key: str) -> None:
+    """Run the API page's own example with the TypeScript client."""
+    say("sending 250 events with the TypeScript client, as the API's page shows it")
+    sdk = ["npm", "--prefix", "sdk/typescript"]
+    npm = [*sdk, "ci", "--no-audit", "--no-fund", "--silent"]
+    run_logged(npm, aws.state_dir / "npm.log", "npm needs Node 20 and must reach its registry.")
+    run_logged([*sdk, "run", "build"], aws.state_dir / "npm.log", "")
+    os.environ.update(VIBEFOLLOW_API_KEY=key, VIBEFOLLOW_BASE_URL=aws.url, VIBEFOLLOW_HOST=api.host)
+    log = aws.state_dir / "example.log"
+    run_logged([*sdk, "--silent", "run", "example", "--", "250"], log, "")
+    print(f"\nThe page's example, sdk/typescript/examples/page.ts:\n\n  {log.read_text().strip()}")
 
 
 def print_what_next(aws: LocalAws, outputs: dict[str, str], key: str) -> None:

@@ -2,35 +2,11 @@
 
 use event_ingest::config::Config;
 use event_ingest::deadline::FUNCTION_TIMEOUT;
+use event_ingest::telemetry::{METRICS, NAMESPACE};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use yaml_serde::Value as Yaml;
-
-/// Every metric the function sends.
-const METRICS: [&str; 20] = [
-    "Accepted",
-    "AuthTime",
-    "BatchEvents",
-    "BodyBytes",
-    "ClaimTime",
-    "CompleteTime",
-    "CompletionFailures",
-    "DecodeTime",
-    "Duration",
-    "EventsAccepted",
-    "LimitTime",
-    "LimiterFailures",
-    "RateLimited",
-    "Rejected",
-    "Replayed",
-    "RequestInProgress",
-    "SendRetries",
-    "SendTime",
-    "ServerFaults",
-    "TakeOvers",
-];
-const NAMESPACE: &str = "EventIngest";
 
 fn read(name: &str) -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name);
