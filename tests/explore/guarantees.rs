@@ -151,7 +151,10 @@ impl World {
             self.copies.push(Copy { batch, event, body, sender, told: false, recorded: false, excused: !alive });
             let same = self.copies.iter().filter(|copy| copy.batch == batch && copy.event == event);
             if same.filter(|copy| !copy.excused).count() > 1 {
-                return violation(format!("4: event {event} is in the queue twice without an excuse, by {}", spec.name));
+                return violation(format!(
+                    "4: event {event} is in the queue twice without an excuse, by {}",
+                    spec.name
+                ));
             }
         }
         Ok(())
@@ -322,8 +325,8 @@ impl World {
     pub fn due_answer(&self, rules: &Rules, attempt: AttemptId) -> Due {
         let spec = rules.attempt(attempt);
         let memory = self.memories[rules.scenario.clients[spec.client].key].as_ref();
-        let reused = memory
-            .is_some_and(|memory| memory.until > self.now && memory.fingerprint != spec.claimant.fingerprint);
+        let reused =
+            memory.is_some_and(|memory| memory.until > self.now && memory.fingerprint != spec.claimant.fingerprint);
         if reused { Due::KeyReused } else { Due::Accepted }
     }
 

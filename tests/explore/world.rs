@@ -7,8 +7,8 @@
 use crate::behaviour::{Answer, Call, CallId, Lab, NodeId, Op, Reply, Seen};
 use crate::guarantees::{Copy, Memory, Violation, Write};
 use crate::memory::Table;
-use crate::search::describe_op;
 use crate::scenario::{Attempt, AttemptId, BEGIN, BODIES, Scenario, at, batch_id, record_key};
+use crate::search::describe_op;
 use event_ingest::clock::Timestamp;
 use event_ingest::deadline::{FUNCTION_TIMEOUT, RESERVE, TWIN_WAIT};
 use event_ingest::delivery::Fate;
@@ -249,7 +249,9 @@ impl Rules {
                 op => {
                     add(Turn::Done);
                     // A read that is answered late is a stale read.
-                    stalls.iter().for_each(|&until| add(Turn::Hold(until)));
+                    for &until in &stalls {
+                        add(Turn::Hold(until));
+                    }
                     if world.faults > 0 {
                         faulty_turns(op).into_iter().for_each(add);
                     }
@@ -266,8 +268,13 @@ impl Rules {
         }
         let mut instants: Vec<u64> = Vec::new();
         if let Some(live) = live {
-            let reserve = live.born + millis(FUNCTION_TIMEOUT - RESERVE);
-            instants.extend([reserve, reserve + 1, live.born + millis(TWIN_WAIT), live.born + millis(FUNCTION_TIMEOUT)]);
+            let reserve = live.born + millis(FUNCTION_TIMEOUT) - millis(RESERVE);
+            instants.extend([
+                reserve,
+                reserve + 1,
+                live.born + millis(TWIN_WAIT),
+                live.born + millis(FUNCTION_TIMEOUT),
+            ]);
             instants.extend(self.dues(live));
         }
         let spec = &self.scenario.clients[client];
@@ -521,9 +528,7 @@ impl Rules {
         let reply = match &call.op {
             Op::Sleep => unreachable!("nobody carries out a sleep"),
             Op::Get => Reply::Got(before.clone()),
-            Op::Claim { record, now } => {
-                Reply::Claimed(Rc::make_mut(&mut world.table).claim(record_key, record, *now))
-            }
+            Op::Claim { record, now } => Reply::Claimed(Rc::make_mut(&mut world.table).claim(record_key, record, *now)),
             Op::TakeOver { take_over, now } => {
                 Reply::Claimed(Rc::make_mut(&mut world.table).take_over(record_key, take_over, *now))
             }

@@ -148,7 +148,9 @@ fn owner(name: &str) -> Owner {
 
 fn delivered(indexes: &[usize], events: usize) -> Delivered {
     let mut delivered = Delivered::none(events);
-    indexes.iter().for_each(|&index| delivered.insert(index));
+    for &index in indexes {
+        delivered.insert(index);
+    }
     delivered
 }
 
@@ -446,7 +448,10 @@ async fn every_bitmap_comes_back_as_it_was<S: StateStore, Q>(subject: Subject<S,
         assert_eq!(subject.store.claim(&key, &record, NOW, by()).await, Ok(Claimed::Done(record.clone())));
         let read = subject.store.get(&key, by()).await.expect("an answer").expect("a record");
         assert_eq!(read.delivered, record.delivered);
-        assert_eq!((read.delivered.count(), read.delivered.covers(0..events)), (indexes.len(), indexes.len() == events));
+        assert_eq!(
+            (read.delivered.count(), read.delivered.covers(0..events)),
+            (indexes.len(), indexes.len() == events)
+        );
     }
 }
 
