@@ -359,3 +359,75 @@ pub trait StateStore {
         by: Timestamp,
     ) -> Result<Fenced, StoreError>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    fn me() -> Claimant {
+        let owner = Owner::from_record("me".to_owned());
+        Claimant { owner, batch_id: BatchId::new(NOW), fingerprint: Fingerprint::of(b"body") }
+    }
+
+    fn mine() -> Record {
+        Record {
+            state: State::InProgress,
+            fingerprint: me().fingerprint,
+            batch_id: BatchId::new(NOW),
+            owner: me().owner,
+            attempt: 1,
+            lease_until: Timestamp::from_millis(NOW.millis() + 1),
+            delivered: Delivered::none(1),
+            expires_at: NOW.seconds() + 1,
+        }
+    }
+
+    fn another() -> Record {
+        Record { owner: Owner::from_record("another".to_owned()), ..mine() }
+    }
+
+    fn decided(record: Record) -> Decision {
+        decide(Some(record), &me(), NOW)
+    }
+
+    #[test]
+    fn an_expired_record_is_none_whatever_it_says() {
+        assert_eq!(decide(None, &me(), NOW), Decision::Claim);
+        for record in [mine(), another()] {
+            for state in [State::InProgress, State::Accepted] {
+                for fingerprint in [me().fingerprint, Fingerprint::of(b"other")] {
+                    let expired = Record { state, fingerprint, expires_at: NOW.seconds(), ..record.clone() };
+                    assert_eq!(decided(expired), Decision::Claim);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn another_body_is_refused_whatever_the_record_says() {
+        for record in [mine(), another()] {
+            for state in [State::InProgress, State::Accepted] {
+                for lease_until in [NOW, record.lease_until] {
+                    let fingerprint = Fingerprint::of(b"other");
+                    let other = Record { state, fingerprint, lease_until, ..record.clone() };
+                    assert_eq!(decided(other), Decision::KeyReused);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_body_is_replayed_or_mine_or_waits_or_takes_over() {
+        for record in [mine(), another()] {
+            assert_eq!(decided(Record { state: State::Accepted, ..record }), Decision::Replay);
+        }
+        assert_eq!(decided(mine()), Decision::Mine(mine()));
+        assert_eq!(decided(another()), Decision::Wait { until: another().lease_until });
+        for record in [mine(), another()] {
+            let seen = record.owner.clone();
+            assert_eq!(decided(Record { lease_until: NOW, ..record }), Decision::TakeOver { seen });
+        }
+    }
+}

@@ -2,7 +2,7 @@
 """Breaks the protocol in one place at a time and checks that the tests notice.
 
     tools/mutants.py              every mutation of tests/mutants/mutants.toml
-    tools/mutants.py WORD ...     those whose name contains a word
+    tools/mutants.py WORD ...     those whose name or test contains a word, as `explore`
     tools/mutants.py --traces     with each counterexample
 
 Works on a copy of the tree under target/mutants, so that the tree itself is never touched and
@@ -41,7 +41,7 @@ def copy_tree() -> None:
 
 def cargo(arguments: list[str]) -> tuple[int | None, str]:
     """Runs cargo over the copy; the exit code is None if it did not end."""
-    environment = os.environ | {"CARGO_TARGET_DIR": str(ROOT / "target"), "RUST_BACKTRACE": "0", "RUSTFLAGS": ""}
+    environment = os.environ | {"CARGO_TARGET_DIR": str(ROOT / "target"), "RUST_BACKTRACE": "0"}
     process = subprocess.Popen(
         ["cargo", "test", "--quiet", *arguments],
         cwd=TREE, env=environment, text=True, start_new_session=True,
@@ -112,13 +112,14 @@ def judge(mutant: dict, traces: bool) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="only mutations whose name contains one of these")
+    parser.add_argument("words", nargs="*", help="only mutations whose name or test contains one of these")
     parser.add_argument("--traces", action="store_true", help="print each counterexample in full")
     options = parser.parse_args()
 
     mutants = tomllib.loads((ROOT / "tests/mutants/mutants.toml").read_text())["mutant"]
     if options.words:
-        mutants = [mutant for mutant in mutants if any(word in mutant["name"] for word in options.words)]
+        about = lambda mutant: mutant["name"] + mutant["test"]
+        mutants = [mutant for mutant in mutants if any(word in about(mutant) for word in options.words)]
     if not mutants:
         print("no mutation has such a name", file=sys.stderr)
         return 2

@@ -22,6 +22,7 @@
 //! The default bound takes well under a minute. The larger one, a few minutes:
 //! `cargo test --test explore -- --ignored --nocapture`.
 #![expect(clippy::expect_used, reason = "a helper that panics is a failed test")]
+#![expect(clippy::print_stdout, reason = "how much was explored is part of the result")]
 
 mod behaviour;
 mod guarantees;

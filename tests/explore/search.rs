@@ -97,10 +97,8 @@ impl Search {
     }
 
     fn check(&mut self, world: &World) -> Result<(), Violation> {
-        match world.seats.iter().any(|seat| seat.live.is_some()) {
-            true => Ok(()),
-            false => self.rules.check_epilogue(world),
-        }
+        let somebody_runs = world.seats.iter().any(|seat| seat.live.is_some());
+        if somebody_runs { Ok(()) } else { self.rules.check_epilogue(world) }
     }
 }
 

@@ -249,7 +249,9 @@ impl Rules {
                 op => {
                     add(Turn::Done);
                     // A read that is answered late is a stale read.
-                    stalls.iter().for_each(|&until| add(Turn::Hold(until)));
+                    for &until in &stalls {
+                        add(Turn::Hold(until));
+                    }
                     if world.faults > 0 {
                         faulty_turns(op).into_iter().for_each(add);
                     }
@@ -266,7 +268,7 @@ impl Rules {
         }
         let mut instants: Vec<u64> = Vec::new();
         if let Some(live) = live {
-            let reserve = live.born + millis(FUNCTION_TIMEOUT - RESERVE);
+            let reserve = live.born + millis(FUNCTION_TIMEOUT) - millis(RESERVE);
             instants.extend([
                 reserve,
                 reserve + 1,

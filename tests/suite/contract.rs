@@ -148,7 +148,9 @@ fn owner(name: &str) -> Owner {
 
 fn delivered(indexes: &[usize], events: usize) -> Delivered {
     let mut delivered = Delivered::none(events);
-    indexes.iter().for_each(|&index| delivered.insert(index));
+    for &index in indexes {
+        delivered.insert(index);
+    }
     delivered
 }
 
