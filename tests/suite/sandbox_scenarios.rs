@@ -271,10 +271,12 @@ async fn a_twin_waits_for_the_running_request_and_replays() {
 #[tokio::test]
 async fn a_twin_of_a_request_that_takes_too_long_is_told_to_come_back() {
     let aws = aws().await;
-    let wire = wire(|call| if call.op == Op::Send { Fault::Hang } else { Fault::None });
-    let holder = sandbox(&wire, &aws).await;
-    // It waits as long as its own deadline leaves it time to send: 1.3 s.
-    let twin = wire.sandbox(&aws, |settings| settings.timeout(Duration::from_secs(2))).await;
+    let wire = wire(|call| match call.op {
+        // The holder keeps its key to the end of its lease.
+        Op::Send | Op::Release => Fault::Hang,
+        _ => Fault::None,
+    });
+    let (holder, twin) = (sandbox(&wire, &aws).await, sandbox(&wire, &aws).await);
     let request = batch(3).build();
     let twin = async {
         wire.saw(Op::Send, 1).await;
@@ -283,8 +285,24 @@ async fn a_twin_of_a_request_that_takes_too_long_is_told_to_come_back() {
     let (holder, twin) = tokio::join!(holder.send(&request), twin);
     assert_unavailable(&holder.answer());
     twin.assert_error(503, "request_in_progress");
-    assert!((1..=4).contains(&retry_after(&twin)), "{twin:?}");
+    assert!((1..=3).contains(&retry_after(&twin)), "{twin:?}");
     assert!(aws.drain().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_twin_in_a_hurry_is_told_to_come_back_before_its_own_deadline() {
+    let aws = aws().await;
+    let wire = wire(|call| if call.op == Op::Send { Fault::Hang } else { Fault::None });
+    let holder = sandbox(&wire, &aws).await;
+    let twin = wire.sandbox(&aws, |settings| settings.timeout(Duration::from_millis(2500))).await;
+    let request = batch(3).build();
+    let twin = async {
+        wire.saw(Op::Send, 1).await;
+        twin.send(&request).await.answer()
+    };
+    let (_, twin) = tokio::join!(holder.send(&request), twin);
+    twin.assert_error(503, "request_in_progress");
+    assert!((2..=5).contains(&retry_after(&twin)), "{twin:?}");
 }
 
 #[tokio::test]
@@ -398,11 +416,29 @@ async fn the_record_says_what_was_delivered() {
         Op::Send => Fault::Partial(call.entries_with(1)),
         _ => Fault::None,
     });
-    let adapt = |settings: Settings| settings.with("MAX_EVENTS_PER_MESSAGE", "1").timeout(Duration::from_millis(1200));
-    let sandbox = wire.sandbox(&aws, adapt).await;
+    let sandbox = wire.sandbox(&aws, |settings| settings.with("MAX_EVENTS_PER_MESSAGE", "1")).await;
     assert_unavailable(&sandbox.send(&batch(3).key("partly").build()).await.answer());
     let record = aws.record("partly").await.expect("a record");
     assert_eq!(record["state"], AttributeValue::S("in_progress".to_owned()));
     assert_eq!(record["delivered"].as_b().expect("binary").as_ref(), [0b101]);
     assert_eq!(record["lease_until"], AttributeValue::N("0".to_owned()));
+}
+
+#[tokio::test]
+async fn the_function_knows_of_every_send_that_was_tried() {
+    let aws = aws().await;
+    let wire = wire(|call| match (call.op, call.nth) {
+        (Op::Send, 1) => Fault::Error(500, "InternalError"),
+        (Op::Send, 2) => Fault::CutBefore,
+        (Op::Send, 3) => Fault::Error(400, "RequestThrottled"),
+        (Op::Send, 4) => Fault::Partial(call.entries_with(7)),
+        _ => Fault::None,
+    });
+    let sandbox = sandbox(&wire, &aws).await;
+    sandbox.send(&batch(60).build()).await.answer().assert_accepted();
+    assert_copies(&aws, 60, 1).await;
+    let sends = wire.calls_of(Op::Send).len();
+    let logs = sandbox.sandbox.end().await;
+    let line = logs.iter().find(|line| line["message"] == "request").expect("a request line");
+    assert_eq!((sends, &line["send_calls"]), (5, &json!(5)), "no send is repeated behind the pipeline's back");
 }
