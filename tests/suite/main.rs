@@ -5,6 +5,7 @@ mod checks;
 mod deployed;
 mod gateway_event;
 mod local_aws;
+mod message_schema;
 mod packing;
 mod protocol;
 mod rate_limit;
