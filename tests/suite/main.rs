@@ -6,6 +6,7 @@ mod deployed;
 mod gateway_event;
 mod local_aws;
 mod message_schema;
+mod openapi;
 mod packing;
 mod protocol;
 mod rate_limit;
