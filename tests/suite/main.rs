@@ -4,6 +4,7 @@
 mod audit;
 mod chaos;
 mod checks;
+mod conformance;
 mod contract;
 mod deploy_command;
 mod deployed;
@@ -15,6 +16,8 @@ mod http_server;
 #[cfg(feature = "cli")]
 mod keys_command;
 mod local_aws;
+mod message_schema;
+mod openapi;
 mod packing;
 mod protocol;
 mod rate_limit;
