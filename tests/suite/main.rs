@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 
 mod checks;
+mod conformance;
 mod deployed;
 mod gateway_event;
 mod local_aws;
