@@ -138,6 +138,7 @@ fn the_documented_patterns_of_keys_are_the_codes() {
 #[test]
 fn the_schema_of_a_batch_and_the_function_agree() {
     let schema = validator(&operation()["requestBody"]["content"]["application/json"]["schema"]);
+    let single = validator(at("/paths/~1api~1v1~1events/post/requestBody/content/application~1json/schema"));
     let event = |member: &str, value: Value| {
         let mut event = json!({"external_user_id": "u", "name": "n"});
         event[member] = value;
@@ -165,6 +166,8 @@ fn the_schema_of_a_batch_and_the_function_agree() {
         let body = batch.to_string();
         let shown = body.get(..200).unwrap_or(&body);
         assert_eq!(schema.is_valid(&batch), Batch::parse(body.as_bytes()).is_ok(), "{shown}");
+        let event = &batch["events"][0];
+        assert_eq!(single.is_valid(event), Batch::parse_single(event.to_string().as_bytes()).is_ok(), "{event}");
     }
 }
 
@@ -190,6 +193,8 @@ async fn every_example_is_what_the_function_takes_and_answers() {
     for (name, example) in content["examples"].as_object().expect("examples") {
         assert_eq!(test.send(&post().body(&example["value"].to_string())).await.status, 202, "{name}");
     }
+    let single = at("/paths/~1api~1v1~1events/post/requestBody/content/application~1json/examples/one_event/value");
+    assert_eq!(test.send(&post().path("/api/v1/events").body(&single.to_string())).await.status, 202);
     for (status, response) in responses() {
         for (name, example) in response["content"]["application/json"]["examples"].as_object().expect("examples") {
             let answer = answer_to(name).await;
