@@ -423,7 +423,8 @@ mod tests {
         for record in [mine(), another()] {
             assert_eq!(decided(Record { state: State::Accepted, ..record }), Decision::Replay);
         }
-        assert_eq!(decided(mine()), Decision::Mine(mine()));
+        let held = mine();
+        assert_eq!(decided(held.clone()), Decision::Mine(held));
         assert_eq!(decided(another()), Decision::Wait { until: another().lease_until });
         for record in [mine(), another()] {
             let seen = record.owner.clone();
