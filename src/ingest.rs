@@ -91,6 +91,7 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
         let delivery = courier.deliver(record.delivered).await;
         facts.send_time = Some(begun.elapsed());
         facts.messages = delivery.messages;
+        facts.send_calls = delivery.calls;
         facts.send_retries = delivery.retries;
 
         let begun = Instant::now();

@@ -73,6 +73,8 @@ pub struct Facts {
     pub resumed_events: usize,
     /// Messages that SQS acknowledged.
     pub messages: usize,
+    /// `SendMessageBatch` calls.
+    pub send_calls: usize,
     /// Messages that were sent again.
     pub send_retries: usize,
     /// What became of the write that marks the batch accepted.
@@ -178,6 +180,8 @@ struct Story {
     resumed_events: usize,
     #[metrics(flags(NoMetric))]
     messages: usize,
+    #[metrics(flags(NoMetric))]
+    send_calls: usize,
     completion: Option<&'static str>,
     #[metrics(flags(NoMetric))]
     aws_calls: u32,
@@ -293,6 +297,7 @@ fn story(level: Level, facts: Facts, result: &Result<Outcome, Error>, aws_calls:
         attempt: facts.attempt,
         resumed_events: facts.resumed_events,
         messages: facts.messages,
+        send_calls: facts.send_calls,
         completion: facts.completion.map(Completion::as_str),
         aws_calls,
         aws_retries,

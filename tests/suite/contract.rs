@@ -101,7 +101,7 @@ impl Queue for AwsQueue {
 
 impl Drain for AwsQueue {
     async fn bodies(&self) -> Vec<String> {
-        let drained = self.resources.drain().await;
+        let drained = self.resources.drain_unchecked().await;
         sorted(drained.into_iter().map(|message| message.body.expect("a body")).collect())
     }
 }

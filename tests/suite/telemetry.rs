@@ -157,9 +157,9 @@ async fn not_even_at_trace_level_does_any_output_hold_them() {
         let aws = Resources::create().await;
         aws.put_key(&key, PROJECT, &[]).await;
         let wire = Wire::new(&local_aws::endpoint(), |call| match (call.op, call.nth) {
-            (Op::Send, 0) => Fault::Error(500, "InternalFailure"),
-            (Op::Claim, 0) => Fault::CutAfter,
-            (Op::Complete, 0) => Fault::Error(400, "ThrottlingException"),
+            (Op::Send, 1) => Fault::Error(500, "InternalFailure"),
+            (Op::Claim, 1) => Fault::CutAfter,
+            (Op::Complete, 1) => Fault::Error(400, "ThrottlingException"),
             _ => Fault::None,
         });
         let wired = wire.sandbox(&aws, |settings| settings.with("RUST_LOG", level)).await;

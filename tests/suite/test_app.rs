@@ -135,8 +135,8 @@ impl Resources {
         scan.expect("the state table answers").items().len()
     }
 
-    /// Takes every message out of the queue. Each keeps the documented schema.
-    pub async fn drain(&self) -> Vec<Message> {
+    /// Takes every message out of the queue, whatever it holds.
+    pub async fn drain_unchecked(&self) -> Vec<Message> {
         let sqs = aws_sdk_sqs::Client::new(&self.sdk);
         let mut drained = Vec::new();
         loop {
@@ -156,10 +156,18 @@ impl Resources {
             for message in messages {
                 let handle = message.receipt_handle.clone().expect("a handle");
                 sqs.delete_message().queue_url(&self.queue_url).receipt_handle(handle).send().await.expect("deleted");
-                message_schema::check(message.body().expect("a body"));
                 drained.push(message);
             }
         }
+    }
+
+    /// Takes every message out of the queue, each of which must keep the documented schema.
+    pub async fn drain(&self) -> Vec<Message> {
+        let drained = self.drain_unchecked().await;
+        for message in &drained {
+            message_schema::check(message.body().expect("a body"));
+        }
+        drained
     }
 
     /// Takes every message out of the queue and tells the events in them, by id.
