@@ -416,7 +416,8 @@ mod tests {
         for record in [mine(), another()] {
             assert_eq!(decided(Record { state: State::Accepted, ..record }), Decision::Replay);
         }
-        assert_eq!(decided(mine()), Decision::Mine(mine()));
+        let own = mine();
+        assert_eq!(decided(own.clone()), Decision::Mine(own));
         assert_eq!(decided(another()), Decision::Wait { until: another().lease_until });
         for record in [mine(), another()] {
             let seen = record.owner.clone();
