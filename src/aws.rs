@@ -6,6 +6,9 @@ pub mod key_admin;
 pub mod queue;
 pub mod state_table;
 
+use queue::SqsQueue;
+use state_table::StateTable;
+
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::idempotency::StoreError;
 use crate::telemetry::AWS_CALLS;
@@ -29,11 +32,28 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long one try of a `DynamoDB` call may take; they usually take 5 ms.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(600);
 
+/// An unreachable AWS must not use up Lambda's 10 s for init.
+const PREWARM_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What every client shares: region, credentials, endpoint, one connection pool.
 pub async fn sdk_config() -> SdkConfig {
     let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
     let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build();
     aws_config::defaults(BehaviorVersion::latest()).http_client(http).timeout_config(timeouts).load().await
+}
+
+/// Opens the connections that the first request would otherwise pay for: Lambda lends init a
+/// whole processor. Over plain HTTP, to a local AWS, there is nothing worth opening.
+///
+/// Best effort: whatever is wrong here, the first request meets it again and answers for it.
+pub async fn prewarm(sdk: &SdkConfig, state_table: &StateTable, queue: &SqsQueue) {
+    let is_tls = sdk.endpoint_url().is_none_or(|url| url.starts_with("https:"));
+    if is_tls {
+        let by = SystemClock.now() + PREWARM_TIMEOUT;
+        futures_util::future::join(state_table.connect(by), queue.connect(by)).await;
+        // No request's line is to count these.
+        AWS_CALLS.take();
+    }
 }
 
 /// A `DynamoDB` client for calls that may be repeated: reads, and conditional writes that

@@ -34,8 +34,9 @@ pub enum BatchError {
 /// One rule that the body breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The member at fault, such as `events[3].name`; never a client's own key.
-    pub field: String,
+    /// The member at fault, such as `events[3].name`; never a client's own key. `None` where
+    /// the whole body is the event at fault.
+    pub field: Option<String>,
     /// What the rule is; never a value.
     pub message: Cow<'static, str>,
 }
@@ -56,7 +57,7 @@ impl<'body> Batch<'body> {
         for (index, raw) in events.iter().enumerate() {
             match Event::parse(raw.get()) {
                 Ok(event) => valid.push(event),
-                Err(found) => faults.extend(found.at(index)),
+                Err(found) => faults.extend(found.at(Some(index))),
             }
             if faults.len() >= MAX_FAULTS {
                 faults.truncate(MAX_FAULTS);
@@ -64,6 +65,19 @@ impl<'body> Batch<'body> {
             }
         }
         if faults.is_empty() { Ok(Self { events: valid }) } else { Err(BatchError::Invalid(faults)) }
+    }
+
+    /// Parses and validates a decoded body that is one event, by the rules of a batch of one.
+    ///
+    /// # Errors
+    /// As [`Self::parse`]; fields are those of the event itself.
+    pub fn parse_single(body: &'body [u8]) -> Result<Self, BatchError> {
+        let text = std::str::from_utf8(body).map_err(|error| not_utf8(body, error.valid_up_to()))?;
+        serde_json::from_str::<IgnoredAny>(text).map_err(|error| BatchError::Malformed(error.to_string()))?;
+        match Event::parse(text.trim_ascii()) {
+            Ok(event) => Ok(Self { events: vec![event] }),
+            Err(found) => Err(BatchError::Invalid(found.at(None).collect())),
+        }
     }
 
     /// The events in the order sent, 1 to [`MAX_EVENTS`].
@@ -75,7 +89,7 @@ impl<'body> Batch<'body> {
 
 impl Fault {
     fn on_batch(message: impl Into<Cow<'static, str>>) -> Self {
-        Self { field: "events".to_owned(), message: message.into() }
+        Self { field: Some("events".to_owned()), message: message.into() }
     }
 }
 

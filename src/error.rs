@@ -82,7 +82,7 @@ impl Error {
             Self::NotFound => Row::client(
                 StatusCode::NOT_FOUND,
                 "not_found",
-                "no such resource; events go to POST /api/v1/events/batch",
+                "no such resource; events go to POST /api/v1/events/batch or POST /api/v1/events",
             ),
             Self::MethodNotAllowed => {
                 Row::client(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this resource takes POST only")
@@ -168,7 +168,7 @@ impl Error {
         match self {
             Self::ValidationFailed(faults) => faults
                 .iter()
-                .map(|fault| Item { code: row.code, message: &fault.message, field: Some(&fault.field) })
+                .map(|fault| Item { code: row.code, message: &fault.message, field: fault.field.as_deref() })
                 .collect(),
             _ => vec![Item { code: row.code, message: &row.message, field: None }],
         }

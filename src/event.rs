@@ -111,10 +111,11 @@ impl Place {
         }
     }
 
-    fn field(self, index: usize) -> String {
-        match self.member() {
-            None => format!("events[{index}]"),
-            Some(member) => format!("events[{index}].{member}"),
+    fn field(self, index: Option<usize>) -> Option<String> {
+        match (index, self.member()) {
+            (Some(index), None) => Some(format!("events[{index}]")),
+            (Some(index), Some(member)) => Some(format!("events[{index}].{member}")),
+            (None, member) => member.map(str::to_owned),
         }
     }
 }
@@ -139,8 +140,8 @@ impl EventFaults {
         self.0.iter().all(Option::is_none)
     }
 
-    /// The faults of the event at `index`.
-    pub(crate) fn at(self, index: usize) -> impl Iterator<Item = Fault> {
+    /// The faults of the event at `index`, or of the one that is the whole body.
+    pub(crate) fn at(self, index: Option<usize>) -> impl Iterator<Item = Fault> {
         let places = Place::ALL.into_iter().zip(self.0);
         places.filter_map(move |(place, message)| Some(Fault { field: place.field(index), message: message? }))
     }

@@ -2,7 +2,7 @@
 //!
 //! The checks stand in the order of contract section 2: the first that fails answers.
 
-use crate::auth::{ApiKey, AuthError, Authenticator, KeyStore};
+use crate::auth::{ApiKey, AuthError, Authenticator, Caller, KeyStore};
 use crate::batch::{Batch, BatchError, MAX_BODY_BYTES};
 use crate::clock::{Clock, Timestamp};
 use crate::config::RateLimit;
@@ -25,7 +25,6 @@ use std::io::Read;
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
-const PATH: &str = "/api/v1/events/batch";
 const ACCEPTED_BODY: &str = r#"{"data":{"accepted":true}}"#;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
@@ -65,7 +64,7 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
     }
 
     async fn accept(&self, event: GatewayEvent, deadline: &Deadline, facts: &mut Facts) -> Result<Outcome, Error> {
-        route(&event)?;
+        let endpoint = Endpoint::of(&event)?;
 
         let key = event.header(Header::Authorization).and_then(ApiKey::from_header);
         let begun = Instant::now();
@@ -74,19 +73,19 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
         let caller = caller?;
         facts.project_id = Some(caller.project.to_string());
         facts.mode = Some(caller.mode);
-        facts.key_hint = Some(caller.key_hint);
+        facts.key_hint = Some(caller.key_hint.clone());
 
         let encoding = Encoding::of(&event)?;
         let key = event.header(Header::IdempotencyKey).ok_or(Error::IdempotencyKeyRequired)?;
         let key = IdempotencyKey::parse(key).ok_or(Error::IdempotencyKeyInvalid)?;
-        let key = RecordKey::new(&caller.project, caller.mode, key);
+        let key = endpoint.record_key(&caller, key);
 
         let begun = Instant::now();
         let body = transported(event)?;
         facts.bytes_in = Some(body.len());
         let body = encoding.decode(body)?;
         facts.bytes_decoded = Some(body.len());
-        let batch = Batch::parse(&body)?;
+        let batch = endpoint.parse(&body)?;
         facts.events = Some(batch.events().len());
         facts.decode_time = Some(begun.elapsed());
 
@@ -144,14 +143,41 @@ fn newly_accepted(result: &Result<Outcome, Error>, facts: &Facts) -> bool {
     }
 }
 
-/// Rows 1 and 2: the path, possibly behind a stage, and the method.
-fn route(event: &GatewayEvent) -> Result<(), Error> {
-    let stage = event.path().strip_suffix(PATH).ok_or(Error::NotFound)?;
-    let is_one_segment = stage.strip_prefix('/').is_some_and(|stage| !stage.is_empty() && !stage.contains('/'));
-    if !stage.is_empty() && !is_one_segment {
-        return Err(Error::NotFound);
+/// What a request is sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Endpoint {
+    Batch,
+    Single,
+}
+
+impl Endpoint {
+    const PATHS: [(Self, &str); 2] = [(Self::Batch, "/api/v1/events/batch"), (Self::Single, "/api/v1/events")];
+
+    /// Rows 1 and 2: the path, possibly behind a stage, and the method.
+    fn of(event: &GatewayEvent) -> Result<Self, Error> {
+        let known = Self::PATHS.into_iter().find(|(_, path)| event.path().strip_suffix(path).is_some_and(is_stage));
+        let (endpoint, _) = known.ok_or(Error::NotFound)?;
+        if event.method() == Method::POST.as_str() { Ok(endpoint) } else { Err(Error::MethodNotAllowed) }
     }
-    if event.method() == Method::POST.as_str() { Ok(()) } else { Err(Error::MethodNotAllowed) }
+
+    fn record_key(self, caller: &Caller, key: IdempotencyKey<'_>) -> RecordKey {
+        match self {
+            Self::Batch => RecordKey::new(&caller.project, caller.mode, key),
+            Self::Single => RecordKey::single(&caller.project, caller.mode, key),
+        }
+    }
+
+    fn parse(self, body: &[u8]) -> Result<Batch<'_>, BatchError> {
+        match self {
+            Self::Batch => Batch::parse(body),
+            Self::Single => Batch::parse_single(body),
+        }
+    }
+}
+
+/// Whether what stands before a path is nothing or one segment.
+fn is_stage(prefix: &str) -> bool {
+    prefix.is_empty() || prefix.strip_prefix('/').is_some_and(|stage| !stage.is_empty() && !stage.contains('/'))
 }
 
 /// How the body is encoded beyond what the gateway does to it.

@@ -42,6 +42,13 @@ impl RecordKey {
         Self(format!("idem#{project}#{mode}#{key}"))
     }
 
+    /// The same for the endpoint of single events, where a key stands for another request. No key
+    /// of the one begins like a key of the other.
+    #[must_use]
+    pub fn single(project: &ProjectId, mode: Mode, IdempotencyKey(key): IdempotencyKey<'_>) -> Self {
+        Self(format!("idem-event#{project}#{mode}#{key}"))
+    }
+
     /// The value of the table's `pk` attribute.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -416,8 +423,8 @@ mod tests {
         for record in [mine(), another()] {
             assert_eq!(decided(Record { state: State::Accepted, ..record }), Decision::Replay);
         }
-        let own = mine();
-        assert_eq!(decided(own.clone()), Decision::Mine(own));
+        let held = mine();
+        assert_eq!(decided(held.clone()), Decision::Mine(held));
         assert_eq!(decided(another()), Decision::Wait { until: another().lease_until });
         for record in [mine(), another()] {
             let seen = record.owner.clone();

@@ -137,11 +137,13 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
                     let claimed = self.store.take_over(key, &take_over, now, deadline.claim_by()).await;
                     self.after_claim(request, claimed).await?
                 }
-                Decision::Wait { until } if now >= deadline.wait_until() => {
-                    return Err(Error::InProgress { lease_left: now.until(until) });
-                }
                 Decision::Wait { until } => {
-                    self.clock.sleep(poll.min(now.until(until))).await;
+                    let pause = poll.min(now.until(until));
+                    // A look after that would come too late to act upon it.
+                    if now + pause >= deadline.wait_until() {
+                        return Err(Error::InProgress { lease_left: now.until(until) });
+                    }
+                    self.clock.sleep(pause).await;
                     poll = (poll * 2).min(LONGEST_POLL);
                     let record = self.store.get(key, deadline.claim_by()).await?;
                     decide(record, me, self.clock.now())

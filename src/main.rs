@@ -1,7 +1,7 @@
 //! The Lambda bootstrap: configuration → clients → run.
 
 use event_ingest::auth::Authenticator;
-use event_ingest::aws::{api_keys::ApiKeysTable, queue::SqsQueue, sdk_config, state_table::StateTable};
+use event_ingest::aws::{api_keys::ApiKeysTable, prewarm, queue::SqsQueue, sdk_config, state_table::StateTable};
 use event_ingest::clock::SystemClock;
 use event_ingest::config::Config;
 use event_ingest::gateway::GatewayEvent;
@@ -27,12 +27,14 @@ async fn main() -> ExitCode {
     let telemetry = Telemetry::new(function_name, Box::new(std::io::stdout()));
     let sdk = sdk_config().await;
     let state_table = StateTable::new(&sdk, config.state_table);
+    let queue = SqsQueue::new(&sdk, config.queue_url);
+    prewarm(&sdk, &state_table, &queue).await;
     let app = App {
         auth: Authenticator::new(ApiKeysTable::new(&sdk, config.api_keys_table), config.rate_limit),
         limiter: RateLimiter::new(state_table.clone()),
         pipeline: Pipeline {
             store: state_table,
-            queue: SqsQueue::new(&sdk, config.queue_url),
+            queue,
             clock: SystemClock,
             dedup_window: config.dedup_window,
             most_events: config.max_events_per_message,

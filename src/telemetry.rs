@@ -18,7 +18,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tracing::Level;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
 use tracing_subscriber::prelude::*;
 
 /// The namespace of the metrics.
@@ -136,7 +136,7 @@ impl AwsCalls {
     }
 
     /// Calls, and tries beyond the first, since this was last asked.
-    fn take(&self) -> (u32, u32) {
+    pub(crate) fn take(&self) -> (u32, u32) {
         let calls = self.calls.swap(0, Ordering::Relaxed);
         (calls, self.tries.swap(0, Ordering::Relaxed).saturating_sub(calls))
     }
@@ -352,15 +352,14 @@ pub fn print_failure(error: &dyn std::error::Error) {
     print_line(&serde_json::json!({ "level": "ERROR", "message": error.to_string() }));
 }
 
-/// Logs as JSON lines whatever `filter` lets through, of AWS's SDK no more than warnings: its
-/// debug and trace lines hold request bodies.
+/// Logs as JSON lines whatever `filter` lets through, but of other crates no more than warnings:
+/// the debug and trace lines of the SDK and of Lambda's runtime hold request bodies.
 pub fn init(filter: &Targets) {
-    let sdk =
-        ["aws_config", "aws_runtime", "aws_sdk_dynamodb", "aws_sdk_sqs", "aws_sigv4", "aws_smithy", "hyper", "h2"];
-    let capped = filter.clone().with_targets(sdk.map(|target| (target, Level::WARN)));
+    let ours_or_grave = filter_fn(|line| line.target().starts_with("event_ingest") || *line.level() <= Level::WARN);
     let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_ansi(false);
+    let lines = lines.with_filter(filter.clone().and(ours_or_grave));
     // Fails only if a subscriber is set already, as in tests.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(capped)).try_init();
+    let _ = tracing_subscriber::registry().with(lines).try_init();
 }
 
 /// Logs a panic as one JSON line.

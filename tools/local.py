@@ -23,8 +23,6 @@ import http.client
 import io
 import json
 import os
-import secrets
-import shlex
 import signal
 import socket
 import subprocess
@@ -36,10 +34,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
+from stack import (
+    ENDPOINT,
+    EXAMPLE_BATCH,
+    ROOT,
+    VENV,
+    Answer,
+    Api,
+    Failure,
+    build,
+    prepare_environment,
+    run_logged,
+    say,
+    stack_outputs,
+)
+
 REGION = "us-east-1"
-ENDPOINT = "/api/v1/events/batch"
 
 # Keys that the samples in events/ use. They work on a local AWS only, where `seed_sample_keys`
 # puts them; anyone may know them.
@@ -49,63 +59,15 @@ SAMPLE_KEYS: dict[str, dict[str, Any]] = {
     "sk_test_LOCAL_ONLY_read_scope_0123456789": {"scopes": ["events:read"]},
 }
 
-EXAMPLE_BATCH: dict[str, Any] = {
-    "events": [
-        {
-            "external_user_id": "usr_42",
-            "name": "user_signed_up",
-            "properties": {"plan": "trial"},
-        }
-    ]
-}
 INVALID_BATCH: dict[str, Any] = {"events": [{"name": "user_signed_up"}]}
-
-
-class Failure(Exception):
-    """What failed and what to do about it, for a person to read."""
-
-
-# ── Talking to the person at the terminal ────────────────────────────────────────────────────
-
-STARTED = time.monotonic()
-
-
-def say(text: str) -> None:
-    """Print one progress line with the seconds since the start. Standard output is for results."""
-    print(f"[{time.monotonic() - STARTED:5.1f} s] {text}", file=sys.stderr, flush=True)
-
-
-def run_logged(command: list[str], log: Path, remedy: str) -> None:
-    """Run a command with its output in `log`; say every 15 s that it still runs."""
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
-        while True:
-            try:
-                status = process.wait(timeout=15)
-                break
-            except subprocess.TimeoutExpired:
-                say(f"    still at it: {Path(command[0]).name} {command[1]}")
-            except KeyboardInterrupt:
-                process.wait()
-                raise
-    if status != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
-        raise Failure(f"`{shlex.join(command)}` failed:\n\n{tail}\n\nAll of it: {log}\n{remedy}")
 
 
 # ── The local AWS ────────────────────────────────────────────────────────────────────────────
 
 
 def isolate_environment() -> None:
-    """Make this process and its children blind to the user's AWS accounts.
-
-    And, below `cargo test`, to what cargo tells it about the package: build scripts look at that,
-    and would compile half of the function anew.
-    """
-    hidden = ("AWS_", "SAM_", "CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_")
-    for name in [name for name in os.environ if name.startswith(hidden)]:
+    """Make this process and its children blind to the user's AWS accounts."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "SAM_"))]:
         del os.environ[name]
     os.environ.update(
         AWS_ACCESS_KEY_ID="test",
@@ -115,9 +77,8 @@ def isolate_environment() -> None:
         AWS_CONFIG_FILE=os.devnull,
         AWS_SHARED_CREDENTIALS_FILE=os.devnull,
         AWS_EC2_METADATA_DISABLED="true",
-        SAM_CLI_TELEMETRY="0",
-        PATH=f"{VENV / 'sam' / 'bin'}{os.pathsep}{os.environ['PATH']}",
     )
+    prepare_environment()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,21 +236,12 @@ def validate(state_dir: Path) -> None:
         state_dir / "validate.log",
         "Each line names a rule and a place in template.yaml.",
     )
-
-
-def build(state_dir: Path) -> Path:
-    """Build the function and return the template that says where it is."""
-    say("building the function for release with sam build (minutes the first time, then seconds)")
-    target = state_dir / "build"
-    # One at a time: tests come here side by side, and all builds share cargo's target directory.
-    with (ROOT / "template.yaml").open() as template:
-        fcntl.flock(template, fcntl.LOCK_EX)
-        run_logged(
-            ["sam", "build", "--template-file", template.name, "--build-dir", str(target)],
-            state_dir / "build.log",
-            "If it is the code that does not compile, `cargo build --release` shows it best.",
-        )
-    return target / "template.yaml"
+    say("checking template.yaml with cfn-lint, advice included")
+    run_logged(
+        ["cfn-lint", "--include-checks", "I", "--", str(ROOT / "template.yaml")],
+        state_dir / "lint.log",
+        "Each line names a rule and a place in template.yaml.",
+    )
 
 
 def deploy(aws: LocalAws, template: Path, stack: str, parameters: list[str]) -> dict[str, str]:
@@ -313,9 +265,7 @@ def deploy(aws: LocalAws, template: Path, stack: str, parameters: list[str]) -> 
         aws.state_dir / "deploy.log",
         "Starting afresh may help: make stop, then make run.",
     )  # fmt: skip
-    described = aws.client("cloudformation").describe_stacks(StackName=stack)
-    outputs = described["Stacks"][0]["Outputs"]
-    return {output["OutputKey"]: output["OutputValue"] for output in outputs}
+    return stack_outputs(aws.client("cloudformation"), stack)
 
 
 def write_function_environment(aws: LocalAws, function: str) -> None:
@@ -356,6 +306,31 @@ def put_key(aws: LocalAws, table: str, key: str, project: str, **more: Any) -> N
     aws.client("dynamodb").put_item(TableName=table, Item=item)
 
 
+def create_key(aws: LocalAws, table: str, project: str) -> str:
+    """Create a key as an operator does. The command prints it once, on standard output."""
+    say(f"creating an API key for project {project} with event-ingest-keys (built the first time)")
+    cargo = ["--locked", "--quiet", "--features", "cli", "--bin", "event-ingest-keys"]
+    run_logged(
+        ["cargo", "build", *cargo],
+        aws.state_dir / "keys-build.log",
+        "If it is the code that does not compile, `cargo build --all-features` shows it best.",
+    )
+    # A project has no two active keys of one name.
+    name = f"make run {uuid.uuid4()}"
+    create = ["create", "--table", table, "--project", project, "--name", name, "--mode", "test"]
+    created = subprocess.run(
+        ["cargo", "run", *cargo, "--", *create],
+        cwd=ROOT,
+        env=os.environ | {"AWS_ENDPOINT_URL": aws.url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if created.returncode != 0:
+        raise Failure(f"event-ingest-keys could not create a key:\n\n{created.stderr}")
+    return created.stdout.strip()
+
+
 def seed_sample_keys(aws: LocalAws, table: str) -> None:
     for key, more in SAMPLE_KEYS.items():
         put_key(aws, table, key, "local", **more)
@@ -364,38 +339,9 @@ def seed_sample_keys(aws: LocalAws, table: str) -> None:
 # ── The walk through the API ─────────────────────────────────────────────────────────────────
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: str
-
-
-def api_host(aws: LocalAws, outputs: dict[str, str]) -> str:
-    """The host name by which the local AWS tells this API from others."""
-    return f"{outputs['ApiId']}.execute-api.localhost:{aws.port}"
-
-
-def post(aws: LocalAws, host: str, key: str, idempotency_key: str, batch: Any) -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", aws.port, timeout=15)
-    headers = {
-        "Host": host,
-        "Authorization": f"Bearer {key}",
-        "Content-Type": "application/json",
-        "Idempotency-Key": idempotency_key,
-    }
-    with contextlib.closing(connection):
-        connection.request("POST", ENDPOINT, json.dumps(batch), headers)
-        response = connection.getresponse()
-        fields = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, fields, response.read().decode())
-
-
-def post_and_show(
-    title: str, aws: LocalAws, host: str, key: str, idempotency_key: str, batch: Any
-) -> Answer:
+def post_and_show(title: str, api: Api, key: str, idempotency_key: str, batch: Any) -> Answer:
     print(f"\n{title}\n\n  POST {ENDPOINT}\n  Idempotency-Key: {idempotency_key}\n  {json.dumps(batch)}\n")
-    answer = post(aws, host, key, idempotency_key, batch)
+    answer = api.post(batch, {"Authorization": f"Bearer {key}", "Idempotency-Key": idempotency_key})
     print(f"  HTTP {answer.status}")
     for name in ("idempotency-replayed", "retry-after", "x-request-id"):
         if name in answer.headers:
@@ -469,46 +415,50 @@ def show_and_check_message(message: dict[str, Any], project: str) -> None:
 
 def walk_through(aws: LocalAws, outputs: dict[str, str]) -> str:
     """Show the API at work and return the API key it was done with."""
-    host = api_host(aws, outputs)
-    project, key = "acme", f"sk_test_{secrets.token_urlsafe(30)}"
-    say(f"creating an API key for project {project}, emptying the queue")
-    put_key(aws, outputs["ApiKeysTable"], key, project)
+    api = Api(outputs["ApiUrl"], aws.url)
+    project = "acme"
+    key = create_key(aws, outputs["ApiKeysTable"], project)
     aws.client("sqs").purge_queue(QueueUrl=outputs["QueueUrl"])
 
     say("posting batches through API Gateway")
     first = str(uuid.uuid4())
-    answer = post_and_show("A batch of one event:", aws, host, key, first, EXAMPLE_BATCH)
+    answer = post_and_show("A batch of one event:", api, key, first, EXAMPLE_BATCH)
     expect(answer, 202)
-    answer = post_and_show("The same again, which sends nothing:", aws, host, key, first, EXAMPLE_BATCH)
+    answer = post_and_show("The same again, which sends nothing:", api, key, first, EXAMPLE_BATCH)
     expect(answer, 202, idempotency_replayed="true")
     answer = post_and_show(
-        "A batch whose event lacks its user:", aws, host, key, str(uuid.uuid4()), INVALID_BATCH
+        "A batch whose event lacks its user:", api, key, str(uuid.uuid4()), INVALID_BATCH
     )
     expect(answer, 422)
     show_and_check_message(receive(aws, outputs["QueueUrl"]), project)
+    show_client(aws, api, key)
     return key
 
 
+def show_client(aws: LocalAws, api: Api, key: str) -> None:
+    """Run the API page's own example with the TypeScript client."""
+    say("sending 250 events with the TypeScript client, as the API's page shows it")
+    sdk = ["npm", "--prefix", "sdk/typescript"]
+    npm = [*sdk, "ci", "--no-audit", "--no-fund", "--silent"]
+    run_logged(npm, aws.state_dir / "npm.log", "npm needs Node 20 and must reach its registry.")
+    run_logged([*sdk, "run", "build"], aws.state_dir / "npm.log", "")
+    os.environ.update(VIBEFOLLOW_API_KEY=key, VIBEFOLLOW_BASE_URL=aws.url, VIBEFOLLOW_HOST=api.host)
+    log = aws.state_dir / "example.log"
+    run_logged([*sdk, "--silent", "run", "example", "--", "250"], log, "")
+    print(f"\nThe page's example, sdk/typescript/examples/page.ts:\n\n  {log.read_text().strip()}")
+
+
 def print_what_next(aws: LocalAws, outputs: dict[str, str], key: str) -> None:
-    curl = [
-        "curl -i",
-        f"-H 'Host: {api_host(aws, outputs)}'",
-        f"-H 'Authorization: Bearer {key}'",
-        "-H 'Content-Type: application/json'",
-        f"-H 'Idempotency-Key: {uuid.uuid4()}'",
-        f"-d '{json.dumps(EXAMPLE_BATCH)}'",
-        f"{aws.url}{ENDPOINT}",
-    ]
-    continued = " \\\n    ".join(curl)
+    api = Api(outputs["ApiUrl"], aws.url)
     print(f"""
 The local AWS stays up; `make stop` ends it.
 
-  URL      {aws.url}{ENDPOINT}
-  Host     {api_host(aws, outputs)}
+  URL      {api.address}
+  Host     {api.host}
   API key  {key}
   Queue    {outputs["QueueUrl"]}
 
-  {continued}
+  {api.curl(key, str(uuid.uuid4()))}
 """)
 
 
@@ -536,7 +486,7 @@ def command_up(arguments: argparse.Namespace) -> None:
     try:
         aws = start(arguments.state_dir, arguments.port or free_port())
         outputs = deploy_all(aws, arguments)
-        print(json.dumps(outputs | {"Endpoint": aws.url, "Host": api_host(aws, outputs)}))
+        print(json.dumps(outputs | {"Endpoint": aws.url, "Host": Api(outputs["ApiUrl"]).host}))
         if arguments.hold:
             sys.stdin.read()
     except BaseException:

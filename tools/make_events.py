@@ -12,6 +12,7 @@ from typing import Any
 
 EVENTS = Path(__file__).resolve().parent.parent / "events"
 ENDPOINT = "/api/v1/events/batch"
+SINGLE_ENDPOINT = "/api/v1/events"
 JSON = "application/json"
 
 # tools/local.py puts these keys into the local table, and nobody into another.
@@ -79,7 +80,8 @@ def http_api_event(
         "x-forwarded-port": "443",
         "x-forwarded-proto": "https",
     }
-    route = f"POST {ENDPOINT}" if (method, path) == ("POST", ENDPOINT) else "$default"
+    has_route = method == "POST" and path in (ENDPOINT, SINGLE_ENDPOINT)
+    route = f"POST {path}" if has_route else "$default"
     return {
         "version": "2.0",
         "routeKey": route,
@@ -222,6 +224,11 @@ def samples() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
             content_type="application/gzip", more_headers=gzip_header,
         ),
         ("rest-v1", rest, expected(rest, 202, None)),
+        sample("single-event", 202, None, text_body(compact(SIGN_UP)), path=SINGLE_ENDPOINT),
+        sample(
+            "invalid-single-event", 422, "validation_failed", text_body('{"name":"user_signed_up"}'),
+            fields=["external_user_id"], path=SINGLE_ENDPOINT,
+        ),
         sample("not-found", 404, "not_found", text_body(one), path="/api/v1/event"),
         sample(
             "method-not-allowed", 405, "method_not_allowed", text_body(""), {"allow": "POST"}, method="GET",

@@ -42,6 +42,14 @@ impl SqsQueue {
     }
 }
 
+impl SqsQueue {
+    /// Makes a call that SQS refuses for being empty, for the connection that it opens.
+    pub(super) async fn connect(&self, by: Timestamp) {
+        let call = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(Vec::new()));
+        let _ = answer_by(by, call.send()).await;
+    }
+}
+
 impl Queue for SqsQueue {
     async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<Fate> {
         let Ok(entries) = entries(envelope, messages) else {

@@ -48,6 +48,12 @@ impl StateTable {
         Self { client: super::dynamodb(sdk), table }
     }
 
+    /// Makes a call that changes nothing, for the connection that it opens.
+    pub(super) async fn connect(&self, by: Timestamp) {
+        let call = self.client.get_item().table_name(&self.table).key(PK, text("prewarm"));
+        let _ = answer_by(by, call.send()).await;
+    }
+
     fn update(&self, pk: &str) -> UpdateItemFluentBuilder {
         self.client.update_item().table_name(&self.table).key(PK, text(pk))
     }

@@ -69,7 +69,8 @@ async fn paths_are_known_with_and_without_a_stage() {
     let unknown = [
         "",
         "/",
-        "/api/v1/events",
+        "/api/v1/event",
+        "/api/v1/events/",
         "/api/v1/events/batch/",
         "/api/v1/events/batch/x",
         "/API/v1/events/batch",

@@ -2,6 +2,7 @@
 
 use crate::gateway_event::gzip;
 use crate::local_aws::test_config;
+use crate::message_schema;
 use aws_sdk_sqs::types::MessageSystemAttributeName;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -94,7 +95,11 @@ impl Deployment {
             .message_system_attribute_names(MessageSystemAttributeName::All)
             .send()
             .await;
-        received.expect("the queue answers").messages.unwrap_or_default()
+        let messages = received.expect("the queue answers").messages.unwrap_or_default();
+        for message in &messages {
+            message_schema::check(message.body().expect("a body"));
+        }
+        messages
     }
 }
 

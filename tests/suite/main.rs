@@ -1,18 +1,33 @@
 //! Black-box tests over a real local AWS.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 
+mod audit;
+mod chaos;
 mod checks;
+mod conformance;
 mod contract;
+mod deploy_command;
 mod deployed;
+mod fault_plan;
+mod fault_proxy;
+mod fleet;
 mod gateway_event;
+mod http_server;
 #[cfg(feature = "cli")]
 mod keys_command;
 mod local_aws;
+mod message_schema;
+mod openapi;
 mod packing;
 mod protocol;
 mod rate_limit;
 mod rate_limit_simulation;
 mod rules;
+mod runtime_api;
 mod samples;
+mod sandbox;
+mod sandbox_scenarios;
+mod sdk_client;
 mod telemetry;
+mod template;
 mod test_app;

@@ -2,6 +2,7 @@
 //! (contract section 4).
 
 use crate::gateway_event::post;
+use crate::message_schema;
 use crate::test_app::{Resources, TestApp};
 use event_ingest::auth::{Mode, ProjectId};
 use event_ingest::batch::Batch;
@@ -41,6 +42,7 @@ impl Queue for RecordingQueue {
                 times.set(times.get() - 1);
                 return *fate;
             }
+            message_schema::check(&message.body);
             taken.push(message.body.clone());
             Fate::Acknowledged
         });

@@ -123,3 +123,25 @@ async fn the_record_is_the_documented_one() {
     let lease = number("lease_until") - before.millis();
     assert!(lease <= 5000, "contract section 3, guarantee 6: {lease} ms");
 }
+
+#[tokio::test]
+async fn a_single_event_is_a_batch_of_one_with_keys_of_its_own() {
+    let test = TestApp::start().await;
+    let batch = post().key("shared");
+    test.send(&batch).await.assert_accepted();
+    let single = post().path("/api/v1/events").key("shared").body(r#"{"external_user_id":"u","name":"alone"}"#);
+    let first = test.send(&single).await;
+    first.assert_accepted();
+    assert_eq!(first.header("idempotency-replayed"), None, "the same key elsewhere is another request");
+    assert_eq!(test.send(&single).await.header("idempotency-replayed"), Some("true"));
+    let names: HashSet<String> =
+        test.aws.drain_events().await.iter().map(|(_, event)| event["name"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(names, HashSet::from(["user_signed_up".to_owned(), "alone".to_owned()]));
+
+    let invalid = test.send(&single.clone().body(r#"{"name":"n"}"#)).await;
+    invalid.assert_error(422, "validation_failed");
+    assert_eq!(invalid.fields(), ["external_user_id"]);
+    let not_an_event = test.send(&single.clone().body("[]")).await;
+    assert_eq!(not_an_event.body["errors"][0].get("field"), None);
+    test.send(&single.method("GET")).await.assert_error(405, "method_not_allowed");
+}

@@ -41,7 +41,11 @@ fn fault(body: impl AsRef<[u8]>, says: &str) -> String {
     let faults = faults(body);
     assert_eq!(faults.len(), 1, "{faults:?}");
     assert!(faults[0].message.contains(says), "{:?} lacks {says:?}", faults[0].message);
-    faults[0].field.clone()
+    field(&faults[0])
+}
+
+fn field(fault: &Fault) -> String {
+    fault.field.clone().expect("a field")
 }
 
 #[track_caller]
@@ -68,7 +72,7 @@ fn five_hundred_events_ok_and_one_more_rejected() {
 fn too_many_events_do_not_hide_the_faults_of_the_first() {
     let mut events = vec![event(); 501];
     events[7] = json!({"name": "n"});
-    let fields: Vec<String> = faults(batch_of(&events)).into_iter().map(|fault| fault.field).collect();
+    let fields: Vec<String> = faults(batch_of(&events)).into_iter().map(|fault| field(&fault)).collect();
     assert_eq!(fields, ["events", "events[7].external_user_id"]);
 }
 
@@ -76,7 +80,7 @@ fn too_many_events_do_not_hide_the_faults_of_the_first() {
 fn the_top_level_must_be_an_object_with_an_array() {
     for body in ["[]", "null", "1", "1e999", "\"x\"", "true", "{}", r#"{"event":[]}"#] {
         let faults = faults(body);
-        assert_eq!((faults.len(), faults[0].field.as_str()), (1, "events"), "{body}");
+        assert_eq!((faults.len(), field(&faults[0]).as_str()), (1, "events"), "{body}");
     }
     for value in ["null", "1", "\"x\"", "{}", "true", "1e999"] {
         assert_eq!(fault(format!(r#"{{"events":{value}}}"#), "must be an array"), "events", "{value}");
@@ -205,7 +209,17 @@ fn what_strict_parsers_refuse_is_rejected_with_its_place() {
     assert_eq!(fault(with("other", r#"{"\ud800":1}"#), "surrogate"), "events[0]");
     let own_key = r#"{"events":[{"\ud800":1,"external_user_id":"u","name":"n"}]}"#;
     assert_eq!(fault(own_key, "surrogate"), "events[0]");
-    for fine in ["1e308", "-1e308", "1e-400", "123456789012345678901234567890", r#""\ud83d\ude00""#, "-0"] {
+    // The largest float's own text in C's float.h, and the least that rounds beyond it.
+    assert_eq!(fault(with("other", "1.7976931348623159e308"), "64-bit"), "events[0]");
+    for fine in [
+        "1.7976931348623158e308",
+        "1e308",
+        "-1e308",
+        "1e-400",
+        "123456789012345678901234567890",
+        r#""\ud83d\ude00""#,
+        "-0",
+    ] {
         accepted(with("other", fine));
         accepted(with("properties", &format!(r#"{{"k":{fine}}}"#)));
     }
@@ -214,7 +228,7 @@ fn what_strict_parsers_refuse_is_rejected_with_its_place() {
 #[test]
 fn a_refused_value_does_not_hide_the_other_faults_of_its_event() {
     let body = r#"{"events":[{"other":1e999,"properties":{"k":"\ud800"},"name":""}]}"#;
-    let fields: Vec<String> = faults(body).into_iter().map(|fault| fault.field).collect();
+    let fields: Vec<String> = faults(body).into_iter().map(|fault| field(&fault)).collect();
     assert_eq!(fields, ["events[0]", "events[0].external_user_id", "events[0].name", "events[0].properties"]);
 }
 
@@ -284,7 +298,7 @@ fn every_fault_is_listed_in_order_up_to_a_hundred() {
     events[3] = json!({"name": "", "timestamp": 5});
     events[40] = json!(null);
     events[41] = json!({"external_user_id": "u", "name": "n", "properties": []});
-    let fields: Vec<String> = faults(batch_of(&events)).into_iter().map(|fault| fault.field).collect();
+    let fields: Vec<String> = faults(batch_of(&events)).into_iter().map(|fault| field(&fault)).collect();
     let expected =
         ["events[3].external_user_id", "events[3].name", "events[3].timestamp", "events[40]", "events[41].properties"];
     assert_eq!(fields, expected);
@@ -342,4 +356,27 @@ fn a_body_of_a_million_tiny_events_is_answered_in_bounded_space() {
     let faults = faults(body);
     assert_eq!(faults.len(), 100);
     assert!(faults[0].message.contains("holds 1000001"));
+}
+
+#[test]
+fn a_single_event_keeps_the_same_rules_under_its_own_field_names() {
+    let single = |body: &str| match Batch::parse_single(body.as_bytes()) {
+        Ok(batch) => Ok(batch.events().len()),
+        Err(BatchError::Invalid(faults)) => Err(faults.into_iter().map(|fault| fault.field).collect()),
+        Err(BatchError::Malformed(what)) => Err(vec![Some(what)]),
+    };
+    let named = |names: &[&str]| -> Result<usize, Vec<Option<String>>> {
+        Err(names.iter().map(|name| Some((*name).to_owned())).collect())
+    };
+    assert_eq!(single(" \n{\"external_user_id\":\"u\",\"name\":\"n\"}\t"), Ok(1));
+    assert_eq!(single("{}"), named(&["external_user_id", "name"]));
+    assert_eq!(
+        single(r#"{"external_user_id":"u","name":"n","properties":[],"timestamp":1}"#),
+        named(&["properties", "timestamp"])
+    );
+    for body in ["[]", "null", "1", "\"x\""] {
+        assert_eq!(single(body), Err(vec![None]), "{body}");
+    }
+    assert_eq!(single(r#"{"external_user_id":"u","name":"n","x":1e999}"#), Err(vec![None]));
+    assert_eq!(single(r#"{"name":1e999,}"#), named(&["key must be a string at line 1 column 15"]));
 }

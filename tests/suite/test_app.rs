@@ -1,7 +1,7 @@
 //! The function in this process, over tables and a queue of its own on the local AWS.
 
 use crate::gateway_event::GatewayEventBuilder;
-use crate::local_aws;
+use crate::{local_aws, message_schema};
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
@@ -135,7 +135,7 @@ impl Resources {
         scan.expect("the state table answers").items().len()
     }
 
-    /// Takes every message out of the queue.
+    /// Takes every message out of the queue. Each keeps the documented schema.
     pub async fn drain(&self) -> Vec<Message> {
         let sqs = aws_sdk_sqs::Client::new(&self.sdk);
         let mut drained = Vec::new();
@@ -156,6 +156,7 @@ impl Resources {
             for message in messages {
                 let handle = message.receipt_handle.clone().expect("a handle");
                 sqs.delete_message().queue_url(&self.queue_url).receipt_handle(handle).send().await.expect("deleted");
+                message_schema::check(message.body().expect("a body"));
                 drained.push(message);
             }
         }

@@ -1,0 +1,107 @@
+"""The example consumer, on a local AWS of its own: python -m unittest discover -s docs/examples"""
+
+import json
+import os
+import sys
+import tempfile
+import unittest
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+import local  # noqa: E402
+
+
+def message(events, batch="01a207af-0ff7-7cc3-9d4e-0a1b2c3d4e5f", **more):
+    entries = [{"id": f"{batch}-{index}", "event": event} for index, event in enumerate(events)]
+    envelope = {
+        "schema": "event-batch/1",
+        "batch_id": batch,
+        "project_id": "acme",
+        "mode": "live",
+        "received_at": "2026-11-23T09:14:03.127Z",
+        "events": entries,
+    }
+    return envelope | more
+
+
+def signup(**more):
+    return {"external_user_id": "usr_42", "name": "user_signed_up"} | more
+
+
+class ConsumerTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        local.isolate_environment()
+        cls.aws = local.start(Path(folder.name), local.free_port())
+        cls.addClassCleanup(local.stop, Path(folder.name))
+        os.environ.update(
+            AWS_ENDPOINT_URL=cls.aws.url, COUNTS_TABLE="counts", SEEN_TABLE="seen"
+        )
+        global consumer
+        import consumer
+
+    def setUp(self):
+        dynamodb = self.aws.client("dynamodb")
+        for table, key in (("counts", "pk"), ("seen", "id")):
+            dynamodb.create_table(
+                TableName=table,
+                BillingMode="PAY_PER_REQUEST",
+                AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"}],
+                KeySchema=[{"AttributeName": key, "KeyType": "HASH"}],
+            )
+            self.addCleanup(dynamodb.delete_table, TableName=table)
+
+    def deliver(self, **messages):
+        records = [
+            {"messageId": name, "body": body if isinstance(body, str) else json.dumps(body)}
+            for name, body in messages.items()
+        ]
+        answer = consumer.handler({"Records": records}, None)
+        return [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
+
+    def count(self, pk="acme#live#user_signed_up"):
+        item = self.aws.client("dynamodb").get_item(TableName="counts", Key={"pk": {"S": pk}})
+        return int(item["Item"]["seen"]["N"]) if "Item" in item else 0
+
+    def test_counts_every_event(self):
+        self.assertEqual(self.deliver(one=message([signup(), signup(), signup(name="left")])), [])
+        self.assertEqual((self.count(), self.count("acme#live#left")), (2, 1))
+
+    def test_a_message_that_comes_again_changes_nothing(self):
+        for _ in range(3):
+            self.assertEqual(self.deliver(one=message([signup(), signup()])), [])
+        self.assertEqual(self.count(), 2)
+
+    def test_two_copies_at_the_same_moment_count_once(self):
+        copies = [message([signup()])] * 8
+        with ThreadPoolExecutor(8) as pool:
+            failed = list(pool.map(lambda copy: self.deliver(one=copy), copies))
+        # One that met another copy halfway comes again, and then finds it done.
+        for copy in (copy for copy, ids in zip(copies, failed) if ids):
+            self.assertEqual(self.deliver(one=copy), [])
+        self.assertEqual(self.count(), 1)
+
+    def test_only_the_message_that_failed_is_reported(self):
+        other = "01a207af-0ff7-7cc3-9d4e-0a1b2c3d4e60"
+        failed = self.deliver(good=message([signup()]), bad="no JSON", good_too=message([signup()], other))
+        self.assertEqual(failed, ["bad"])
+        self.assertEqual(self.count(), 2)
+
+    def test_a_poison_event_brings_its_message_back_but_its_neighbours_count_once(self):
+        poisoned = message([signup(), {"external_user_id": "usr_42"}, signup()])
+        for _ in range(2):
+            self.assertEqual(self.deliver(poisoned=poisoned), ["poisoned"])
+        self.assertEqual(self.count(), 2)
+
+    def test_an_unknown_schema_is_refused_and_an_unknown_member_ignored(self):
+        self.assertEqual(self.deliver(new=message([signup()], schema="event-batch/2")), ["new"])
+        self.assertEqual(self.deliver(more=message([signup()], future=1)), [])
+        self.assertEqual(self.count(), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,37 @@
+import { EventBatch, type BatchOptions } from './batch.js';
+import { toJson, type Properties } from './event.js';
+import { Transport, type TransportOptions } from './transport.js';
+
+export type VibeFollowOptions = TransportOptions;
+
+/** The client. */
+export class VibeFollow {
+  readonly events: Events;
+
+  constructor(options: VibeFollowOptions) {
+    this.events = new Events(new Transport(options));
+  }
+}
+
+/** Sends events, one at a time or in batches. */
+export class Events {
+  readonly #transport: Transport;
+
+  constructor(transport: Transport) {
+    this.#transport = transport;
+  }
+
+  /**
+   * Sends one event and resolves once it is accepted. Its Idempotency-Key lives for this call: to
+   * call again after a failure is to send another event. A batch keeps its keys until it knows.
+   */
+  async track(name: string, userId: string, properties?: Properties): Promise<void> {
+    const body = toJson(name, userId, properties);
+    await this.#transport.post('/api/v1/events', body, crypto.randomUUID());
+  }
+
+  /** Starts a batch: events are collected and sent many at a time. */
+  batch(options: BatchOptions = {}): EventBatch {
+    return new EventBatch(this.#transport, options);
+  }
+}

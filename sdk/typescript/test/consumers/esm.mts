@@ -1,0 +1,26 @@
+// An ES module that uses the installed package.
+import { ValidationError, VibeFollow, type FetchLike, type TrackedEvent } from '@vibefollow/sdk';
+
+const bodies: string[] = [];
+const fetchImpl: FetchLike = (_, { body }) => {
+  bodies.push(new TextDecoder().decode(body));
+  return Promise.resolve(new Response('{"data":{"accepted":true}}', { status: 202 }));
+};
+const vf = new VibeFollow({ apiKey: 'sk_test_x', fetchImpl });
+// The platform's own fetch fits, too.
+new VibeFollow({ apiKey: 'sk_test_x', fetchImpl: fetch });
+{
+  await using batch = vf.events.batch({
+    onRejected: (events: readonly TrackedEvent[], error) => {
+      const field: string | undefined = error instanceof ValidationError ? error.field : undefined;
+      console.error(events.length, field);
+    },
+  });
+  batch.track('signed_up', 'usr_42', { plan: 'trial' });
+  // @ts-expect-error a user has an id
+  if (bodies.length > 99) batch.track('signed_up');
+}
+if (bodies.length !== 1) throw new Error('disposal did not flush');
+// This one is never flushed, and its timer must not keep the process alive.
+vf.events.batch({ maxAgeMs: 3_600_000 }).track('left', 'usr_42');
+console.log('esm', bodies[0]);

@@ -1,0 +1,111 @@
+import { randomUUID } from 'node:crypto';
+import { expect, it, vi } from 'vitest';
+import { ValidationError, VibeFollow, type FetchRequest } from '@vibefollow/sdk';
+import { fetchWithHost } from '../examples/fetch-with-host.js';
+import { rejection } from './service.js';
+
+// Runs against a deployed service:
+//
+//   VIBEFOLLOW_BASE_URL   where it is, as in http://127.0.0.1:4566
+//   VIBEFOLLOW_API_KEY    a key it knows
+//   VIBEFOLLOW_HOST       a Host header to send: how a local AWS knows which API is meant
+//   VIBEFOLLOW_QUEUE_URL  its queue on the local AWS, to look for the events there; they are left
+//                         in it, but hidden from other readers for VISIBILITY_SECONDS
+const { VIBEFOLLOW_BASE_URL, VIBEFOLLOW_API_KEY, VIBEFOLLOW_HOST, VIBEFOLLOW_QUEUE_URL } = process.env;
+const VISIBILITY_SECONDS = 30;
+
+const send = VIBEFOLLOW_HOST
+  ? fetchWithHost(VIBEFOLLOW_HOST)
+  : (url: string, request: FetchRequest) => fetch(url, request);
+const target = { apiKey: VIBEFOLLOW_API_KEY ?? '', baseUrl: VIBEFOLLOW_BASE_URL, fetchImpl: send };
+const run = randomUUID();
+
+/** The events of this run that are in the queue, in the order of their ids in each batch. */
+async function queued(atLeast: number): Promise<{ userId: string; name: string; properties: unknown }[]> {
+  const url = new URL(VIBEFOLLOW_QUEUE_URL ?? '');
+  const found = new Map<string, { userId: string; name: string; properties: unknown }>();
+  const events = [];
+  // Reads on until nothing is left, so that a copy would be found, too; and ends before what it
+  // has read is shown again.
+  let more = true;
+  for (const end = Date.now() + 20_000; Date.now() < end && (more || events.length < atLeast); ) {
+    const response = await fetch(url.origin, {
+      method: 'POST',
+      headers: {
+        'Content-Type': 'application/x-amz-json-1.0',
+        'X-Amz-Target': 'AmazonSQS.ReceiveMessage',
+        // A local AWS reads the region and the service from it and checks no signature.
+        Authorization:
+          'AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/sqs/aws4_request, SignedHeaders=host, Signature=0',
+      },
+      body: JSON.stringify({
+        QueueUrl: url.href,
+        MaxNumberOfMessages: 10,
+        VisibilityTimeout: VISIBILITY_SECONDS,
+        WaitTimeSeconds: 1,
+      }),
+    });
+    const { Messages = [] } = (await response.json()) as {
+      Messages?: { MessageId: string; Body: string }[];
+    };
+    more = Messages.length > 0;
+    for (const { Body } of Messages) {
+      const message = JSON.parse(Body) as {
+        events: { id: string; event: { external_user_id: string; name: string; properties: unknown } }[];
+      };
+      for (const { id, event } of message.events) {
+        if (!event.external_user_id.startsWith(run)) continue;
+        expect(found.has(id)).toBe(false);
+        const { external_user_id: userId, name, properties } = event;
+        found.set(id, { userId, name, properties });
+        events.push({ userId, name, properties });
+      }
+    }
+  }
+  return events.sort((a, b) => a.userId.localeCompare(b.userId));
+}
+
+const deployed = it.skipIf(!VIBEFOLLOW_BASE_URL || !VIBEFOLLOW_API_KEY);
+
+deployed(
+  'takes the page’s example, word for word',
+  async () => {
+    // 350 events of about 1 KB: buffers large enough to go compressed.
+    const events = Array.from({ length: 350 }, (_, i) => ({
+      userId: `${run}-${String(i).padStart(5, '0')}`,
+      name: 'order_placed',
+      properties: { order: i, note: `é€😀"\\ ${'x'.repeat(1_000)}` },
+    }));
+    vi.stubGlobal('historicalEvents', events);
+    vi.stubGlobal('fetch', (url: string, request: FetchRequest) => {
+      return send(url.replace('https://api.vibefollow.com', VIBEFOLLOW_BASE_URL ?? ''), request);
+    });
+    await import('../examples/page.js');
+    vi.unstubAllGlobals();
+
+    if (VIBEFOLLOW_QUEUE_URL) expect(await queued(events.length)).toEqual(events);
+  },
+  60_000,
+);
+
+deployed('takes a batch near 5 MB', async () => {
+  const batch = new VibeFollow(target).events.batch({ maxSize: 500 });
+  for (let i = 0; i < 52; i++) batch.track('big', `big-${run}`, { quotes: '"'.repeat(50_000) });
+  await batch.flush();
+}, 30_000);
+
+deployed('names the faulty event of a batch', async () => {
+  const batch = new VibeFollow(target).events.batch();
+  batch.track('fine', `fine-${run}`);
+  batch.track('', `nameless-${run}`);
+  const error = await rejection(batch.flush(), ValidationError);
+  expect(error.field).toBe('events[1].name');
+  expect(error.events).toHaveLength(2);
+});
+
+deployed('takes a single event, and names what is wrong with one', async () => {
+  const vf = new VibeFollow(target);
+  await vf.events.track('signed_up', `single-${run}`, { plan: 'trial' });
+  const error = await rejection(vf.events.track('', `single-${run}`), ValidationError);
+  expect(error.field).toBe('name');
+});

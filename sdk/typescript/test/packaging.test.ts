@@ -1,0 +1,75 @@
+import { execFileSync } from 'node:child_process';
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+
+// What `npm run build` made, packed and unpacked as a consumer would have it.
+const root = fileURLToPath(new URL('..', import.meta.url));
+const consumer = mkdtempSync(join(tmpdir(), 'vibefollow-sdk-'));
+const installed = join(consumer, 'node_modules/@vibefollow/sdk');
+
+function run(command: string, ...args: string[]): string {
+  return execFileSync(command, args, { cwd: consumer, encoding: 'utf8', timeout: 60_000 });
+}
+
+beforeAll(() => {
+  execFileSync('npm', ['pack', '--silent', '--ignore-scripts', '--pack-destination', consumer], { cwd: root });
+  mkdirSync(installed, { recursive: true });
+  const [tarball = 'none'] = readdirSync(consumer).filter((name) => name.endsWith('.tgz'));
+  run('tar', '-xzf', tarball, '-C', installed, '--strip-components=1');
+  cpSync(join(root, 'test/consumers'), consumer, { recursive: true });
+  const compilerOptions = {
+    strict: true,
+    exactOptionalPropertyTypes: true,
+    target: 'ES2022',
+    module: 'NodeNext',
+    types: [],
+    lib: ['ES2022', 'DOM'],
+    outDir: 'out',
+  };
+  writeFileSync(
+    join(consumer, 'tsconfig.json'),
+    JSON.stringify({ compilerOptions, files: ['esm.mts', 'cjs.cts'] }),
+  );
+  writeFileSync(join(consumer, 'package.json'), '{"private":true}');
+}, 60_000);
+
+afterAll(() => {
+  rmSync(consumer, { recursive: true });
+});
+
+it('type-checks and runs as an ES module and as CommonJS, and lets the process end', () => {
+  run(process.execPath, join(root, 'node_modules/typescript/bin/tsc'));
+  expect(run(process.execPath, 'out/esm.mjs')).toBe(
+    'esm {"events":[{"external_user_id":"usr_42","name":"signed_up","properties":{"plan":"trial"}}]}\n',
+  );
+  expect(run(process.execPath, 'out/cjs.cjs')).toBe('cjs ValidationError c usr_42\n');
+}, 120_000);
+
+it('holds the build and nothing else, and depends on nothing', () => {
+  expect(readdirSync(installed).sort()).toEqual(['README.md', 'dist', 'package.json']);
+  const manifest = JSON.parse(readFileSync(join(installed, 'package.json'), 'utf8')) as object;
+  expect(manifest).toMatchObject({ name: '@vibefollow/sdk', private: true });
+  expect(manifest).not.toHaveProperty('dependencies');
+});
+
+it('gives both kinds of module the same names', async () => {
+  const esm = (await import(join(installed, 'dist/esm/index.js'))) as object;
+  const names = run(
+    process.execPath,
+    '-p',
+    'JSON.stringify(Object.keys(require("@vibefollow/sdk")).filter((name) => name !== "__esModule"))',
+  );
+  expect((JSON.parse(names) as string[]).sort()).toEqual(Object.keys(esm).sort());
+  expect(Object.keys(esm).sort()).toEqual([
+    'AuthError',
+    'NetworkError',
+    'RateLimitError',
+    'ServerError',
+    'ValidationError',
+    'VibeFollow',
+    'VibeFollowError',
+  ]);
+});

@@ -1,0 +1,244 @@
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { gunzipSync } from 'node:zlib';
+import type { FetchLike } from '@vibefollow/sdk';
+
+export const KEY = 'sk_test_0123456789abcdefghijklmnopqrstuv';
+
+export interface WireEvent {
+  external_user_id: string;
+  name: string;
+  properties?: Record<string, unknown>;
+}
+
+export interface Answer {
+  status: number;
+  headers?: Record<string, string>;
+  body: string;
+}
+
+export interface Received {
+  path: string;
+  /** In lower case. */
+  headers: Record<string, string>;
+  /** After decoding. */
+  body: string;
+  wireBytes: number;
+  at: number;
+  /** The status that the client came to see, or 0. */
+  seen: number;
+}
+
+export const ACCEPTED: Answer = { status: 202, body: '{"data":{"accepted":true}}' };
+
+export function refusal(
+  status: number,
+  code: string,
+  extra: { field?: string; headers?: Record<string, string> } = {},
+): Answer {
+  const { headers = {}, ...field } = extra;
+  return { status, headers, body: JSON.stringify({ errors: [{ code, message: `no: ${code}`, ...field }] }) };
+}
+
+/** What happens to one request. `accept…` put its events into the queue, the others do not. */
+export type Step =
+  | 'accept'
+  | 'accept, then drop the connection'
+  | 'accept, then cut the answer off'
+  | 'drop the connection'
+  | 'hang'
+  | 'hang in the answer'
+  | Answer;
+
+/** The contract's side of idempotency and validation, in memory, with a script of mishaps. */
+export class FakeService {
+  /** Played one a request; after it, everything is accepted. */
+  script: Step[] = [];
+  readonly received: Received[] = [];
+  readonly queue: WireEvent[] = [];
+  readonly keys = new Map<string, string>();
+  /** The most requests that were under way at once. */
+  mostAtOnce = 0;
+  #underWay = 0;
+
+  /** Events of this name break a rule. */
+  static readonly BAD = 'bad';
+
+  accept(received: Received): Answer {
+    const key = received.headers['idempotency-key'] ?? '';
+    const id = `${received.path} ${key}`;
+    if (this.keys.has(id)) {
+      return this.keys.get(id) === received.body ? ACCEPTED : refusal(422, 'idempotency_key_reuse');
+    }
+    const single = received.path.endsWith('/events');
+    const parsed = JSON.parse(received.body) as { events: WireEvent[] };
+    const events = single ? [parsed as unknown as WireEvent] : parsed.events;
+    const bad = events.findIndex(({ name }) => name === FakeService.BAD);
+    if (bad >= 0) {
+      return refusal(422, 'validation_failed', { field: single ? 'name' : `events[${bad}].name` });
+    }
+    this.keys.set(id, received.body);
+    this.queue.push(...events);
+    return ACCEPTED;
+  }
+
+  names(): string[] {
+    return this.queue.map(({ name }) => name);
+  }
+
+  sentKeys(): string[] {
+    return this.received.map(({ headers }) => headers['idempotency-key'] ?? '');
+  }
+
+  /** The service without a network, for tests that own the clock. */
+  readonly fetch: FetchLike = async (url, request) => {
+    this.mostAtOnce = Math.max(this.mostAtOnce, ++this.#underWay);
+    try {
+      const headers = Object.fromEntries(
+        Object.entries(request.headers).map(([name, value]) => [name.toLowerCase(), value]),
+      );
+      const received: Received = {
+        path: new URL(url).pathname,
+        headers,
+        body: decode(headers, Buffer.from(request.body)),
+        wireBytes: request.body.length,
+        at: Date.now(),
+        seen: 0,
+      };
+      this.received.push(received);
+      const step = this.script.shift() ?? 'accept';
+      await Promise.resolve();
+      const hanging = new Promise<never>((_, reject) => {
+        request.signal.addEventListener('abort', () => {
+          reject(new Error('aborted'));
+        });
+      });
+      const answer = ({ status, headers, body }: Answer) => ({
+        status,
+        headers: new Headers(headers),
+        text: () => {
+          received.seen = status;
+          return Promise.resolve(body);
+        },
+      });
+      if (typeof step === 'object') return answer(step);
+      switch (step) {
+        case 'accept':
+          return answer(this.accept(received));
+        case 'accept, then drop the connection':
+          this.accept(received);
+          throw new TypeError('fetch failed', { cause: new Error('other side closed') });
+        case 'accept, then cut the answer off':
+          return {
+            ...answer(this.accept(received)),
+            text: () => Promise.reject(new TypeError('terminated')),
+          };
+        case 'drop the connection':
+          throw new TypeError('fetch failed', { cause: new Error('other side closed') });
+        case 'hang':
+          return await hanging;
+        case 'hang in the answer':
+          return { ...answer(this.accept(received)), text: () => hanging };
+      }
+    } finally {
+      this.#underWay--;
+    }
+  };
+
+  /** The service on a port, for tests of what a network does. */
+  async listen(port = 0): Promise<HttpService> {
+    const server = createServer((request, response) => {
+      void this.#serve(request, response);
+    });
+    await new Promise<void>((resolve) => server.listen(port, '127.0.0.1', resolve));
+    return new HttpService(server);
+  }
+
+  async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const chunks: Buffer[] = [];
+    for await (const chunk of request) chunks.push(chunk as Buffer);
+    const wire = Buffer.concat(chunks);
+    const headers = request.headers as Record<string, string>;
+    const received: Received = {
+      path: request.url ?? '',
+      headers,
+      body: decode(headers, wire),
+      wireBytes: wire.length,
+      at: Date.now(),
+      seen: 0,
+    };
+    this.received.push(received);
+    const step = this.script.shift() ?? 'accept';
+    const answer = ({ status, headers, body }: Answer) => {
+      received.seen = status;
+      response.writeHead(status, headers).end(body);
+    };
+    if (typeof step === 'object') {
+      answer(step);
+      return;
+    }
+    switch (step) {
+      case 'accept':
+        answer(this.accept(received));
+        break;
+      case 'accept, then drop the connection':
+        this.accept(received);
+        request.socket.destroy();
+        break;
+      case 'accept, then cut the answer off': {
+        const { status, body } = this.accept(received);
+        response.writeHead(status, { 'Content-Length': body.length });
+        response.write(body.slice(0, 10), () => request.socket.destroy());
+        break;
+      }
+      case 'drop the connection':
+        request.socket.destroy();
+        break;
+      case 'hang':
+        break;
+      case 'hang in the answer': {
+        const { status, body } = this.accept(received);
+        response.writeHead(status, { 'Content-Length': body.length });
+        response.write(body.slice(0, 10));
+        break;
+      }
+    }
+  }
+}
+
+export class HttpService {
+  readonly #server: Server;
+  readonly port: number;
+
+  constructor(server: Server) {
+    this.#server = server;
+    this.port = (server.address() as AddressInfo).port;
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  /** Ends it as a crash would. */
+  async kill(): Promise<void> {
+    this.#server.closeAllConnections();
+    await new Promise((resolve) => this.#server.close(resolve));
+  }
+}
+
+function decode(headers: Record<string, string>, wire: Buffer): string {
+  return (headers['content-encoding'] === 'gzip' ? gunzipSync(wire) : wire).toString('utf8');
+}
+
+/** The reason that a promise is rejected for, which must be an error of this class. */
+export async function rejection<E extends Error>(
+  promise: Promise<unknown>,
+  type: abstract new (...args: never[]) => E,
+): Promise<E> {
+  const outcome = await promise.then(
+    () => 'it resolved',
+    (error: unknown) => error,
+  );
+  if (outcome instanceof type) return outcome;
+  throw new Error(`expected ${type.name}, got ${String(outcome)}`);
+}

@@ -1,0 +1,154 @@
+//! An emulator of the Lambda Runtime API for one sandbox.
+//!
+//! It speaks what the public description of custom runtimes says: `next`, `response`, `error`
+//! and `init/error` under `/2018-06-01/runtime`.
+
+use crate::http_server::{Cut, HttpServer};
+use hyper::body::Bytes;
+use hyper::{Method, Request, Response, StatusCode};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+
+const ROOT: &str = "/2018-06-01/runtime/";
+
+/// What `Lambda-Runtime-Deadline-Ms` says.
+#[derive(Clone, Copy, Debug)]
+pub enum DeadlineHeader {
+    /// The moment the function's time-out ends it, as on Lambda.
+    Real,
+    /// The same number for ever, as some emulators send.
+    Constant(u64),
+}
+
+/// What the function reported of an invocation.
+#[derive(Debug)]
+pub enum Reported {
+    /// The handler's answer.
+    Response(Bytes),
+    /// A runtime error instead of an answer.
+    Error(Bytes),
+}
+
+/// An invocation that the function has fetched.
+pub struct Running {
+    /// When it fetched it: its time-out counts from here.
+    pub since: Instant,
+    /// Resolves when the function reports; fails if it never will.
+    pub reported: oneshot::Receiver<Reported>,
+}
+
+/// The emulator.
+pub struct RuntimeApi {
+    server: HttpServer,
+    invocations: mpsc::UnboundedSender<Invocation>,
+}
+
+struct Invocation {
+    id: String,
+    event: Bytes,
+    timeout: Duration,
+    deadline: DeadlineHeader,
+    reported: oneshot::Sender<Reported>,
+    fetched: oneshot::Sender<Instant>,
+}
+
+struct Shared {
+    queue: tokio::sync::Mutex<mpsc::UnboundedReceiver<Invocation>>,
+    running: Mutex<HashMap<String, oneshot::Sender<Reported>>>,
+}
+
+impl RuntimeApi {
+    pub async fn start() -> Self {
+        let (invocations, queue) = mpsc::unbounded_channel();
+        let queue = tokio::sync::Mutex::new(queue);
+        let shared = Arc::new(Shared { queue, running: Mutex::default() });
+        let server = HttpServer::start(move |request| shared.clone().handle(request)).await;
+        Self { server, invocations }
+    }
+
+    /// The value of `AWS_LAMBDA_RUNTIME_API`.
+    pub fn address(&self) -> String {
+        self.server.address()
+    }
+
+    /// Offers an event to the function; returns once it has fetched it.
+    pub async fn invoke(&self, event: Bytes, timeout: Duration, deadline: DeadlineHeader) -> Running {
+        let id = uuid::Uuid::new_v4().to_string();
+        let (report, reported) = oneshot::channel();
+        let (fetch, fetched) = oneshot::channel();
+        let invocation = Invocation { id, event, timeout, deadline, reported: report, fetched: fetch };
+        assert!(self.invocations.send(invocation).is_ok(), "the emulator holds the receiver");
+        Running { since: fetched.await.expect("the emulator runs"), reported }
+    }
+}
+
+impl Shared {
+    async fn handle(self: Arc<Self>, request: Request<Bytes>) -> Result<Response<Bytes>, Cut> {
+        let path = request.uri().path().strip_prefix(ROOT).unwrap_or_default().to_owned();
+        let segments: Vec<&str> = path.split('/').collect();
+        match (request.method(), segments.as_slice()) {
+            (&Method::GET, ["invocation", "next"]) => Ok(self.next().await),
+            (&Method::POST, ["invocation", id, "response"]) => {
+                Ok(self.report(id, Reported::Response(request.into_body())))
+            }
+            (&Method::POST, ["invocation", id, "error"]) => Ok(self.report(id, Reported::Error(request.into_body()))),
+            // The process then exits, which is what a sandbox looks at.
+            (&Method::POST, ["init", "error"]) => Ok(accepted()),
+            _ => Ok(with_status(StatusCode::NOT_FOUND)),
+        }
+    }
+
+    /// Waits for an invocation, as long as it takes.
+    async fn next(&self) -> Response<Bytes> {
+        let invocation = self.queue.lock().await.recv().await;
+        // The channel closes when the test is over.
+        let Some(invocation) = invocation else { return with_status(StatusCode::GONE) };
+        let Invocation { id, event, timeout, deadline, reported, fetched } = invocation;
+        let deadline = match deadline {
+            DeadlineHeader::Real => epoch_millis() + u64::try_from(timeout.as_millis()).expect("small"),
+            DeadlineHeader::Constant(deadline) => deadline,
+        };
+        self.running.lock().expect("no panic").insert(id.clone(), reported);
+        let _ = fetched.send(Instant::now());
+        Response::builder()
+            .header("Content-Type", "application/json")
+            .header("Lambda-Runtime-Aws-Request-Id", id)
+            .header("Lambda-Runtime-Deadline-Ms", deadline)
+            .header(
+                "Lambda-Runtime-Invoked-Function-Arn",
+                "arn:aws:lambda:us-east-1:123456789012:function:event-ingest",
+            )
+            .header(
+                "Lambda-Runtime-Trace-Id",
+                "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Parent=9a9197af755a6419;Sampled=1",
+            )
+            .body(event)
+            .expect("a response")
+    }
+
+    fn report(&self, id: &str, reported: Reported) -> Response<Bytes> {
+        match self.running.lock().expect("no panic").remove(id) {
+            // Nobody may be left to hear it, which is as it is on Lambda.
+            Some(waiting) => drop(waiting.send(reported)),
+            None => return with_status(StatusCode::BAD_REQUEST),
+        }
+        accepted()
+    }
+}
+
+fn accepted() -> Response<Bytes> {
+    with_status(StatusCode::ACCEPTED)
+}
+
+fn with_status(status: StatusCode) -> Response<Bytes> {
+    let body = Bytes::from_static(br#"{"status":"OK"}"#);
+    Response::builder().status(status).header("Content-Type", "application/json").body(body).expect("a response")
+}
+
+/// The wall clock, in what the deadline header counts.
+pub fn epoch_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    u64::try_from(since.as_millis()).expect("before the year 584556019")
+}
