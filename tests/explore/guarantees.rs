@@ -1,11 +1,13 @@
-//! What must hold in every schedule: contract section 3, guarantees 1 to 6.
+//! What must hold in every schedule: contract section 3, guarantees 1 to 6, and one thing more,
+//! on which the margin of the lease rests: nothing that a killed holder had on the wire lands once
+//! another holds the key. (The contract would excuse such a duplicate.)
 //!
 //! The explorer keeps, beside the table and the queue, what the guarantees refer to and nobody in
 //! the system can see: which copies of an event the queue ever took and what became of their
 //! acknowledgements ([`Copy`]), and what was promised about a key ([`Memory`]).
 
 use crate::behaviour::{Answer, Call, CallId, Op, Parcel, Reply};
-use crate::scenario::AttemptId;
+use crate::scenario::{AttemptId, LANDING};
 use crate::world::{Caller, LONGEST_LOCK, Live, Rules, World, millis};
 use event_ingest::delivery::Fate;
 use event_ingest::idempotency::{BatchId, Delivered, Fenced, Fingerprint, Record, State};
@@ -134,7 +136,7 @@ impl World {
 
     /// The queue takes a message.
     pub fn take(&mut self, rules: &Rules, caller: Caller, call: CallId, parcel: &Parcel) -> Result<(), Violation> {
-        let Caller { attempt, alive, .. } = caller;
+        let Caller { attempt, alive, killed, .. } = caller;
         let (spec, key, body) = (rules.attempt(attempt), rules.key(attempt), rules.body(attempt));
         let Some(memory) = &self.memories[key] else {
             return violation(format!("{} sends under a key that nobody claimed", spec.name));
@@ -144,6 +146,13 @@ impl World {
         }
         if memory.batch != parcel.batch {
             return violation(format!("ids are stable: {} sends under another batch id", spec.name));
+        }
+        let holder = self.table.get(&spec.key).map(|record| &record.owner);
+        if killed && rules.scenario.landing <= LANDING && holder != Some(&spec.claimant.owner) {
+            return violation(format!(
+                "the lease outlives its holder's last effect: what {} had on the wire lands after its successor began",
+                spec.name
+            ));
         }
         for &event in &parcel.events {
             let batch = number(parcel.batch);

@@ -137,6 +137,8 @@ pub struct Caller {
     pub knew: u64,
     /// Whether somebody will hear the answer.
     pub alive: bool,
+    /// Whether its sandbox died while the call ran, rather than given it up.
+    pub killed: bool,
 }
 
 impl Rules {
@@ -474,7 +476,7 @@ impl Rules {
         let live = world.seats[client].live.take().expect("alive");
         for call in &self.lab.node(live.node).calls {
             if !live.held.iter().any(|(held, _)| *held == call.id) {
-                self.fly(world, live.caller(), Rc::clone(call), when);
+                self.fly(world, Caller { killed: true, ..live.caller() }, Rc::clone(call), when);
             }
         }
         world.settle_copies(live.attempt, true);
@@ -626,7 +628,7 @@ pub fn millis(duration: Duration) -> u64 {
 
 impl Live {
     fn caller(&self) -> Caller {
-        Caller { attempt: self.attempt, born: self.born, knew: self.knew, alive: true }
+        Caller { attempt: self.attempt, born: self.born, knew: self.knew, alive: true, killed: false }
     }
 }
 
