@@ -19,6 +19,9 @@ const SLACK: Duration = Duration::from_millis(500);
 /// late for the function: its own limits, less the slack of observing them.
 const SEND_PATIENCE: Duration = Duration::from_millis(1250);
 const LAST_REPLY: Duration = Duration::from_millis(3550);
+/// After this, from an invocation's start, the function begins no write any more: its own limit
+/// is 3.9 s.
+const LAST_WRITE: Duration = Duration::from_millis(3850);
 
 /// What a body's clients must be told in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +96,9 @@ enum Reason {
     HolderDied,
     /// The state table took none of the tries to record it.
     NotRecorded,
+    /// The machine left the holder no time for a try: it ran up to its last moment, in which
+    /// Lambda would have ended it.
+    OutOfTime,
 }
 
 /// What became of one copy's acknowledgement.
@@ -323,6 +329,7 @@ impl Judge<'_> {
         match (&run.end, tried) {
             (End::Died | End::TimedOut, _) => Standing::Excused(Reason::HolderDied),
             (End::Answered(_), true) => Standing::Excused(Reason::NotRecorded),
+            (End::Answered(_), false) if run.ended - run.started > LAST_WRITE => Standing::Excused(Reason::OutOfTime),
             (End::Answered(_), false) => Standing::Forgotten,
         }
     }
