@@ -22,7 +22,7 @@ INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop logs watch invoke test bench bench-full bench-deps instructions instructions-accept \
-	instructions-deps lint fmt events deps clean
+	instructions-deps scale lint fmt events deps clean
 
 help: ## Print this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -70,6 +70,9 @@ instructions-accept: instructions-deps ## Take the instructions counted now as t
 instructions-deps:
 	@command -v valgrind >/dev/null || { echo "valgrind is needed: apt-get install valgrind"; exit 1; }
 	cargo build --profile instructions $(BENCHES) --package instructions
+
+scale: ## Write the tables of docs/scale.md anew
+	$(PYTHON) tools/scale.py --write
 
 lint: deps ## Check format, lints, the template, and the crates we depend on
 	cargo fmt --check
