@@ -103,7 +103,6 @@ pub struct Endurance {
 }
 
 /// What to run.
-#[derive(Clone, Copy)]
 pub struct Plan {
     /// Rounds over everything.
     pub rounds: usize,
@@ -113,12 +112,15 @@ pub struct Plan {
     pub peers: bool,
     /// Whether to run what `make bench-full` adds.
     pub full: bool,
+    /// Another build of the function to measure beside it.
+    pub against: Option<std::path::PathBuf>,
 }
 
 /// Runs the whole plan.
-pub async fn run(root: &std::path::Path, plan: Plan) -> Result<Results> {
+pub async fn run(root: &std::path::Path, plan: &Plan) -> Result<Results> {
     let ours = Target::ours(root);
     let mut targets = vec![Target::ours(root), Target::floor(root)];
+    targets.extend(plan.against.as_deref().map(|binary| Target::other_build(root, binary)));
     if plan.peers {
         targets.extend(Target::peers(root));
     }
@@ -131,7 +133,7 @@ pub async fn run(root: &std::path::Path, plan: Plan) -> Result<Results> {
 
 /// Rounds over targets and shapes: each round visits all of them, beginning one further each
 /// time, so that whatever else the machine does falls on all alike.
-async fn matrix(targets: &[Target], latency: Latency, plan: Plan) -> Result<Vec<Row>> {
+async fn matrix(targets: &[Target], latency: Latency, plan: &Plan) -> Result<Vec<Row>> {
     let shapes = Shape::all();
     let batches: Vec<Batch> = shapes.iter().map(Shape::batch).collect::<Result<_>>()?;
     let mut cells = Vec::new();
@@ -169,7 +171,7 @@ async fn matrix(targets: &[Target], latency: Latency, plan: Plan) -> Result<Vec<
     Ok(cells.into_iter().map(row).collect())
 }
 
-async fn over_tls(ours: &Target, plan: Plan) -> Result<Figures> {
+async fn over_tls(ours: &Target, plan: &Plan) -> Result<Figures> {
     let directory = tempfile::tempdir()?;
     let ca_file = directory.path().join("ca.pem");
     let acceptor = tls::acceptor(&ca_file)?;
@@ -191,7 +193,7 @@ fn zip_bytes(binary: &std::path::Path) -> Result<usize> {
     Ok(deflate.finish()?.len())
 }
 
-async fn full(ours: &Target, plan: Plan) -> Result<Full> {
+async fn full(ours: &Target, plan: &Plan) -> Result<Full> {
     let no_latency = matrix(std::slice::from_ref(ours), Latency::NONE, plan).await?;
     Ok(Full {
         no_latency,
@@ -204,7 +206,7 @@ async fn full(ours: &Target, plan: Plan) -> Result<Full> {
     })
 }
 
-async fn concurrency(ours: &Target, plan: Plan) -> Result<Vec<Concurrency>> {
+async fn concurrency(ours: &Target, plan: &Plan) -> Result<Vec<Concurrency>> {
     let mut all = Vec::new();
     let shapes: Vec<Shape> = Shape::all().into_iter().filter(Shape::is_compared).collect();
     for shape in &shapes {
@@ -249,7 +251,7 @@ async fn concurrency(ours: &Target, plan: Plan) -> Result<Vec<Concurrency>> {
     Ok(all)
 }
 
-async fn growth<const N: usize>(ours: &Target, plan: Plan, sizes: [(usize, usize); N]) -> Result<Vec<Growth>> {
+async fn growth<const N: usize>(ours: &Target, plan: &Plan, sizes: [(usize, usize); N]) -> Result<Vec<Growth>> {
     let mut all = Vec::new();
     for (events, event_bytes) in sizes {
         progress(&format!("{events} events of {event_bytes} bytes"));
@@ -266,7 +268,7 @@ async fn growth<const N: usize>(ours: &Target, plan: Plan, sizes: [(usize, usize
     Ok(all)
 }
 
-async fn endurance(ours: &Target, plan: Plan) -> Result<Vec<Endurance>> {
+async fn endurance(ours: &Target, plan: &Plan) -> Result<Vec<Endurance>> {
     const STRETCHES: usize = 100;
     let stretch = 1000 / plan.divide;
     let shape = Shape::small("10 events", 10, stretch);

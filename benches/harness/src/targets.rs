@@ -42,6 +42,11 @@ impl Target {
         }
     }
 
+    /// Another build of it.
+    pub fn other_build(root: &Path, binary: &Path) -> Self {
+        Self { name: "other build", command: vec![text(binary)], ..Self::ours(root) }
+    }
+
     /// The floor.
     pub fn floor(root: &Path) -> Self {
         Self {
