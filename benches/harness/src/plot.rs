@@ -1,0 +1,150 @@
+//! The results as SVG.
+
+use crate::suite::{Growth, Results, Row};
+use anyhow::{Result, anyhow};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use std::path::Path;
+
+const SIZE: (u32, u32) = (900, 380);
+const SHAPES: [&str; 3] = ["100 events", "500 events", "5 MB"];
+const COLOURS: [(&str, RGBColor); 6] = [
+    ("event-ingest", RGBColor(0xce, 0x42, 0x2b)),
+    ("floor", RGBColor(0x88, 0x88, 0x88)),
+    ("Python", RGBColor(0x30, 0x69, 0x98)),
+    ("TypeScript", RGBColor(0xe0, 0x9f, 0x1f)),
+    ("Python, packed", RGBColor(0x8f, 0xb4, 0xd4)),
+    ("TypeScript, packed", RGBColor(0xf1, 0xcf, 0x8a)),
+];
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// Writes every plot that the results have figures for.
+pub fn all(results: &Results, directory: &Path) -> Result<()> {
+    let rows = &results.rows;
+    bars(rows, "p50 latency, ms", |row| row.figures.p50, &directory.join("latency.svg"))?;
+    bars(rows, "CPU a request, ms", |row| row.figures.cpu, &directory.join("cpu.svg"))?;
+    bars(rows, "dollars for a million events", |row| row.dollars.total(), &directory.join("dollars.svg"))?;
+    if let Some(full) = &results.full {
+        growth(&full.by_events, &full.by_bytes, &directory.join("growth.svg"))?;
+        let cpu = full.endurance.iter().map(|stretch| (stretch.requests as f64, stretch.cpu)).collect();
+        let rss = full.endurance.iter().map(|stretch| (stretch.requests as f64, stretch.rss)).collect();
+        let titles = ["CPU a request, ms, by requests so far", "RSS, MB, by requests so far"];
+        pair(titles, &[cpu, rss], &directory.join("endurance.svg"))?;
+    }
+    Ok(())
+}
+
+fn drawing(path: &Path, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<()> {
+    let area = SVGBackend::new(path, SIZE).into_drawing_area();
+    area.fill(&WHITE).map_err(failed)?;
+    draw(&area)?;
+    area.present().map_err(failed)
+}
+
+/// Groups of bars, one group a shape, one bar a target, by powers of ten.
+fn bars(rows: &[Row], title: &str, figure: impl Fn(&Row) -> f64, path: &Path) -> Result<()> {
+    let bars: Vec<(usize, usize, f64)> = rows
+        .iter()
+        .filter_map(|row| {
+            let group = SHAPES.iter().position(|shape| *shape == row.shape)?;
+            let place = COLOURS.iter().position(|(name, _)| *name == row.target)?;
+            Some((group, place, figure(row)))
+        })
+        .collect();
+    let (least, most) =
+        bars.iter().fold((f64::MAX, f64::MIN), |(least, most), bar| (least.min(bar.2), most.max(bar.2)));
+    let width = COLOURS.len() as f64 + 1.5;
+    drawing(path, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .caption(format!("{title} (logarithmic)"), ("sans-serif", 18))
+            .margin(10)
+            .x_label_area_size(10)
+            .y_label_area_size(60)
+            .build_cartesian_2d(0.0..width * SHAPES.len() as f64, (least / 2.0..most * 3.0).log_scale())
+            .map_err(failed)?;
+        let mesh = &mut chart.configure_mesh();
+        mesh.disable_x_mesh().disable_x_axis().light_line_style(WHITE).draw().map_err(failed)?;
+        for (place, (name, colour)) in COLOURS.iter().enumerate() {
+            let bars = bars.iter().filter(|bar| bar.1 == place).map(|(group, _, value)| {
+                let left = *group as f64 * width + place as f64 + 0.75;
+                Rectangle::new([(left, least / 2.0), (left + 0.9, *value)], colour.filled())
+            });
+            let series = chart.draw_series(bars).map_err(failed)?;
+            let swatch = |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled());
+            series.label(*name).legend(swatch);
+        }
+        let numbers = bars.iter().map(|(group, place, value)| {
+            let left = *group as f64 * width + *place as f64 + 0.75;
+            Text::new(short(*value), (left, *value * 1.18), ("sans-serif", 11))
+        });
+        chart.draw_series(numbers).map_err(failed)?;
+        let names = SHAPES.iter().enumerate().map(|(group, shape)| {
+            Text::new((*shape).to_owned(), (group as f64 * width + width / 3.0, least / 2.0 * 1.15), ("sans-serif", 14))
+        });
+        chart.draw_series(names).map_err(failed)?;
+        let mut legend = chart.configure_series_labels();
+        legend.position(SeriesLabelPosition::UpperLeft).label_font(("sans-serif", 12)).background_style(WHITE.mix(0.8));
+        legend.draw().map_err(failed)
+    })
+}
+
+/// Three digits that matter.
+fn short(value: f64) -> String {
+    match value {
+        10.0.. => format!("{value:.0}"),
+        1.0.. => format!("{value:.1}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+fn growth(by_events: &[Growth], by_bytes: &[Growth], path: &Path) -> Result<()> {
+    let points = |sizes: &[Growth], x: fn(&Growth) -> f64, y: fn(&Growth) -> f64| {
+        sizes.iter().map(|size| (x(size), y(size))).collect::<Vec<_>>()
+    };
+    let megabytes = |size: &Growth| size.body_bytes as f64 / 1_048_576.0;
+    let panels = [
+        ("CPU, ms, by events of 200 bytes", points(by_events, |size| size.events as f64, |size| size.cpu)),
+        ("CPU, ms, by MB of body", points(by_bytes, megabytes, |size| size.cpu)),
+        ("RSS peak, MB, by MB of body", points(by_bytes, megabytes, |size| size.rss_peak)),
+    ];
+    drawing(path, |area| {
+        for (panel, (title, points)) in area.split_evenly((1, panels.len())).iter().zip(&panels) {
+            line(panel, title, points)?;
+        }
+        Ok(())
+    })
+}
+
+fn pair(titles: [&str; 2], panels: &[Vec<(f64, f64)>; 2], path: &Path) -> Result<()> {
+    drawing(path, |area| {
+        for ((panel, title), points) in area.split_evenly((1, 2)).iter().zip(titles).zip(panels) {
+            line(panel, title, points)?;
+        }
+        Ok(())
+    })
+}
+
+fn line(area: &Area<'_>, title: &str, points: &[(f64, f64)]) -> Result<()> {
+    let most = |axis: fn(&(f64, f64)) -> f64| points.iter().map(axis).fold(0.0, f64::max) * 1.1;
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 14))
+        .margin(8)
+        .x_label_area_size(28)
+        .y_label_area_size(44)
+        .build_cartesian_2d(0.0..most(|point| point.0), 0.0..most(|point| point.1))
+        .map_err(failed)?;
+    chart.configure_mesh().light_line_style(WHITE).x_labels(6).y_labels(6).draw().map_err(failed)?;
+    let colour = COLOURS[0].1;
+    chart.draw_series(LineSeries::new(points.iter().copied(), &colour)).map_err(failed)?;
+    if points.len() < 50 {
+        let dots = points.iter().map(|point| Circle::new(*point, 3, colour.filled()));
+        chart.draw_series(dots).map_err(failed)?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is passed to `map_err`")]
+fn failed<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> anyhow::Error {
+    anyhow!("cannot draw: {error}")
+}

@@ -1,0 +1,201 @@
+//! The results as Markdown.
+
+use crate::goals::{self, best_peer};
+use crate::prices::{CPU_SHARE, billed_in_lambda};
+use crate::suite::{Concurrency, Full, Results, Row};
+use crate::targets::Kind;
+use std::fmt::Write;
+
+/// What was measured on: processor and cores.
+pub fn machine() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default().to_owned();
+    format!("{}, {cores} cores, load average at the end {load}", model.trim_matches([' ', '\t', ':']))
+}
+
+/// The whole report.
+pub fn markdown(results: &Results, machine: &str) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write!(
+        out,
+        "# Benchmark\n\n\
+         Written by `make bench{}`; do not edit. Medians over {} interleaved rounds, a fresh process each. {machine}.\n\n\
+         DynamoDB answers after 4 ms and SQS after 8 ms unless said. Every answer was checked, and that every \
+         event arrived exactly once. Times are milliseconds, memory MB of 2^20 bytes.\n\n",
+        if results.full.is_some() { "-full" } else { "" },
+        results.rounds,
+    );
+    section(&mut out, "Targets", &targets(results));
+    section(&mut out, "Latency, CPU and memory", &times(&results.rows));
+    section(&mut out, "The better peer, as a multiple of event-ingest", &ratios(results));
+    section(&mut out, "Calls and units a request", &calls(&results.rows));
+    section(&mut out, "Dollars for a million events", &money(&results.rows));
+    let _ = write!(
+        out,
+        "us-east-1 list prices, no free tier. A request's CPU time is stretched to the share of a CPU that 256 MB \
+         get in Lambda ({CPU_SHARE:.3}), its waiting is not. The total is Lambda, DynamoDB and SQS.\n\n"
+    );
+    section(&mut out, "Start over TLS", &tls(results));
+    if let Some(full) = &results.full {
+        section(&mut out, "Without latency", &times(&full.no_latency));
+        section(&mut out, "Sandboxes at once", &concurrency(&full.concurrency));
+        section(&mut out, "Growth", &growth(full));
+    }
+    out
+}
+
+fn section(out: &mut String, title: &str, table: &str) {
+    let _ = write!(out, "## {title}\n\n{table}\n");
+}
+
+/// A Markdown table; the first column is text, the others are numbers.
+fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let rule = std::iter::once("---").chain(std::iter::repeat("--:")).take(head.len());
+    let mut out = format!("| {} |\n| {} |\n", head.join(" | "), rule.collect::<Vec<_>>().join(" | "));
+    for row in rows {
+        let _ = writeln!(out, "| {} |", row.join(" | "));
+    }
+    out
+}
+
+fn targets(results: &Results) -> String {
+    let rows = goals::all(results).into_iter().map(|goal| {
+        vec![goal.what, goal.target, goal.measured, if goal.met { "met" } else { "**missed**" }.to_owned()]
+    });
+    table(&["", "target", "measured", ""], rows)
+}
+
+fn label(row: &Row) -> String {
+    format!("{}: {}", row.shape, row.target)
+}
+
+/// Rows of one shape stand together.
+fn by_shape(rows: &[Row]) -> Vec<&Row> {
+    let mut sorted: Vec<&Row> = rows.iter().collect();
+    let first = |shape| rows.iter().position(|row| row.shape == shape);
+    sorted.sort_by_key(|row| first(row.shape));
+    sorted
+}
+
+fn times(rows: &[Row]) -> String {
+    let head = ["", "p50", "p90", "p99", "CPU", "init", "init CPU", "first", "RSS", "RSS peak"];
+    let row = |row: &Row| {
+        let f = &row.figures;
+        let mut cells = vec![label(row)];
+        cells.extend([f.p50, f.p90, f.p99].map(|value| format!("{value:.2}")));
+        cells.push(format!("{:.3}", f.cpu));
+        cells.extend([f.init, f.init_cpu, f.first, f.rss, f.rss_peak].map(|value| format!("{value:.1}")));
+        cells
+    };
+    table(&head, by_shape(rows).into_iter().map(row))
+}
+
+fn ratios(results: &Results) -> String {
+    let mut rows = Vec::new();
+    for shape in ["100 events", "500 events", "5 MB"] {
+        let Some(ours) = goals::ours(results, shape) else { continue };
+        for packed in [false, true] {
+            let ratio = |figure: fn(&Row) -> f64| {
+                let peer = best_peer(results, shape, packed, figure);
+                peer.map_or("–".to_owned(), |peer| format!("{:.1}", peer / figure(ours)))
+            };
+            rows.push(vec![
+                format!("{shape}: {}", if packed { "packed" } else { "idiomatic" }),
+                ratio(|row| row.figures.p50),
+                ratio(|row| row.figures.p99),
+                ratio(|row| row.figures.cpu),
+                ratio(|row| row.figures.init),
+                ratio(|row| row.figures.rss_peak),
+                ratio(|row| row.dollars.total()),
+            ]);
+        }
+    }
+    table(&["", "p50", "p99", "CPU", "init", "RSS peak", "dollars"], rows)
+}
+
+fn calls(rows: &[Row]) -> String {
+    let head = [
+        "",
+        "DynamoDB writes",
+        "write units",
+        "reads",
+        "read units",
+        "SQS calls",
+        "messages",
+        "64 KB chunks",
+        "KB sent",
+        "log bytes",
+    ];
+    let row = |row: &Row| {
+        let usage = &row.figures.usage;
+        let mut cells = vec![label(row)];
+        let counts =
+            [usage.writes, usage.write_units, usage.reads, usage.read_units, usage.sends, usage.messages, usage.chunks];
+        cells.extend(counts.map(|count| format!("{}", (count * 100.0).round() / 100.0)));
+        cells.push(format!("{:.1}", usage.bytes / 1024.0));
+        cells.push(format!("{:.0}", row.figures.log_bytes));
+        cells
+    };
+    table(&head, by_shape(rows).into_iter().map(row))
+}
+
+fn money(rows: &[Row]) -> String {
+    let head = [
+        "",
+        "total",
+        "Lambda",
+        "DynamoDB",
+        "SQS",
+        "billed ms here",
+        "in Lambda",
+        "SQS group surcharge",
+        "API Gateway",
+        "function's log",
+    ];
+    let accepted = |row: &&Row| row.kind != Kind::Floor && !matches!(row.shape, "replay" | "invalid batch");
+    let row = |row: &Row| {
+        let d = &row.dollars;
+        let mut cells = vec![label(row)];
+        cells.extend([d.total(), d.lambda, d.dynamodb, d.sqs].map(|dollars| format!("{dollars:.4}")));
+        cells.extend([row.figures.billed, billed_in_lambda(&row.figures)].map(|ms| format!("{ms:.0}")));
+        cells.extend([d.fair_queue, d.gateway, d.logs].map(|dollars| format!("{dollars:.4}")));
+        cells
+    };
+    table(&head, by_shape(rows).into_iter().filter(accepted).map(row))
+}
+
+fn tls(results: &Results) -> String {
+    let f = &results.tls;
+    let cells = [f.init, f.init_cpu, f.first, f.p50, f.cpu].map(|value| format!("{value:.2}"));
+    let cells = std::iter::once("100 events".to_owned()).chain(cells).collect();
+    table(&["", "init", "init CPU", "first request", "warm p50", "warm CPU"], [cells])
+}
+
+fn concurrency(rows: &[Concurrency]) -> String {
+    let row = |row: &Concurrency| {
+        vec![
+            format!("{}: {} sandboxes", row.shape, row.sandboxes),
+            format!("{:.0}", row.throughput),
+            format!("{:.2}", row.p50),
+            format!("{:.3}", row.cpu),
+        ]
+    };
+    table(&["", "requests/s", "p50", "CPU"], rows.iter().map(row))
+}
+
+fn growth(full: &Full) -> String {
+    let row = |size: &crate::suite::Growth| {
+        vec![
+            size.events.to_string(),
+            format!("{:.1}", size.body_bytes as f64 / 1024.0),
+            format!("{:.3}", size.cpu),
+            format!("{:.1}", size.rss_peak),
+        ]
+    };
+    let sizes = full.by_events.iter().chain(&full.by_bytes);
+    table(&["events", "KB of body", "CPU", "RSS peak"], sizes.map(row))
+}

@@ -1,0 +1,97 @@
+//! The functions that are measured.
+
+use std::path::{Path, PathBuf};
+
+/// How a function is told apart and started.
+pub struct Target {
+    /// Its name in tables.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Where it runs.
+    pub directory: PathBuf,
+    /// Variables of its own.
+    pub environment: Vec<(&'static str, String)>,
+    /// The name of its state table's partition key.
+    pub state_key: &'static str,
+}
+
+/// What a target's messages look like, and what it can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The function of this repository: events must come out byte for byte.
+    Ours,
+    /// Put, send, update and nothing else: the body must come out, in pieces.
+    Floor,
+    /// What users would build instead: events must come out equal as JSON.
+    Peer,
+}
+
+impl Target {
+    /// The release binary, with the environment that template.yaml gives it.
+    pub fn ours(root: &Path) -> Self {
+        Self {
+            name: "event-ingest",
+            kind: Kind::Ours,
+            command: vec![text(&root.join("target/release/event-ingest"))],
+            directory: root.into(),
+            environment: malloc_settings(),
+            state_key: "pk",
+        }
+    }
+
+    /// Another build of it.
+    pub fn other_build(root: &Path, binary: &Path) -> Self {
+        Self { name: "other build", command: vec![text(binary)], ..Self::ours(root) }
+    }
+
+    /// The floor.
+    pub fn floor(root: &Path) -> Self {
+        Self {
+            name: "floor",
+            kind: Kind::Floor,
+            command: vec![text(&root.join("benches/target/release/floor"))],
+            directory: root.into(),
+            environment: malloc_settings(),
+            state_key: "pk",
+        }
+    }
+
+    /// The peers: idiomatic ones first, then the same with packed messages.
+    pub fn peers(root: &Path) -> Vec<Self> {
+        let peers = root.join("benches/peers");
+        let python = vec![text(&root.join(".venv/bench/bin/python")), "-m".into(), "awslambdaric".into()];
+        let typescript = vec!["node".into(), "runtime.mjs".into(), "dist/handler.mjs".into()];
+        let peer = |name, directory: &str, command: Vec<String>, events_per_message: u32| Self {
+            name,
+            kind: Kind::Peer,
+            command,
+            directory: peers.join(directory),
+            environment: vec![("MAX_EVENTS_PER_MESSAGE", events_per_message.to_string())],
+            state_key: "id",
+        };
+        let python: Vec<String> = python.into_iter().chain(["handler.lambda_handler".into()]).collect();
+        vec![
+            peer("Python", "python", python.clone(), 1),
+            peer("TypeScript", "typescript", typescript.clone(), 1),
+            peer("Python, packed", "python", python, 50),
+            peer("TypeScript, packed", "typescript", typescript, 50),
+        ]
+    }
+
+    /// Whether it packs events into messages as ours does.
+    pub fn is_packed(&self) -> bool {
+        self.name.ends_with("packed")
+    }
+}
+
+/// As template.yaml sets them.
+fn malloc_settings() -> Vec<(&'static str, String)> {
+    vec![("MALLOC_MMAP_THRESHOLD_", "33554432".into()), ("MALLOC_TRIM_THRESHOLD_", "67108864".into())]
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,153 @@
+//! Whether a request came to what it should: the answer, and every event exactly once.
+
+use crate::stub::sqs::Message;
+use crate::targets::Kind;
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use shapes::{Batch, Outcome, PROJECT};
+use std::collections::HashSet;
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(rename = "statusCode")]
+    status: u16,
+    body: String,
+    #[serde(default)]
+    headers: serde_json::Map<String, Value>,
+}
+
+/// `event-batch/1`, as the contract has it.
+#[derive(Deserialize)]
+struct MessageBody<'a> {
+    schema: &'a str,
+    batch_id: &'a str,
+    project_id: &'a str,
+    mode: &'a str,
+    #[serde(rename = "received_at")]
+    _received_at: &'a str,
+    #[serde(borrow)]
+    events: Vec<MessageEvent<'a>>,
+}
+
+#[derive(Deserialize)]
+struct MessageEvent<'a> {
+    id: &'a str,
+    #[serde(borrow)]
+    event: &'a RawValue,
+}
+
+/// Checks requests, remembering the batches there were.
+#[derive(Default)]
+pub struct Verifier {
+    batches: HashSet<String>,
+}
+
+impl Verifier {
+    /// Checks one request's answer and what came into the queue since the one before.
+    pub fn check(
+        &mut self,
+        kind: Kind,
+        outcome: Outcome,
+        batch: &Batch,
+        answer: &[u8],
+        messages: &[Message],
+    ) -> Result<()> {
+        let answer: Answer = serde_json::from_slice(answer).context("the answer is none")?;
+        let expected = if outcome == Outcome::Invalid { 422 } else { 202 };
+        ensure!(answer.status == expected, "answered {}: {}", answer.status, answer.body);
+        let replayed = answer.headers.get("idempotency-replayed").and_then(Value::as_str) == Some("true");
+        ensure!(replayed == (outcome == Outcome::Replayed), "replayed: {replayed}");
+        if outcome != Outcome::Accepted {
+            ensure!(messages.is_empty(), "{} messages of a batch that was not to be sent", messages.len());
+            return Ok(());
+        }
+        if kind == Kind::Floor {
+            return check_pieces(&batch.body, messages);
+        }
+        self.check_events(kind, batch, messages)
+    }
+
+    fn check_events(&mut self, kind: Kind, batch: &Batch, messages: &[Message]) -> Result<()> {
+        let mut arrived = vec![false; batch.events.len()];
+        let mut batch_id: Option<&str> = None;
+        for message in messages {
+            let body: MessageBody<'_> = serde_json::from_str(&message.body).context("a message is no event-batch/1")?;
+            ensure!(
+                (body.schema, body.project_id, body.mode) == ("event-batch/1", PROJECT, "live"),
+                "a wrong envelope"
+            );
+            let attributes =
+                ["schema", "project_id", "mode"].map(|name| message.attributes.get(name).map(String::as_str));
+            ensure!(attributes == [Some("event-batch/1"), Some(PROJECT), Some("live")], "wrong message attributes");
+            ensure!(message.group.as_deref() == Some(PROJECT), "a wrong message group");
+            ensure!(*batch_id.get_or_insert(body.batch_id) == body.batch_id, "two batch ids in one batch");
+            for MessageEvent { id, event } in body.events {
+                let index = id.strip_prefix(body.batch_id).and_then(|rest| rest.strip_prefix('-'));
+                let index: usize = index.and_then(|index| index.parse().ok()).context("a wrong event id")?;
+                let sent = batch.events.get(index).context("an event that was never sent")?;
+                ensure!(!std::mem::replace(&mut arrived[index], true), "event {index} arrived twice");
+                let same = event.get() == sent
+                    || kind == Kind::Peer
+                        && serde_json::from_str::<Value>(event.get())? == serde_json::from_str::<Value>(sent)?;
+                ensure!(same, "event {index} changed on its way");
+            }
+        }
+        if let Some(missing) = arrived.iter().position(|arrived| !arrived) {
+            bail!("event {missing} did not arrive");
+        }
+        let batch_id = batch_id.context("no message")?;
+        ensure!(self.batches.insert(batch_id.to_owned()), "the batch id {batch_id} was there before");
+        Ok(())
+    }
+}
+
+/// Whether the messages, in whatever order they came, are the body in pieces.
+fn check_pieces(body: &str, messages: &[Message]) -> Result<()> {
+    let mut pieces: Vec<&str> = messages.iter().map(|message| message.body.as_str()).collect();
+    let mut rest = body;
+    while !rest.is_empty() {
+        let next = pieces.iter().position(|piece| rest.starts_with(piece)).context("the pieces are not the body")?;
+        rest = &rest[pieces.swap_remove(next).len()..];
+    }
+    ensure!(pieces.is_empty(), "{} pieces too many", pieces.len());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shapes::Shape;
+    use std::collections::BTreeMap;
+
+    fn message(id: &str, batch: &Batch, indexes: &[usize]) -> Message {
+        let events = indexes.iter().map(|index| format!(r#"{{"id":"{id}-{index}","event":{}}}"#, batch.events[*index]));
+        let events = events.collect::<Vec<_>>().join(",");
+        let body = format!(
+            r#"{{"schema":"event-batch/1","batch_id":"{id}","project_id":"acme","mode":"live","received_at":"","events":[{events}]}}"#
+        );
+        let attributes = [("schema", "event-batch/1"), ("project_id", "acme"), ("mode", "live")];
+        let attributes: BTreeMap<_, _> = attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        Message { body, attributes, group: Some("acme".to_owned()) }
+    }
+
+    #[test]
+    fn only_every_event_exactly_once_passes() {
+        let batch = Shape::small("", 3, 1).batch().unwrap();
+        let mut verifier = Verifier::default();
+        let answer = br#"{"statusCode":202,"body":"{\"data\":{\"accepted\":true}}"}"#;
+        let mut check = |messages: &[Message]| {
+            let checked = verifier.check(Kind::Ours, Outcome::Accepted, &batch, answer, messages);
+            checked.err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(check(&[message("a", &batch, &[0, 1]), message("a", &batch, &[2])]), "");
+        assert!(check(&[message("b", &batch, &[0, 1])]).contains("event 2 did not arrive"));
+        assert!(check(&[message("c", &batch, &[0, 1, 2]), message("c", &batch, &[1])]).contains("arrived twice"));
+        assert!(check(&[message("a", &batch, &[0, 1, 2])]).contains("was there before"));
+        assert!(check(&[message("d", &batch, &[0, 1]), message("e", &batch, &[2])]).contains("two batch ids"));
+        let mut changed = message("f", &batch, &[0, 1, 2]);
+        changed.body = changed.body.replace("trial", "gold");
+        assert!(check(&[changed]).contains("changed on its way"));
+    }
+}

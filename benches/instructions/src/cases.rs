@@ -1,0 +1,202 @@
+//! What is counted.
+
+use anyhow::{Context, Result, ensure};
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_sqs::config::Credentials;
+use aws_smithy_http_client::test_util::infallible_client_fn;
+use aws_smithy_types::body::SdkBody;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use event_ingest::auth::{Authenticator, Mode, ProjectId};
+use event_ingest::aws::{api_keys::ApiKeysTable, queue::SqsQueue, state_table::StateTable};
+use event_ingest::batch::Batch;
+use event_ingest::clock::{Clock, SystemClock, Timestamp};
+use event_ingest::deadline::Deadline;
+use event_ingest::delivery::{Courier, Envelope, Fate, Message, Queue};
+use event_ingest::gateway::GatewayEvent;
+use event_ingest::http::App;
+use event_ingest::idempotency::{BatchId, Delivered};
+use event_ingest::ingest::Pipeline;
+use event_ingest::rate_limit::RateLimiter;
+use lambda_runtime::{Context as LambdaContext, LambdaEvent};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use shapes::{Outcome, PROJECT, Shape};
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+const EVENTS_PER_MESSAGE: NonZeroU16 = NonZeroU16::new(50).unwrap();
+
+/// One thing to count.
+pub struct Case {
+    part: &'static str,
+    shape: Shape,
+}
+
+impl Case {
+    /// Everything that is counted.
+    pub fn all() -> Vec<Self> {
+        let request = Shape::all().into_iter().filter(|shape| shape.events_per_message.is_none());
+        let request = request.map(|shape| Self { part: "request", shape });
+        let parts = Shape::all().into_iter().filter(Shape::is_compared);
+        let parts = parts.flat_map(|shape| ["parse", "pack"].map(|part| Self { part, shape: shape.clone() }));
+        request.chain(parts).collect()
+    }
+
+    /// The case with this name.
+    pub fn named(name: &str) -> Result<Self> {
+        Self::all().into_iter().find(|case| case.name() == name).with_context(|| format!("there is no case {name:?}"))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.part, self.shape.name.replace(',', ""))
+    }
+
+    /// Runs it twice, and only the second is counted: the first makes what is made once.
+    pub fn run(&self) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        match self.part {
+            "request" => self.run_request(&runtime),
+            part => self.run_part(part, &runtime),
+        }
+    }
+
+    fn run_request(&self, runtime: &tokio::runtime::Runtime) -> Result<()> {
+        let batch = self.shape.batch()?;
+        let sdk = runtime.block_on(sdk_config(Aws::new(&self.shape, &batch.body)));
+        let state_table = StateTable::new(&sdk, "state".to_owned());
+        let app = App {
+            auth: Authenticator::new(ApiKeysTable::new(&sdk, "api-keys".to_owned()), None),
+            limiter: RateLimiter::new(state_table.clone()),
+            pipeline: Pipeline {
+                store: state_table,
+                queue: SqsQueue::new(&sdk, "https://sqs.us-east-1.amazonaws.com/123456789012/events".to_owned()),
+                clock: SystemClock,
+                dedup_window: Duration::from_hours(24),
+                most_events: EVENTS_PER_MESSAGE,
+            },
+        };
+        let handle = |payload: &[u8]| -> Result<Value> {
+            let payload: GatewayEvent = serde_json::from_slice(payload)?;
+            let answer = runtime.block_on(app.handle(LambdaEvent { payload, context: LambdaContext::default() }));
+            Ok(serde_json::to_value(answer)?)
+        };
+        handle(&batch.request(1))?;
+        let payload = batch.request(2);
+        let answer = measured(|| handle(&payload))?;
+        let expected = if self.shape.outcome == Outcome::Invalid { 422 } else { 202 };
+        ensure!(answer["statusCode"] == expected, "answered {answer}");
+        Ok(())
+    }
+
+    fn run_part(&self, part: &str, runtime: &tokio::runtime::Runtime) -> Result<()> {
+        let batch = self.shape.batch()?;
+        let parse = || Batch::parse(batch.body.as_bytes());
+        let parsed = parse().map_err(|_| anyhow::anyhow!("the batch is invalid"))?;
+        if part == "parse" {
+            ensure!(measured(parse).is_ok());
+            return Ok(());
+        }
+        let now = SystemClock.now();
+        let project = ProjectId::parse(PROJECT).context("a bad project id")?;
+        let envelope = Envelope::new(project, Mode::Live, BatchId::new(now));
+        let courier = Courier {
+            queue: &Open,
+            clock: &SystemClock,
+            deadline: &Deadline::new(now, Timestamp::from_millis(0)),
+            envelope: &envelope,
+            batch: &parsed,
+            most_events: EVENTS_PER_MESSAGE,
+        };
+        let deliver = || runtime.block_on(courier.deliver(Delivered::none(self.shape.events)));
+        deliver();
+        let delivery = measured(deliver);
+        ensure!(delivery.delivered.count() == self.shape.events);
+        Ok(())
+    }
+}
+
+/// What callgrind collects between the beginning and the end of.
+#[inline(never)]
+fn measured<T>(work: impl FnOnce() -> T) -> T {
+    std::hint::black_box(work())
+}
+
+/// A queue that takes everything.
+struct Open;
+
+impl Queue for Open {
+    async fn send(&self, _: &Envelope, messages: &[Message], _: Timestamp) -> Vec<Fate> {
+        vec![Fate::Acknowledged; std::hint::black_box(messages).len()]
+    }
+}
+
+/// What AWS answers.
+#[derive(Clone, Debug)]
+struct Aws {
+    get_item: String,
+    put_item: (u16, String),
+    send: String,
+}
+
+impl Aws {
+    fn new(shape: &Shape, body: &str) -> Self {
+        let key = json!({ "Item": {
+            "project_id": { "S": PROJECT }, "hint": { "S": "sk_live_…0000" }, "status": { "S": "active" },
+        }});
+        let record = json!({
+            "__type": "com.amazonaws.dynamodb.v20120810#ConditionalCheckFailedException",
+            "message": "The conditional request failed",
+            "Item": {
+                "pk": { "S": "idem#acme#live#key" },
+                "state": { "S": "accepted" },
+                "fingerprint": { "B": BASE64_STANDARD.encode(Sha256::digest(body)) },
+                "batch_id": { "S": "01a207af-0ff7-7cc3-9d4e-0a1b2c3d4e5f" },
+                "owner": { "S": "0123456789abcdef0123456789abcdef" },
+                "attempt": { "N": "1" },
+                "lease_until": { "N": "1795425247827" },
+                "delivered": { "B": BASE64_STANDARD.encode(vec![0; shape.events.div_ceil(8)]) },
+                "expires_at": { "N": "4102444800" },
+            },
+        });
+        let replayed = shape.outcome == Outcome::Replayed;
+        // More than any call holds; the function looks only for those that it sent.
+        let successful: Vec<Value> =
+            (0..10).map(|id| json!({ "Id": id.to_string(), "MessageId": "m", "MD5OfMessageBody": "d" })).collect();
+        Self {
+            get_item: key.to_string(),
+            put_item: if replayed { (400, record.to_string()) } else { (200, "{}".to_owned()) },
+            send: json!({ "Successful": successful, "Failed": [] }).to_string(),
+        }
+    }
+
+    fn answer(&self, request: &http::Request<SdkBody>) -> http::Response<SdkBody> {
+        std::hint::black_box(request.body().bytes());
+        let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
+        let (status, body) = match target.rsplit('.').next() {
+            Some("GetItem") => (200, self.get_item.as_str()),
+            Some("PutItem") => (self.put_item.0, self.put_item.1.as_str()),
+            Some("SendMessageBatch") => (200, self.send.as_str()),
+            _ => (200, "{}"),
+        };
+        let mut response = http::Response::new(SdkBody::from(body));
+        *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
+        response
+    }
+}
+
+async fn sdk_config(aws: Aws) -> SdkConfig {
+    aws_config::defaults(BehaviorVersion::latest())
+        .region("us-east-1")
+        .credentials_provider(Credentials::new(
+            "AKIAIOSFODNN7EXAMPLE",
+            "secret",
+            Some("session".to_owned()),
+            None,
+            "fixed",
+        ))
+        .http_client(infallible_client_fn(move |request| aws.answer(&request)))
+        .load()
+        .await
+}

@@ -1,0 +1,331 @@
+#!/usr/bin/env python3
+"""What scale costs, what stops it, and what clients see in bad minutes. Standard library only.
+
+    tools/scale.py           print the tables
+    tools/scale.py --write   put them into docs/scale.md
+
+Everything assumed stands in the first part of this file, with a unit in its name. Service times
+are taken from docs/benchmarks/results.json where `make bench` has written it.
+"""
+
+import argparse
+import heapq
+import json
+import math
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# ── What is assumed ──────────────────────────────────────────────────────────────────────────────
+
+EVENTS_A_BATCH = 100
+PEAK_TO_AVERAGE = 3
+DAYS_A_MONTH = 30.4
+SECONDS_A_DAY = 86_400
+MEMORY_GB = 0.25
+
+# us-east-1 list prices, November 2026, no free tier: (up to this many, dollars each).
+LAMBDA_REQUEST = 0.20e-6
+LAMBDA_GB_SECOND = [(6e9, 16.6667e-6), (15e9, 15.0000e-6), (math.inf, 13.3334e-6)]
+WRITE_UNIT = 0.625e-6
+SQS_REQUEST = [(100e9, 0.40e-6), (200e9, 0.30e-6), (math.inf, 0.24e-6)]
+SQS_GROUP = 0.10e-6  # on top, as every message names its tenant (fair queues)
+GATEWAY_REQUEST = [(300e6, 1.00e-6), (math.inf, 0.90e-6)]
+LOG_GB = 0.50
+
+# What one region gives a new account, and whether support raises it.
+GATEWAY_RATE, GATEWAY_BURST = 10_000, 5_000
+TEMPLATE_RATE, TEMPLATE_BURST = 2_000, 1_000  # template.yaml's own throttle
+LAMBDA_CONCURRENCY = 1_000
+LAMBDA_RATE_A_SANDBOX = 10  # requests a second for each unit of the concurrency quota
+LAMBDA_SCALING, LAMBDA_SCALING_S = 1_000, 10  # new sandboxes in that many seconds
+NEW_TABLE_WRITES, TABLE_WRITES = 4_000, 40_000  # write units a second: at once, and the quota
+
+# Of AWS's side, which no benchmark here can measure: medians and how far the tail reaches.
+DYNAMODB_MS, SQS_MS, TAIL_SIGMA = 4.0, 8.0, 0.35
+COLD_START_PLATFORM_MS = 120.0  # Lambda fetching the code and starting the sandbox
+SANDBOX_IDLE_S = 300
+NETWORK_MS = 20.0  # client to gateway and back
+
+# The client: an SDK that waits 10 s, makes three attempts, and backs off with full jitter.
+CLIENT_ATTEMPTS, CLIENT_BACKOFF_MS = 3, 500.0
+# The function's own tries against a table that throttles, and how long it holds a sandbox then.
+FUNCTION_RETRIES_MS = 150.0
+
+
+def measured():
+    """CPU milliseconds, write units, 64 KB chunks and log bytes of 100 events; init milliseconds."""
+    found = {"cpu_ms": 0.8, "init_cpu_ms": 30.0, "write_units": 2.0, "chunks": 1.0, "log_bytes": 420.0}
+    file = ROOT / "docs/benchmarks/results.json"
+    if not file.exists():
+        return found, "assumed service times, as docs/benchmarks/results.json is missing"
+    results = json.loads(file.read_text())
+    row = next(r for r in results["rows"] if r["target"] == "event-ingest" and r["shape"] == "100 events")
+    figures = row["figures"]
+    found = {
+        "cpu_ms": figures["cpu"],
+        "init_cpu_ms": results["tls"]["init_cpu"],
+        "write_units": figures["usage"]["write_units"],
+        "chunks": figures["usage"]["chunks"],
+        "log_bytes": figures["log_bytes"],
+    }
+    return found, "service times of docs/benchmarks/results.json"
+
+
+# 256 MB get this share of a CPU; during init Lambda gives a whole one.
+CPU_SHARE = 256 / 1769
+
+
+def service_ms(found):
+    """The typical duration of a batch of 100 in Lambda: two writes, one send, stretched CPU."""
+    return 2 * DYNAMODB_MS + SQS_MS + found["cpu_ms"] / CPU_SHARE
+
+
+# ── Cost and quotas ──────────────────────────────────────────────────────────────────────────────
+
+
+def tiered(amount, tiers):
+    """What an amount costs where the price falls with it."""
+    cost, below = 0.0, 0.0
+    for upper, price in tiers:
+        cost += max(0.0, min(amount, upper) - below) * price
+        below = upper
+    return cost
+
+
+def cost_table(found):
+    """Dollars a month by events a day."""
+    head = ["events a day", "requests/s at peak", "sandboxes at peak", "Lambda", "DynamoDB", "SQS", "API Gateway", "logs",
+            "a month", "a million events"]
+    rows = []
+    for exponent in range(6, 12):
+        events = 10**exponent
+        requests = events / EVENTS_A_BATCH * DAYS_A_MONTH
+        peak = events / EVENTS_A_BATCH / SECONDS_A_DAY * PEAK_TO_AVERAGE
+        gb_seconds = requests * service_ms(found) / 1000 * MEMORY_GB
+        chunks = requests * found["chunks"]
+        parts = [
+            requests * LAMBDA_REQUEST + tiered(gb_seconds, LAMBDA_GB_SECOND),
+            requests * found["write_units"] * WRITE_UNIT,
+            tiered(chunks, SQS_REQUEST) + chunks * SQS_GROUP,
+            tiered(requests, GATEWAY_REQUEST),
+            # The function's line, and one of about as many bytes in the API's access log.
+            requests * 2 * found["log_bytes"] / 1e9 * LOG_GB,
+        ]
+        total = sum(parts)
+        rows.append([f"{events:,}", f"{peak:,.1f}", f"{math.ceil(peak * service_ms(found) / 1000):,}",
+                     *(dollars(part) for part in parts), dollars(total), f"{total / (events * DAYS_A_MONTH) * 1e6:.4f}"])
+    return table(head, rows)
+
+
+def quota_table(found):
+    """The request rates at which each quota stops it, the lowest first."""
+    busy = service_ms(found) / 1000
+    units = found["write_units"]
+    limits = [
+        ("the template's throttle (`ThrottleRequestsPerSecond`)", TEMPLATE_RATE, "a parameter"),
+        ("a new on-demand table: 4,000 write units/s", NEW_TABLE_WRITES / units,
+         "grows by itself within 30 minutes of load; or set warm throughput"),
+        ("API Gateway: 10,000 requests/s in the region", GATEWAY_RATE, "on request"),
+        ("Lambda: 10 requests/s for each of 1,000 concurrent", LAMBDA_CONCURRENCY * LAMBDA_RATE_A_SANDBOX, "on request"),
+        ("DynamoDB: 40,000 write units/s a table", TABLE_WRITES / units, "on request"),
+        ("Lambda: 1,000 concurrent sandboxes", LAMBDA_CONCURRENCY / busy, "on request"),
+    ]
+    rows = [[what, f"{rate:,.0f}", f"{rate * EVENTS_A_BATCH:,.0f}", f"{rate * EVENTS_A_BATCH * SECONDS_A_DAY / 1e9:,.1f}", raised]
+            for what, rate, raised in sorted(limits, key=lambda limit: limit[1])]
+    return table(["what stops it", "requests/s", "events/s", "billion events a day", "raised"], rows)
+
+
+def dollars(amount):
+    return f"{amount:,.2f}" if amount < 100 else f"{amount:,.0f}"
+
+
+def table(head, rows):
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+# ── Simulation ───────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Bucket:
+    """A token bucket."""
+
+    rate: float
+    size: float
+    tokens: float = field(init=False)
+    at: float = 0.0
+
+    def __post_init__(self):
+        self.tokens = self.size
+
+    def take(self, now, count=1.0):
+        self.tokens = min(self.size, self.tokens + (now - self.at) * self.rate)
+        self.at = now
+        if self.tokens < count:
+            return False
+        self.tokens -= count
+        return True
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Arrivals as (from second, requests a second), and what they meet."""
+
+    name: str
+    arrivals: tuple
+    seconds: float
+    warm_sandboxes: int = 0
+    gateway: tuple = (TEMPLATE_RATE, TEMPLATE_BURST)
+    concurrency: int = LAMBDA_CONCURRENCY
+    table_writes: float = NEW_TABLE_WRITES
+    outage: tuple = (math.inf, math.inf)
+    jitter: bool = True
+    attempts: int = CLIENT_ATTEMPTS
+
+
+SCENARIOS = [
+    Scenario("steady, 500/s", ((0, 500),), 60, warm_sandboxes=40),
+    Scenario("from nothing to 1,500/s at once", ((0, 1500),), 30),
+    Scenario("500/s, then 10 × for 20 s, template as it is", ((0, 500), (20, 5000), (40, 500)), 60, 40),
+    Scenario("the same, throttle raised, table new", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000)),
+    Scenario("the same, throttle raised, table warmed", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000),
+             table_writes=TABLE_WRITES),
+    Scenario("the same, 50 sandboxes reserved", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000), 50, TABLE_WRITES),
+    Scenario("1,000/s, DynamoDB away for 10 s", ((0, 1000),), 60, 80, outage=(20, 30)),
+    Scenario("the same, clients without jitter", ((0, 1000),), 60, 80, outage=(20, 30), jitter=False),
+    Scenario("the same, with jitter and 6 attempts", ((0, 1000),), 60, 80, outage=(20, 30), attempts=6),
+]
+
+
+class Simulation:
+    """One scenario, event by event: (time, number, what to do, with what) on a heap."""
+
+    def __init__(self, scenario, found, seed=1):
+        self.scenario, self.random = scenario, random.Random(seed)
+        self.cpu_s = found["cpu_ms"] / CPU_SHARE / 1000
+        self.cold_s = (COLD_START_PLATFORM_MS + found["init_cpu_ms"]) / 1000
+        self.units = found["write_units"]
+        self.gateway = Bucket(*scenario.gateway)
+        self.scaling = Bucket(LAMBDA_SCALING / LAMBDA_SCALING_S, LAMBDA_SCALING)
+        self.table = Bucket(scenario.table_writes, scenario.table_writes)
+        # Idle sandboxes, the last used on top, by when they fell idle.
+        self.idle = deque([0.0] * scenario.warm_sandboxes)
+        self.busy = self.most_busy = self.cold = self.first_try = self.given_up = 0
+        self.requests = self.calls = 0
+        self.refused = {"gateway 429": 0, "Lambda throttle": 0, "503": 0}
+        self.waits = []
+        self.heap, self.number = [], 0
+
+    def at(self, time, action, *arguments):
+        self.number += 1
+        heapq.heappush(self.heap, (time, self.number, action, arguments))
+
+    def run(self):
+        now = 0.0
+        while (rate := self.rate(now)) and now < self.scenario.seconds:
+            now += self.random.expovariate(rate)
+            self.at(now, self.arrive, now, 1)
+            self.requests += 1
+        while self.heap:
+            now, _, action, arguments = heapq.heappop(self.heap)
+            action(now, *arguments)
+        return self
+
+    def rate(self, now):
+        return [rate for since, rate in self.scenario.arrivals if since <= now][-1]
+
+    def arrive(self, now, begun, attempt):
+        self.calls += 1
+        if not self.gateway.take(now):
+            return self.refuse(now, begun, attempt, "gateway 429")
+        while self.idle and now - self.idle[0] > SANDBOX_IDLE_S:
+            self.idle.popleft()
+        start = 0.0
+        if self.idle:
+            self.idle.pop()
+        elif self.busy < self.scenario.concurrency and self.scaling.take(now):
+            start = self.cold_s
+            self.cold += 1
+        else:
+            return self.refuse(now, begun, attempt, "Lambda throttle")
+        self.busy += 1
+        self.most_busy = max(self.most_busy, self.busy)
+        down, up = self.scenario.outage
+        if down <= now < up or not self.table.take(now, self.units):
+            return self.at(now + start + FUNCTION_RETRIES_MS / 1000, self.answer, begun, attempt, False)
+        waits = sum(self.random.lognormvariate(math.log(ms), TAIL_SIGMA) for ms in (DYNAMODB_MS, SQS_MS, DYNAMODB_MS))
+        return self.at(now + start + waits / 1000 + self.cpu_s, self.answer, begun, attempt, True)
+
+    def answer(self, now, begun, attempt, accepted):
+        self.busy -= 1
+        self.idle.append(now)
+        if not accepted:
+            return self.refuse(now, begun, attempt, "503")
+        self.first_try += attempt == 1
+        return self.waits.append((now - begun) * 1000 + NETWORK_MS)
+
+    def refuse(self, now, begun, attempt, why):
+        self.refused[why] += 1
+        if attempt == self.scenario.attempts:
+            self.given_up += 1
+            return
+        pause = CLIENT_BACKOFF_MS * 2 ** (attempt - 1)
+        # The function says how long to wait, at least a second; the gateway and Lambda do not.
+        least = 1000.0 if why == "503" else 0.0
+        if self.scenario.jitter:
+            pause = self.random.uniform(0.5, 1.5) * pause
+            least = least * self.random.uniform(1.0, 1.5)
+        self.at(now + (max(pause, least) + NETWORK_MS) / 1000, self.arrive, begun, attempt + 1)
+
+    def row(self):
+        waits = sorted(self.waits)
+        quantile = lambda share: f"{waits[math.ceil(share * len(waits)) - 1]:,.0f}" if waits else "–"
+        share = lambda count: f"{100 * count / self.requests:.2f} %"
+        return [self.scenario.name, share(self.first_try), share(len(self.waits)), share(self.given_up),
+                quantile(0.5), quantile(0.99), f"{self.calls / self.requests:.2f}", f"{self.most_busy}", f"{self.cold}",
+                *(f"{count:,}" for count in self.refused.values())]
+
+
+def simulation_table(found):
+    head = ["scenario", "202 at first", "202 in the end", "gave up", "p50 ms", "p99 ms", "calls a request", "busiest",
+            "cold starts", "gateway 429", "Lambda throttled", "503"]
+    return table(head, [Simulation(scenario, found).run().row() for scenario in SCENARIOS])
+
+
+# ── Output ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--write", action="store_true", help="put the tables into docs/scale.md")
+    write = arguments.parse_args().write
+    found, source = measured()
+    sections = {
+        "basis": f"From {source}: {found['cpu_ms']:.2f} ms of CPU a batch of {EVENTS_A_BATCH}, which 256 MB stretch to "
+                 f"{found['cpu_ms'] / CPU_SHARE:.1f} ms, so a typical duration of {service_ms(found):.0f} ms.\n",
+        "cost": cost_table(found),
+        "quotas": quota_table(found),
+        "simulation": simulation_table(found),
+    }
+    document = ROOT / "docs/scale.md"
+    text = document.read_text() if write else ""
+    for name, content in sections.items():
+        print(content)
+        if write:
+            begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+            head, _, rest = text.partition(begin)
+            _, mark, tail = rest.partition(end)
+            if not mark:
+                raise SystemExit(f"docs/scale.md has no place for {name!r}")
+            text = head + begin + content + mark + tail
+    if write:
+        document.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
