@@ -13,7 +13,7 @@ use crate::gateway::{GatewayEvent, GatewayResponse, Header};
 use crate::idempotency::{Claimant, IdempotencyKey, RecordKey, StateStore};
 use crate::ingest::{Outcome, Pipeline, Request};
 use crate::rate_limit::{RateLimiter, Tenant, Verdict, WindowStore};
-use crate::telemetry::{Facts, Telemetry};
+use crate::telemetry::{Completion, Facts, Telemetry};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use flate2::read::MultiGzDecoder;
@@ -21,6 +21,7 @@ use futures_util::FutureExt;
 use lambda_http::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use lambda_http::http::{Method, StatusCode};
 use lambda_runtime::LambdaEvent;
+use std::cell::RefCell;
 use std::io::Read;
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
@@ -39,10 +40,20 @@ pub struct App<K, W, S, Q, C> {
     pub pipeline: Pipeline<S, Q, C>,
     /// Says what happened.
     pub telemetry: Telemetry,
+    /// What is left to do for the request just answered; at first nothing.
+    pub answered: RefCell<Option<Answered>>,
+}
+
+/// A request whose answer is made.
+pub struct Answered {
+    result: Result<Outcome, Error>,
+    facts: Facts,
 }
 
 impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S, Q, C> {
     /// Answers one invocation. There is no outcome without an answer: a panic is one too.
+    ///
+    /// [`Self::finish`] must follow, once the answer is out and before the next invocation.
     pub async fn handle(&self, invocation: LambdaEvent<GatewayEvent>) -> GatewayResponse {
         let LambdaEvent { payload: event, context } = invocation;
         let begun = Instant::now();
@@ -59,8 +70,21 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
 
         let Answer { status, mut headers, body } = Answer::new(&result);
         headers.insert(REQUEST_ID, header_value(&facts.request_id));
-        self.telemetry.write(begun, facts, &result);
+        facts.duration = begun.elapsed();
+        self.answered.replace(Some(Answered { result, facts }));
         GatewayResponse::new(version, status, headers, body)
+    }
+
+    /// Does what no client need wait for: records what was accepted, and writes the line.
+    pub async fn finish(&self) {
+        let Some(Answered { result, mut facts }) = self.answered.take() else { return };
+        if let Ok(Outcome::Accepted(unrecorded)) = &result {
+            let begun = Instant::now();
+            let completion = AssertUnwindSafe(self.pipeline.complete(unrecorded)).catch_unwind().await;
+            facts.completion = Some(completion.unwrap_or(Completion::Failed));
+            facts.complete_time = Some(begun.elapsed());
+        }
+        self.telemetry.write(facts, &result);
     }
 
     async fn accept(&self, event: GatewayEvent, deadline: &Deadline, facts: &mut Facts) -> Result<Outcome, Error> {
@@ -138,7 +162,7 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
 fn newly_accepted(result: &Result<Outcome, Error>, facts: &Facts) -> bool {
     match result {
         Ok(Outcome::Replayed) | Err(Error::KeyReused | Error::InProgress { .. }) => false,
-        Ok(Outcome::Accepted) => facts.attempt == Some(1),
+        Ok(Outcome::Accepted(_)) => facts.attempt == Some(1),
         Err(_) => true,
     }
 }
@@ -293,7 +317,7 @@ impl Answer {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match result {
             Ok(outcome) => {
-                if *outcome == Outcome::Replayed {
+                if matches!(outcome, Outcome::Replayed) {
                     headers.insert(REPLAYED, HeaderValue::from_static("true"));
                 }
                 let body = ACCEPTED_BODY.to_owned();

@@ -1,4 +1,4 @@
-//! The protocol: hold the key, send what is left, record the result.
+//! The protocol: hold the key, send what is left, answer, record the result.
 //!
 //! At each await: if the process dies here, the record says enough for the next request under
 //! the same key to go on. `idempotency.md` beside this file goes through the cases.
@@ -10,7 +10,8 @@ use crate::deadline::Deadline;
 use crate::delivery::{Courier, Envelope, Queue, TraceHeader};
 use crate::error::Error;
 use crate::idempotency::{
-    Claimant, Claimed, Decision, Delivered, Fenced, Record, RecordKey, State, StateStore, StoreError, TakeOver, decide,
+    Claimant, Claimed, Decision, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, StoreError, TakeOver,
+    decide,
 };
 use crate::telemetry::{Completion, Facts};
 use std::num::NonZeroU16;
@@ -54,12 +55,21 @@ pub struct Request<'a> {
 }
 
 /// How a request succeeded. Either way its events are in the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// This request put the last of them there.
-    Accepted,
+    /// This request put the last of them there, which the record is still to say.
+    Accepted(Unrecorded),
     /// An earlier one did.
     Replayed,
+}
+
+/// A batch whose every event is in the queue, under a record that does not say so yet.
+pub struct Unrecorded {
+    /// Of the record.
+    pub key: RecordKey,
+    /// Who holds it.
+    pub owner: Owner,
+    /// Until when it may be written.
+    pub deadline: Deadline,
 }
 
 impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
@@ -94,19 +104,34 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
         facts.send_calls = delivery.calls;
         facts.send_retries = delivery.retries;
 
-        let begun = Instant::now();
         if delivery.delivered.covers(0..request.batch.events().len()) {
-            // Whatever becomes of this write, the events are in the queue and 202 is the truth.
-            facts.completion = Some(self.complete(request).await);
-            facts.complete_time = Some(begun.elapsed());
-            return Ok(Outcome::Accepted);
+            let Request { key, me, deadline, .. } = *request;
+            return Ok(Outcome::Accepted(Unrecorded {
+                key: key.clone(),
+                owner: me.owner.clone(),
+                deadline: *deadline,
+            }));
         }
+        let begun = Instant::now();
         self.release(request, &delivery.delivered).await;
         facts.complete_time = Some(begun.elapsed());
         Err(match delivery.rejected {
             0 => Error::Unavailable("SQS did not take every message in time".to_owned()),
             rejected => Error::Internal(format!("SQS will never take {rejected} of the messages")),
         })
+    }
+
+    /// Marks a batch accepted, once its 202 is out and before the sandbox takes another request.
+    ///
+    /// Whatever becomes of this write, the 202 was the truth; so no client need wait for it.
+    pub async fn complete(&self, Unrecorded { key, owner, deadline }: &Unrecorded) -> Completion {
+        let by = deadline.write_by();
+        let expires_at = self.expires_at(self.clock.now());
+        match self.write(by, async || self.store.complete(key, owner, expires_at, by).await).await {
+            Ok(Fenced::Done) => Completion::Written,
+            Ok(Fenced::Lost) => Completion::LostClaim,
+            Err(_) => Completion::Failed,
+        }
     }
 
     /// Makes this request the holder of its key; `None` where the batch is already in the queue.
@@ -182,17 +207,6 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
                 let _ = self.store.release(key, &me.owner, None, expires_at, deadline.write_by()).await;
                 Err(error.into())
             }
-        }
-    }
-
-    async fn complete(&self, request: &Request<'_>) -> Completion {
-        let Request { key, me, deadline, .. } = request;
-        let by = deadline.write_by();
-        let expires_at = self.expires_at(self.clock.now());
-        match self.write(by, async || self.store.complete(key, &me.owner, expires_at, by).await).await {
-            Ok(Fenced::Done) => Completion::Written,
-            Ok(Fenced::Lost) => Completion::LostClaim,
-            Err(_) => Completion::Failed,
         }
     }
 

@@ -11,8 +11,10 @@ use event_ingest::rate_limit::RateLimiter;
 use event_ingest::telemetry::{self, Telemetry};
 use futures_util::FutureExt;
 use lambda_runtime::{LambdaEvent, Runtime, service_fn};
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::process::ExitCode;
+use tower::util::ThenLayer;
 
 // One request runs at a time in a sandbox, so one thread is enough and starts fastest.
 #[tokio::main(flavor = "current_thread")]
@@ -40,10 +42,17 @@ async fn main() -> ExitCode {
             most_events: config.max_events_per_message,
         },
         telemetry,
+        answered: RefCell::default(),
     };
     let app = &app;
     let handler = service_fn(|event: LambdaEvent<GatewayEvent>| Box::pin(app.handle(event).map(Ok::<_, Infallible>)));
-    match Box::pin(Runtime::new(handler).run()).await {
+    // Around the posting of the answer: the client has it, and Lambda neither freezes the sandbox
+    // nor sends it another request until it asks for one.
+    let finish = ThenLayer::new(async |posted| {
+        app.finish().await;
+        posted
+    });
+    match Box::pin(Runtime::new(handler).layer(finish).run()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => stop(error.as_ref()),
     }

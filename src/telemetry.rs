@@ -16,7 +16,7 @@ use metrique::{CloseValue, RootEntry};
 use std::cell::RefCell;
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 use tracing::Level;
 use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
 use tracing_subscriber::prelude::*;
@@ -81,6 +81,8 @@ pub struct Facts {
     pub completion: Option<Completion>,
     /// Why the batch was not counted against the project's limit.
     pub limiter_failure: Option<String>,
+    /// From the invocation to its answer.
+    pub duration: Duration,
     /// Identifying the caller.
     pub auth_time: Option<Duration>,
     /// Decoding and validating the body.
@@ -91,7 +93,7 @@ pub struct Facts {
     pub claim_time: Option<Duration>,
     /// Sending to SQS.
     pub send_time: Option<Duration>,
-    /// Marking the batch accepted, or releasing it.
+    /// Marking the batch accepted, which is after the answer, or releasing it.
     pub complete_time: Option<Duration>,
 }
 
@@ -248,9 +250,9 @@ impl Telemetry {
         Self { function_name, out: RefCell::new((emf, out)) }
     }
 
-    /// Writes the line of a request that began at `start`.
-    pub fn write(&self, start: Instant, facts: Facts, result: &Result<Outcome, Error>) {
-        let numbers = numbers(start.elapsed(), &facts, result);
+    /// Writes the line of a request.
+    pub fn write(&self, facts: Facts, result: &Result<Outcome, Error>) {
+        let numbers = numbers(&facts, result);
         let level = level(&facts, result);
         let (aws_calls, aws_retries) = AWS_CALLS.take();
         let story = is_enabled(level).then(|| story(level, facts, result, aws_calls, aws_retries));
@@ -307,9 +309,9 @@ fn story(level: Level, facts: Facts, result: &Result<Outcome, Error>, aws_calls:
 fn outcome(facts: &Facts, result: &Result<Outcome, Error>) -> &'static str {
     match result {
         Ok(Outcome::Replayed) => "replayed",
-        Ok(Outcome::Accepted) if facts.resumed_events > 0 => "resumed",
-        Ok(Outcome::Accepted) if facts.attempt > Some(1) => "taken_over",
-        Ok(Outcome::Accepted) => "accepted",
+        Ok(Outcome::Accepted(_)) if facts.resumed_events > 0 => "resumed",
+        Ok(Outcome::Accepted(_)) if facts.attempt > Some(1) => "taken_over",
+        Ok(Outcome::Accepted(_)) => "accepted",
         Err(Error::RateLimited { .. }) => "rate_limited",
         Err(Error::InProgress { .. }) => "in_progress",
         Err(error) if error.row().status.is_server_error() => "failed",
@@ -317,12 +319,12 @@ fn outcome(facts: &Facts, result: &Result<Outcome, Error>) -> &'static str {
     }
 }
 
-fn numbers(duration: Duration, facts: &Facts, result: &Result<Outcome, Error>) -> Numbers {
+fn numbers(facts: &Facts, result: &Result<Outcome, Error>) -> Numbers {
     let one_if = |condition: bool| condition.then_some(1);
     let server_fault = result.as_ref().is_err_and(|error| error.row().status.is_server_error());
     let in_progress = matches!(result, Err(Error::InProgress { .. }));
     let rate_limited = matches!(result, Err(Error::RateLimited { .. }));
-    let accepted = matches!(result, Ok(Outcome::Accepted));
+    let accepted = matches!(result, Ok(Outcome::Accepted(_)));
     Numbers {
         accepted: one_if(accepted),
         replayed: one_if(matches!(result, Ok(Outcome::Replayed))),
@@ -333,7 +335,7 @@ fn numbers(duration: Duration, facts: &Facts, result: &Result<Outcome, Error>) -
         events_accepted: facts.events.filter(|_| accepted),
         batch_events: facts.events,
         body_bytes: facts.bytes_decoded,
-        duration,
+        duration: facts.duration,
         auth_time: facts.auth_time,
         decode_time: facts.decode_time,
         limit_time: facts.limit_time,

@@ -18,8 +18,8 @@ use event_ingest::idempotency::{
     BatchId, Claimed, Delivered, Fenced, Owner, Record, RecordKey, StateStore, StoreError, TakeOver,
 };
 use event_ingest::ingest::{Outcome, Pipeline, Request};
-use event_ingest::telemetry::{Completion, Facts};
-use std::cell::RefCell;
+use event_ingest::telemetry::Facts;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::num::NonZeroU16;
@@ -74,7 +74,7 @@ pub enum Reply {
 /// A request's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    Accepted(Completion),
+    Accepted,
     Replayed,
     KeyReused,
     InProgress,
@@ -93,13 +93,16 @@ pub struct Seen {
 /// A request's local state.
 pub type NodeId = u32;
 
-/// What a request waits for after one history, or its answer.
+/// What a request waits for after one history, and what it has answered.
 pub struct Node {
     attempt: AttemptId,
     begun: Timestamp,
     parent: Option<(NodeId, Seen)>,
     pub calls: Vec<Rc<Call>>,
+    /// From when its client has it; the request may have a write left to do after that.
     pub answer: Option<Answer>,
+    /// Its sandbox is free for another.
+    pub ended: bool,
 }
 
 /// Every history seen so far.
@@ -162,30 +165,28 @@ impl Lab {
         let spec = &self.attempts[usize::from(attempt)];
         let mailbox = Rc::new(RefCell::new(Mailbox::new(begun)));
         let port = Port { mailbox: Rc::clone(&mailbox), attempt: Rc::clone(spec), jitter: self.jitter };
-        let mut future: Pin<Box<dyn Future<Output = Answer>>> = Box::pin(ingest(Rc::clone(spec), port, begun));
+        let answer = Rc::new(Cell::new(None));
+        let request = run(Rc::clone(spec), port, begun, Rc::clone(&answer));
+        let mut future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(request);
         let mut context = Context::from_waker(Waker::noop());
-        let mut answer = future.as_mut().poll(&mut context);
+        let mut ended = future.as_mut().poll(&mut context).is_ready();
         for (before, seen) in history.into_iter().rev() {
             // A request that did something else than last time would have hidden inputs.
             if let Some(before) = before {
-                assert!(answer.is_pending() && mailbox.borrow().waiting() == self.node(before).calls, "not repeatable");
+                assert!(!ended && mailbox.borrow().waiting() == self.node(before).calls, "not repeatable");
             }
             mailbox.borrow_mut().answer(seen);
-            answer = future.as_mut().poll(&mut context);
+            ended = future.as_mut().poll(&mut context).is_ready();
         }
-        let answer = match answer {
-            Poll::Ready(answer) => Some(answer),
-            Poll::Pending => None,
-        };
         let calls = mailbox.borrow().waiting();
-        assert!(answer.is_some() || !calls.is_empty(), "a request waits for nothing");
-        self.nodes.push(Node { attempt, begun, parent, calls, answer });
+        assert!(if ended { answer.get().is_some() } else { !calls.is_empty() }, "a request waits for nothing");
+        self.nodes.push(Node { attempt, begun, parent, calls, answer: answer.get(), ended });
         NodeId::try_from(self.nodes.len() - 1).expect("fewer histories than that")
     }
 }
 
-/// Runs one request as `http` would.
-async fn ingest(attempt: Rc<Attempt>, port: Port, begun: Timestamp) -> Answer {
+/// Runs one request as `http` would: answers it, and then records what was accepted.
+async fn run(attempt: Rc<Attempt>, port: Port, begun: Timestamp, answer: Rc<Cell<Option<Answer>>>) {
     let pipeline = Pipeline {
         store: port.clone(),
         queue: port.clone(),
@@ -204,13 +205,17 @@ async fn ingest(attempt: Rc<Attempt>, port: Port, begun: Timestamp) -> Answer {
         trace: None,
     };
     let mut facts = Facts::default();
-    match pipeline.ingest(&request, &mut facts).await {
-        Ok(Outcome::Accepted) => Answer::Accepted(facts.completion.unwrap_or(Completion::Failed)),
+    let result = pipeline.ingest(&request, &mut facts).await;
+    answer.set(Some(match &result {
+        Ok(Outcome::Accepted(_)) => Answer::Accepted,
         Ok(Outcome::Replayed) => Answer::Replayed,
         Err(Error::KeyReused) => Answer::KeyReused,
         Err(Error::InProgress { .. }) => Answer::InProgress,
         Err(Error::Unavailable(_)) => Answer::Unavailable,
         Err(_) => Answer::Internal,
+    }));
+    if let Ok(Outcome::Accepted(unrecorded)) = &result {
+        pipeline.complete(unrecorded).await;
     }
 }
 

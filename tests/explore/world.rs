@@ -450,21 +450,26 @@ impl Rules {
                 && !live.held.iter().any(|(held, _)| *held == call.id)
         };
         let dropped: Vec<Rc<Call>> = old.iter().filter(is_dropped).cloned().collect();
-        let answered = if node.answer.is_some() { node.calls.as_slice() } else { &[] };
-        for call in dropped.into_iter().chain(answered.iter().cloned()) {
+        let abandoned = if node.ended { node.calls.as_slice() } else { &[] };
+        for call in dropped.into_iter().chain(abandoned.iter().cloned()) {
             self.fly(world, caller, call, world.now);
         }
-        match node.answer {
-            Some(answer) => self.finish(world, client, answer),
-            None => Ok(()),
+        let had_answered = from.is_some_and(|(before, _)| self.lab.node(before).answer.is_some());
+        if let (Some(answer), false) = (node.answer, had_answered) {
+            self.answer(world, client, answer)?;
         }
+        if node.ended {
+            let live = world.seats[client].live.take().expect("alive");
+            world.settle_copies(live.attempt, live.write == Write::Failed);
+        }
+        Ok(())
     }
 
-    fn finish(&self, world: &mut World, client: usize, answer: Answer) -> Result<(), Violation> {
-        let live = world.seats[client].live.take().expect("alive");
-        world.check_answer(self, &live, answer)?;
-        world.settle_copies(live.attempt, live.write == Write::Failed);
-        world.seats[client].satisfied = matches!(answer, Answer::Accepted(_) | Answer::Replayed | Answer::KeyReused);
+    /// A client gets its answer, while the sandbox may have a write left to do.
+    fn answer(&self, world: &mut World, client: usize, answer: Answer) -> Result<(), Violation> {
+        let live = world.seats[client].live.as_ref().expect("alive");
+        world.check_answer(self, live, answer)?;
+        world.seats[client].satisfied = matches!(answer, Answer::Accepted | Answer::Replayed | Answer::KeyReused);
         if answer == Answer::KeyReused {
             world.seats[client].begun = u8::MAX;
         }

@@ -20,7 +20,7 @@ const SLACK: Duration = Duration::from_millis(500);
 const SEND_PATIENCE: Duration = Duration::from_millis(1250);
 const LAST_REPLY: Duration = Duration::from_millis(3550);
 /// After this, from an invocation's start, the function begins no write any more: its own limit
-/// is 3.9 s.
+/// is 3.9 s. A 202 comes before that write, up to 3.6 s.
 const LAST_WRITE: Duration = Duration::from_millis(3850);
 
 /// What a body's clients must be told in the end.
@@ -328,10 +328,18 @@ impl Judge<'_> {
         }
         match (&run.end, tried) {
             (End::Died | End::TimedOut, _) => Standing::Excused(Reason::HolderDied),
+            (End::Answered(_), _) if self.was_killed(run) => Standing::Excused(Reason::HolderDied),
             (End::Answered(_), true) => Standing::Excused(Reason::NotRecorded),
-            (End::Answered(_), false) if run.ended - run.started > LAST_WRITE => Standing::Excused(Reason::OutOfTime),
-            (End::Answered(_), false) => Standing::Forgotten,
+            (End::Answered(answer), false) => {
+                let last = if answer.status == 202 { LAST_REPLY } else { LAST_WRITE };
+                if run.ended - run.started > last { Standing::Excused(Reason::OutOfTime) } else { Standing::Forgotten }
+            }
         }
+    }
+
+    /// Whether its sandbox died of one of its calls, if need be after its answer.
+    fn was_killed(&self, run: &Run) -> bool {
+        self.matter.calls.iter().any(|call| call.invocation == run.invocation && call.fault.is_kill())
     }
 
     /// Guarantee 6: no lease is longer, and nobody is sent away for a holder longer gone.

@@ -51,7 +51,7 @@ impl Fleet {
     /// Has a free sandbox run the event; `None` where the sandbox ended without an answer.
     pub async fn request(&self, label: &str, event: &Value) -> Option<Answer> {
         let free = self.take.lock().await.recv().await.expect("the sender lives in self");
-        let sandbox = match free {
+        let sandbox = match self.still_alive(free).await {
             Some(sandbox) => sandbox,
             // Small messages make for many of them, so that a batch can be in the queue by halves.
             None => self.wire.sandbox(&self.aws, |settings| settings.with("MAX_EVENTS_PER_MESSAGE", "10")).await,
@@ -75,6 +75,17 @@ impl Fleet {
             self.give_back(None);
         }
         answer
+    }
+
+    /// Lambda gives no invocation to a sandbox that died after its last answer.
+    async fn still_alive(&self, free: Option<WiredSandbox>) -> Option<WiredSandbox> {
+        let sandbox = free?;
+        sandbox.idle().await;
+        if !sandbox.is_dead() {
+            return Some(sandbox);
+        }
+        self.end(sandbox).await;
+        None
     }
 
     /// Ends every sandbox, having checked its logs; tells all runs, and how many log lines there were.

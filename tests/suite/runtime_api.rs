@@ -9,7 +9,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 const ROOT: &str = "/2018-06-01/runtime/";
 
@@ -42,6 +42,7 @@ pub struct Running {
 /// The emulator.
 pub struct RuntimeApi {
     server: HttpServer,
+    shared: Arc<Shared>,
     invocations: mpsc::UnboundedSender<Invocation>,
 }
 
@@ -57,20 +58,29 @@ struct Invocation {
 struct Shared {
     queue: tokio::sync::Mutex<mpsc::UnboundedReceiver<Invocation>>,
     running: Mutex<HashMap<String, oneshot::Sender<Reported>>>,
+    /// The function waits for an invocation.
+    idle: watch::Sender<bool>,
 }
 
 impl RuntimeApi {
     pub async fn start() -> Self {
         let (invocations, queue) = mpsc::unbounded_channel();
         let queue = tokio::sync::Mutex::new(queue);
-        let shared = Arc::new(Shared { queue, running: Mutex::default() });
-        let server = HttpServer::start(move |request| shared.clone().handle(request)).await;
-        Self { server, invocations }
+        let shared = Arc::new(Shared { queue, running: Mutex::default(), idle: watch::Sender::new(false) });
+        let handler = shared.clone();
+        let server = HttpServer::start(move |request| handler.clone().handle(request)).await;
+        Self { server, shared, invocations }
     }
 
     /// The value of `AWS_LAMBDA_RUNTIME_API`.
     pub fn address(&self) -> String {
         self.server.address()
+    }
+
+    /// Waits until the function asks for an invocation: what it does after an answer is over.
+    pub async fn idle(&self) {
+        let mut idle = self.shared.idle.subscribe();
+        idle.wait_for(|idle| *idle).await.expect("the sender lives in self");
     }
 
     /// Offers an event to the function; returns once it has fetched it.
@@ -102,7 +112,9 @@ impl Shared {
 
     /// Waits for an invocation, as long as it takes.
     async fn next(&self) -> Response<Bytes> {
+        self.idle.send_replace(true);
         let invocation = self.queue.lock().await.recv().await;
+        self.idle.send_replace(false);
         // The channel closes when the test is over.
         let Some(invocation) = invocation else { return with_status(StatusCode::GONE) };
         let Invocation { id, event, timeout, deadline, reported, fetched } = invocation;

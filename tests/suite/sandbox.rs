@@ -200,9 +200,12 @@ impl Sandbox {
     }
 
     /// Runs one event as Lambda does, time-out included. `label` tells the fault layer what it is about.
+    ///
+    /// It returns with the answer, after which the function may have something left to do.
     pub async fn invoke(&self, label: &str, event: &Value) -> Invoked {
         static INVOCATIONS: AtomicU64 = AtomicU64::new(1);
         let invocation = INVOCATIONS.fetch_add(1, Ordering::Relaxed);
+        self.idle().await;
         *self.life.current.lock().expect("no panic") = Current { invocation, label: label.into() };
         let event = Bytes::from(event.to_string());
         let running = tokio::select! {
@@ -227,6 +230,20 @@ impl Sandbox {
         Invoked { invocation, started: Some(running.since), ended: Instant::now(), outcome }
     }
 
+    /// Waits until the function is through with its last invocation; one that is not by the
+    /// time-out is killed.
+    pub async fn idle(&self) {
+        tokio::select! {
+            () = self.runtime_api.idle() => {}
+            _ = self.life.exited() => {}
+            () = tokio::time::sleep(self.settings.timeout) => self.life.kill().await,
+        }
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.life.is_dead()
+    }
+
     /// [`Self::invoke`] where only the answer matters.
     pub async fn send(&self, event: &Value) -> Outcome {
         self.invoke("test", event).await.outcome
@@ -244,8 +261,9 @@ impl Sandbox {
         (status, self.logs())
     }
 
-    /// Ends it and tells its log lines.
+    /// Ends it once it is idle, and tells its log lines.
     pub async fn end(mut self) -> Vec<Value> {
+        self.idle().await;
         self.life.kill().await;
         self.finish_reading().await;
         self.logs()

@@ -140,15 +140,40 @@ async fn killed_after_the_send_the_retry_doubles_under_the_same_ids() {
 }
 
 #[tokio::test]
-async fn killed_after_the_completion_the_retry_replays() {
+async fn killed_at_the_completion_the_client_has_its_202_and_who_asks_again_gets_it_again() {
+    for (fault, replayed) in [(Fault::KillBefore, None), (Fault::KillAfter, Some("true"))] {
+        let aws = aws().await;
+        let kill = fault.clone();
+        let wire = wire(move |call| if call.is(Op::Complete, 1) { kill.clone() } else { Fault::None });
+        let request = batch(3).build();
+        let first = send_like_an_sdk(&wire, &aws, &request, 0.5).await;
+        assert_eq!(first.len(), 1, "its sandbox dies after the answer");
+        let again = send_like_an_sdk(&wire, &aws, &request, 0.5).await;
+        let answer = again.last().and_then(|attempt| attempt.answer.as_ref()).expect("an answer");
+        answer.assert_accepted();
+        assert_eq!(answer.header("idempotency-replayed"), replayed, "{fault:?}");
+        assert_copies(&aws, 3, if replayed.is_some() { 1 } else { 2 }).await;
+    }
+}
+
+#[tokio::test]
+async fn the_completion_comes_after_the_answer_and_before_the_next_request() {
     let aws = aws().await;
-    let wire = wire(|call| if call.is(Op::Complete, 1) { Fault::KillAfter } else { Fault::None });
-    let attempts = send_like_an_sdk(&wire, &aws, &batch(3).build(), 0.5).await;
-    assert_eq!(attempts.len(), 2);
-    let answer = attempts[1].answer.as_ref().expect("an answer");
-    answer.assert_accepted();
-    assert_eq!(answer.header("idempotency-replayed"), Some("true"));
-    assert_copies(&aws, 3, 1).await;
+    let wire = wire(|call| match call.op {
+        Op::Complete => Fault::SlowReply(Duration::from_millis(500)),
+        _ => Fault::None,
+    });
+    let sandbox = sandbox(&wire, &aws).await;
+    let first = sandbox.invoke("first", &post().key("first").build()).await;
+    let second = sandbox.invoke("second", &post().key("second").build()).await;
+    first.outcome.answer().assert_accepted();
+    second.outcome.answer().assert_accepted();
+    sandbox.idle().await;
+    let completions = wire.calls_of(Op::Complete);
+    assert_eq!(completions.iter().map(|call| &*call.label).collect::<Vec<_>>(), ["first", "second"]);
+    let replied = completions[0].replied.expect("a reply");
+    assert!(first.ended < replied, "the client does not wait for the write");
+    assert!(second.started.expect("started") >= replied, "the sandbox does");
 }
 
 #[tokio::test]
@@ -182,9 +207,9 @@ async fn a_refused_completion_is_still_a_202_and_is_logged() {
     });
     let sandbox = sandbox(&wire, &aws).await;
     sandbox.send(&batch(60).build()).await.answer().assert_accepted();
+    let logs = sandbox.sandbox.end().await;
     assert!(wire.calls_of(Op::Complete).len() > 3, "tried beyond the SDK's own tries");
     assert_copies(&aws, 60, 1).await;
-    let logs = sandbox.sandbox.end().await;
     let line = logs.iter().find(|line| line["message"] == "request").expect("a request line");
     assert_eq!((&line["completion"], &line["level"], &line["status"]), (&json!("failed"), &json!("WARN"), &json!(202)));
 }

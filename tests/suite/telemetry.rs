@@ -6,12 +6,16 @@ use crate::local_aws;
 use crate::test_app::Resources;
 use crate::test_app::{KEY, PROJECT, TRACE, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
+use event_ingest::auth::{Mode, ProjectId};
+use event_ingest::clock::{Clock, SystemClock};
+use event_ingest::deadline::Deadline;
 use event_ingest::error::Error;
-use event_ingest::ingest::Outcome;
+use event_ingest::idempotency::{IdempotencyKey, Owner, RecordKey};
+use event_ingest::ingest::{Outcome, Unrecorded};
 use event_ingest::telemetry::{Completion, Facts, METRICS, NAMESPACE, Telemetry};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The metrics that a line declares, each with its value in the line.
 fn declared(line: &Value) -> BTreeSet<String> {
@@ -73,7 +77,7 @@ async fn each_request_is_one_line_with_its_story_and_its_numbers() {
 fn line(facts: Facts, result: &Result<Outcome, Error>) -> Value {
     let log = crate::test_app::Log::default();
     event_ingest::telemetry::init(&"info".parse().unwrap());
-    Telemetry::new("the-function".to_owned(), Box::new(log.clone())).write(Instant::now(), facts, result);
+    Telemetry::new("the-function".to_owned(), Box::new(log.clone())).write(facts, result);
     log.take().remove(0)
 }
 
@@ -96,8 +100,15 @@ fn every_metric_is_written_by_some_outcome() {
         ..Facts::default()
     };
     let wait = Duration::from_secs(1);
+    let now = SystemClock.now();
+    let key = IdempotencyKey::parse("key").unwrap();
+    let unrecorded = Unrecorded {
+        key: RecordKey::new(&ProjectId::parse(PROJECT).unwrap(), Mode::Live, key),
+        owner: Owner::random(),
+        deadline: Deadline::new(now, now),
+    };
     let outcomes = [
-        (Ok(Outcome::Accepted), "taken_over", "WARN"),
+        (Ok(Outcome::Accepted(unrecorded)), "taken_over", "WARN"),
         (Ok(Outcome::Replayed), "replayed", "WARN"),
         (Err(Error::KeyReused), "rejected", "WARN"),
         (Err(Error::RateLimited { wait }), "rate_limited", "WARN"),

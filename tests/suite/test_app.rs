@@ -252,6 +252,7 @@ impl TestApp {
                 most_events: NonZeroU16::new(max_events_per_message).expect("not zero"),
             },
             telemetry: Telemetry::new("the-function".to_owned(), Box::new(log.clone())),
+            answered: RefCell::default(),
         };
         Self { aws, clock, log, app }
     }
@@ -262,6 +263,13 @@ impl TestApp {
 
     /// Hands the function a gateway event as the Lambda runtime would.
     pub async fn send_raw(&self, event: &Value) -> Answer {
+        let answer = self.answer(event).await;
+        self.app.finish().await;
+        answer
+    }
+
+    /// The same up to the moment at which the client has its answer.
+    pub async fn answer(&self, event: &Value) -> Answer {
         let payload: GatewayEvent = serde_json::from_str(&event.to_string()).expect("an event");
         let mut context = Context::default();
         context.deadline = self.clock.now().millis() + 4000;

@@ -18,10 +18,12 @@ use event_ingest::http::App;
 use event_ingest::idempotency::{BatchId, Delivered};
 use event_ingest::ingest::Pipeline;
 use event_ingest::rate_limit::RateLimiter;
+use event_ingest::telemetry::{self, Telemetry};
 use lambda_runtime::{Context as LambdaContext, LambdaEvent};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use shapes::{Outcome, PROJECT, Shape};
+use std::cell::RefCell;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
@@ -64,6 +66,7 @@ impl Case {
 
     fn run_request(&self, runtime: &tokio::runtime::Runtime) -> Result<()> {
         let batch = self.shape.batch()?;
+        telemetry::init(&"info".parse()?);
         let sdk = runtime.block_on(sdk_config(Aws::new(&self.shape, &batch.body)));
         let state_table = StateTable::new(&sdk, "state".to_owned());
         let app = App {
@@ -76,10 +79,17 @@ impl Case {
                 dedup_window: Duration::from_hours(24),
                 most_events: EVENTS_PER_MESSAGE,
             },
+            telemetry: Telemetry::new("event-ingest".to_owned(), Box::new(std::io::sink())),
+            answered: RefCell::default(),
         };
         let handle = |payload: &[u8]| -> Result<Value> {
             let payload: GatewayEvent = serde_json::from_slice(payload)?;
-            let answer = runtime.block_on(app.handle(LambdaEvent { payload, context: LambdaContext::default() }));
+            let invocation = LambdaEvent { payload, context: LambdaContext::default() };
+            let answer = runtime.block_on(async {
+                let answer = app.handle(invocation).await;
+                app.finish().await;
+                answer
+            });
             Ok(serde_json::to_value(answer)?)
         };
         handle(&batch.request(1))?;
