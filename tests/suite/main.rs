@@ -11,6 +11,7 @@ mod deployed;
 mod fault_plan;
 mod fault_proxy;
 mod fleet;
+mod fuzz_corpus;
 mod gateway_event;
 mod http_server;
 #[cfg(feature = "cli")]

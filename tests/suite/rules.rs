@@ -233,6 +233,13 @@ fn a_refused_value_does_not_hide_the_other_faults_of_its_event() {
 }
 
 #[test]
+fn a_refused_key_does_not_hide_the_other_faults_of_its_event() {
+    let body = r#"{"events":[{"\ud800":1,"name":"","name":"n","timestamp":5}]}"#;
+    let fields: Vec<String> = faults(body).into_iter().map(|fault| field(&fault)).collect();
+    assert_eq!(fields, ["events[0]", "events[0].external_user_id", "events[0].name", "events[0].timestamp"]);
+}
+
+#[test]
 fn timestamps_are_rfc_3339() {
     let good = [
         "2026-11-23T09:14:03Z",

@@ -1,0 +1,7 @@
+//! See `event_ingest_fuzz::targets::packing`.
+#![no_main]
+
+use event_ingest_fuzz::{METER, targets};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| targets::packing(input, &METER));

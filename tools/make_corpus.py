@@ -1,0 +1,219 @@
+"""Writes the hand-made part of fuzz/corpus/: the samples of events/, and every limit of the contract
+at its exact boundary. What the fuzzers found lies beside it, under names of 40 hexadecimal digits.
+
+A body holds long runs as 0xFF, a length, three bytes of a count, and the text that is repeated; see
+`expanded` in fuzz/src/targets.rs.
+"""
+
+import gzip
+import json
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CORPUS = ROOT / "fuzz" / "corpus"
+
+
+def run(text: str, count: int) -> bytes:
+    unit = text.encode()
+    assert 0 < len(unit) < 256 and 0 <= count < 1 << 24
+    return b"\xff" + bytes([len(unit)]) + count.to_bytes(3, "big") + unit
+
+
+def fill(template: str, *runs: bytes) -> bytes:
+    """Puts each run where the template has a §."""
+    parts = template.encode().split("§".encode())
+    assert len(parts) == len(runs) + 1
+    return parts[0] + b"".join(run + part for run, part in zip(runs, parts[1:]))
+
+
+def batch(event: str) -> str:
+    return '{"events":[' + event + "]}"
+
+
+def valid(member: str) -> str:
+    return batch('{"external_user_id":"u","name":"n",' + member + "}")
+
+
+GOOD = batch('{"external_user_id":"usr_42","name":"user_signed_up","properties":{"plan":"trial"}}')
+REST = '{"external_user_id":"u","name":"n"}'
+
+
+def bodies() -> dict[str, bytes]:
+    texts = {
+        "good": GOOD,
+        "empty": "",
+        "no-events": '{"events":[]}',
+        "no-member-events": "{}",
+        "events-null": '{"events":null}',
+        "events-twice": '{"events":[' + REST + '],"events":[]}',
+        "events-twice-escaped": r'{"events":[' + REST + r'],"\u0065vents":[]}',
+        "top-level-array": "[]",
+        "top-level-number-too-large": "1e999",
+        "other-members": r'{"a":1e999,"\ud800":"\ud800","a":[],"events":[' + REST + "]}",
+        "spaces": ' \n{ "events" :\t[ ' + REST + " ,\r\n" + REST + " ] } ",
+        "scalars-for-events": '{"events":[null,1,"x",[],true,-1.5e3,{}]}',
+        "all-members-wrong": '{"events":[{"external_user_id":1,"name":"","properties":[],"timestamp":5}]}',
+        "all-members-twice": batch(
+            '{"name":"n","name":"n","external_user_id":"u","external_user_id":"","properties":null,'
+            '"properties":{},"timestamp":null,"timestamp":null}'
+        ),
+        "name-twice-escaped": batch(r'{"external_user_id":"u","name":"n","n\u0061me":"m"}'),
+        "surrogate-in-own-key": batch(r'{"\ud800":1}'),
+        "surrogate-in-own-key-and-more": batch(r'{"\ud800":{"x":1e999},"name":"","timestamp":1}'),
+        "surrogate-in-property-key": valid(r'"properties":{"\udc00\ud800":1}'),
+        "surrogates": valid(r'"x":["\ud83d\ude00","\ud83d","\ude00\ud83d","\ud83d\u0041","\ud83d\ud83d\ude00"]'),
+        "surrogate-in-name": batch(r'{"external_user_id":"u","name":"\udfff"}'),
+        "numbers": valid(
+            '"x":[0,-0,1e308,-1e308,1e-400,1.7976931348623158e308,123456789012345678901234567890,0e999,0.1e-999]'
+        ),
+        "number-just-too-large": valid('"x":1.7976931348623159e308'),
+        "number-too-large": valid('"properties":{"k":[-1e999]}'),
+        "escapes": valid(r'"x":"\"\\\/\b\f\n\r\t\u0000é😀' + '\ufffe\uffff\ufffd"'),
+        "refused-by-sqs": valid('"\ufffe":"\uffff\uffff","properties":{"\uffff":"\ufffe"}'),
+        "hundred-faults": "§",
+    }
+    times = [
+        "2026-11-23T09:14:03Z", "2026-11-23T09:14:03.127z", "2026-11-23t09:14:03+01:00", "2024-02-29T00:00:00Z",
+        "2023-02-29T00:00:00Z", "2000-02-29T00:00:00Z", "1900-02-29T00:00:00Z", "2016-12-31T23:59:60Z",
+        "2017-01-01T00:59:60+01:00", "2016-12-30T23:59:60Z", "2016-12-31T00:00:60-23:59", "0000-01-01T00:00:00Z",
+        "9999-12-31T23:59:60-00:01", "9999-12-31T23:59:59.999999999999-23:59", "2026-11-23 09:14:03Z",
+        "2026-11-23T09:14:03", "2026-11-23T24:00:00Z", "2026-11-23T09:60:00Z", "2026-13-01T00:00:00Z",
+        "2026-11-31T00:00:00Z", "2026-11-23T09:14:03+24:00", "2026-11-23T09:14:03+23:60", "2026-11-23T09:14:03.Z",
+        "2026-11-23T09:14:03+0100", "+2026-11-23T09:14:03Z", "2026-11-23T09:14:03Zx", "２026-11-23T09:14:03Z",
+    ]  # fmt: skip
+    every = ",".join('{"external_user_id":"u","name":"n","timestamp":' + json.dumps(time) + "}" for time in times)
+    found = {name: text.encode() for name, text in texts.items()}
+    found["timestamps"] = batch(every).encode()
+    found["hundred-faults"] = fill('{"events":[§1]}', run('{"name":"n"},', 100))
+    found["hundred-and-more-faults"] = fill('{"events":[§{}]}', run("{},", 60))
+    for count in (499, 500):
+        found[f"events-{count + 1}"] = fill('{"events":[§' + REST + "]}", run(REST + ",", count))
+    for count in (100, 101):
+        keys = ",".join(f'"{key}":{key}' for key in range(count))
+        found[f"keys-{count}"] = valid('"properties":{' + keys + "}").encode()
+    found["keys-101-equal"] = fill(valid('"properties":{§"k":1}'), run('"k":1,', 100))
+    for count in (1024, 1025):
+        name = batch('{"external_user_id":"u","name":"§"}')
+        found[f"name-{count}"] = fill(name, run("x", count))
+        found[f"name-{count}-emoji"] = fill(name, run("😀", count))
+        found[f"name-{count}-escaped"] = fill(name, run(r"\ud83d\ude00", count))
+    for depth in (31, 32, 400):
+        found[f"depth-{depth + 1}"] = fill(valid('"x":§§'), run("[", depth), run("]", depth))
+        found[f"depth-{depth + 1}-objects"] = fill(valid('"x":§1§'), run('{"k":', depth), run("}", depth))
+        found[f"depth-{depth + 2}-properties"] = fill(
+            valid('"properties":{"k":§§}'), run("[", depth), run("]", depth)
+        )
+    found["depth-100000"] = fill(valid('"x":§§'), run("[", 100_000), run("]", 100_000))
+    found["depth-100000-at-the-top"] = fill("§§", run("[", 100_000), run("]", 100_000))
+    found["depth-100000-open"] = run('{"k":[', 100_000)
+    for size in (1_000_000, 1_000_001):
+        found[f"properties-{size}"] = fill(valid('"properties":{"k":"§"}'), run("x", size - len('{"k":""}')))
+    for size in (1_047_552, 1_047_553):
+        around = '{"external_user_id":"u","name":"n","x":"'
+        found[f"event-{size}"] = fill(batch(around + '§"}'), run("x", size - len(around) - 2))
+        found[f"event-{size}-escaped"] = fill(batch(around + '\uffff§"}'), run("x", size - len(around) - 8))
+    malformed = [
+        " ", "{", '{"events":[}', '{"events":[],}', '{"events":[1 2]}', '{"events":[]} x', '{"events":["a\nb"]}',
+        r'{"events":["\x"]}', r'{"events":["\u12"]}', '{"events":[01]}', '{"events":[1.]}', '{"events":[-]}',
+        '{"events":[1e]}', '{"events":[.5]}', "{'events':[]}", '{"events":[tru]}', '{"events":[NaN]}', "\ufeff{}",
+        '{"a":{]}', '{"a" 1}', '{1:2}', '"', "[[[",
+    ]  # fmt: skip
+    found |= {f"malformed-{number:02}": text.encode() for number, text in enumerate(malformed)}
+    broken = [b'{"events":["\xc3\x28"]}', b'\n{"\xed\xa0\x80":1}', b'{"events":[\n"\xf0\x9f\x98', b"\x1f\x8b\x08\x00"]
+    found |= {f"not-utf8-{number}": text for number, text in enumerate(broken)}
+    singles = {"single": REST, "single-spaces": " \r\n" + REST + "\t", "single-faults": '{"name":"","timestamp":1}'}
+    return found | {name: text.encode() for name, text in singles.items()}
+
+
+def gateway_events() -> dict[str, bytes]:
+    samples = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "events").glob("*.json"))}
+    del samples["expected"], samples["five-hundred-events"]
+    found = {f"sample-{name}": json.dumps(event, separators=(",", ":")).encode() for name, event in samples.items()}
+    # How they are wrapped, bit by bit: REST, single, gzip, compressed here, as text.
+    for how in range(32):
+        body = REST if how & 2 else GOOD
+        wrapped = gzip.compress(body.encode(), mtime=0) if how & 0b11100 == 0b00100 else body.encode()
+        found[f"wrapped-{how:05b}"] = bytes([how]) + wrapped
+    found["gzip-twice-over"] = b"\x04" + 2 * gzip.compress(b'{"events":[' + b" " * 100, mtime=0)
+    found["gzip-cut-short"] = b"\x04" + gzip.compress(GOOD.encode(), mtime=0)[:-3]
+    found["gzip-wrong-sum"] = b"\x04" + gzip.compress(GOOD.encode(), mtime=0)[:-8] + b"\x00" * 8
+    found["gzip-of-faults"] = b"\x0c" + fill('{"events":[§{}]}', run("{},", 60))
+    found["gzip-of-a-million"] = b"\x0c" + fill(valid('"x":"§"'), run("x", 1_000_000))
+    odd = samples["accepted"] | {"body": None}
+    found["body-null"] = json.dumps(odd).encode()
+    found["headers-null"] = json.dumps(odd | {"headers": None}).encode()
+    found["base64-garbled"] = json.dumps(samples["accepted"] | {"isBase64Encoded": True}).encode()
+    found["request-id-odd"] = json.dumps(
+        samples["accepted"] | {"requestContext": {"requestId": "é\n", "http": {"method": "POST"}}}
+    ).encode()
+    for name, path in {"stage": "/prod/api/v1/events/batch", "two": "/a/b/api/v1/events", "none": "//api/v1/events"}.items():
+        found[f"path-{name}"] = json.dumps(samples["accepted"] | {"rawPath": path}).encode()
+    return found
+
+
+def headers() -> dict[str, bytes]:
+    key = "sk_live_0123456789abcdefghijklmnopqrstuvwxyzABCD"
+    good = {
+        "Authorization": f"Bearer {key}",
+        "Content-Type": "application/json",
+        "Idempotency-Key": "7b6c7e9e-2c2d-4a8d-9d3a-4f3d2c1b0a99",
+    }
+    found = {"good": good, "none": {}}
+    for name in good:
+        found[f"without-{name.lower()}"] = {other: value for other, value in good.items() if other != name}
+
+    def put(label: str, name: str, value: str) -> None:
+        found[label] = good | {name: value}
+
+    for length in (31, 32, 128, 129):
+        put(f"secret-{length}", "Authorization", "bearer sk_test_" + "x_-9"[: length % 4] + "aZ09" * (length // 4))
+    for number, value in enumerate(
+        ["Basic " + key, "Bearer  " + key, "Bearer", "Bearer " + key + " ", key, "BEARER pk" + key[2:], "é" * 7 + key]
+    ):
+        put(f"authorization-{number}", "Authorization", value)
+    for name, value in {"revoked": "revoked_key", "read-only": "read_scope"}.items():
+        put(name, "Authorization", f"Bearer sk_test_LOCAL_ONLY_{value}_0123456789")
+    for length in (0, 1, 255, 256):
+        put(f"key-{length}", "Idempotency-Key", "~" * length)
+    for number, value in enumerate(["a b", "é", "a\tb", "\x7f", "!"]):
+        put(f"key-odd-{number}", "Idempotency-Key", value)
+    types = ["text/plain", "application/json; charset=utf-8", "APPLICATION/JSON ;x", "application/gzip", "", ";"]
+    for number, value in enumerate(types + ["application/octet-stream", "application/json,application/json"]):
+        put(f"type-{number}", "Content-Type", value)
+        found[f"type-{number}-gzip"] = found[f"type-{number}"] | {"content-encoding": "GZip"}
+    for number, value in enumerate(["identity", "Identity", "gzip", "br", "gzip, gzip", ""]):
+        put(f"encoding-{number}", "Content-Encoding", value)
+    texts = {name: "\n".join(f"{name}: {value}" for name, value in lines.items()) for name, lines in found.items()}
+    texts["repeated"] = texts["good"] + "\nidempotency-key: again\nIDEMPOTENCY-KEY:thrice"
+    texts["null"] = texts["good"] + "\nContent-Encoding\n"
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def packings() -> dict[str, bytes]:
+    # There is no telling what they mean; they are ways in.
+    return {
+        "nothing": b"",
+        "zeroes": bytes(64),
+        "ones": b"\xff" * 256,
+        "counting": bytes(range(256)),
+        "counting-down": bytes(range(255, -1, -1)) * 2,
+        "steps": bytes(number * 37 % 256 for number in range(1024)),
+        "squares": bytes(number * number % 251 for number in range(2048)),
+    }
+
+
+def main() -> None:
+    for target, inputs in {
+        "batch": bodies(),
+        "gateway_event": gateway_events(),
+        "headers": headers(),
+        "packing": packings(),
+    }.items():
+        folder = CORPUS / target
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in inputs.items():
+            (folder / name).write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()
