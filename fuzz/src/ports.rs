@@ -36,6 +36,7 @@ pub fn app(most_events: NonZeroU16) -> (FakeApp, Log) {
             most_events,
         },
         telemetry: Telemetry::new("fuzz".to_owned(), Box::new(log.clone())),
+        answered: RefCell::default(),
     };
     (app, log)
 }

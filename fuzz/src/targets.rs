@@ -236,7 +236,11 @@ struct Answer {
 }
 
 fn invoke(app: &FakeApp, event: GatewayEvent) -> Answer {
-    let response = block_on(app.handle(LambdaEvent::new(event, Context::default())));
+    let response = block_on(async {
+        let response = app.handle(LambdaEvent::new(event, Context::default())).await;
+        app.finish().await;
+        response
+    });
     let response = serde_json::to_value(response).expect("an answer is JSON");
     let header = |name: &str| response["headers"][name].as_str();
     let text = response["body"].as_str().expect("a body");
