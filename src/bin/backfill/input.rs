@@ -93,6 +93,20 @@ pub struct Mark {
     pub sha256: String,
 }
 
+/// A place, and the hash of what lies before it as it is being made.
+pub struct Snapshot {
+    /// Where.
+    pub place: Place,
+    hash: Sha256,
+}
+
+impl Snapshot {
+    /// The same, with the hash finished.
+    pub fn mark(self) -> Mark {
+        Mark { place: self.place, sha256: hex::encode(self.hash.finalize()) }
+    }
+}
+
 /// One input being read, which counts and hashes what is taken from it.
 pub struct Tracked {
     reader: BufReader<Box<dyn Read + Send>>,
@@ -172,7 +186,12 @@ impl Tracked {
 
     /// Where it stands, and what lies before.
     pub fn mark(&self) -> Mark {
-        Mark { place: self.place.clone(), sha256: hex::encode(self.hash.clone().finalize()) }
+        self.snapshot().mark()
+    }
+
+    /// What a [`Mark`] is made of: cheap enough to take before every event.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot { place: self.place.clone(), hash: self.hash.clone() }
     }
 
     /// What the next input's bytes continue.
