@@ -61,7 +61,8 @@ pub struct Job {
 }
 
 impl Checkpoint {
-    fn new(job: Job) -> Self {
+    /// Nothing is done yet.
+    pub fn new(job: Job) -> Self {
         Self {
             format: FORMAT.to_owned(),
             job,

@@ -94,18 +94,15 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{Job, Paths, Store};
+    use crate::checkpoint::Job;
     use crate::input::Place;
     use crate::rejects::Fault;
     use crate::table::ColumnTypes;
     use proptest::prelude::*;
 
     fn fresh() -> Ledger {
-        let directory = std::env::temp_dir().join(format!("event-ingest-backfill-{}-ledger", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        let paths = Paths { checkpoint: directory.join("c"), rejects: directory.join("r") };
         let job = Job { url: String::new(), inputs: Vec::new(), max_events: 1, types: ColumnTypes::default() };
-        Ledger::new(Store::open(paths, job, true).unwrap().1)
+        Ledger::new(Checkpoint::new(job))
     }
 
     fn mark(offset: u64) -> Mark {
