@@ -133,7 +133,8 @@ impl Service {
     #[track_caller]
     fn ids(&self) -> BTreeSet<u64> {
         let queue = self.state().queue.clone();
-        let ids: Vec<u64> = queue.iter().map(|event| event["external_user_id"].as_str().unwrap().parse().unwrap()).collect();
+        let ids: Vec<u64> =
+            queue.iter().map(|event| event["external_user_id"].as_str().unwrap().parse().unwrap()).collect();
         let unique: BTreeSet<u64> = ids.iter().copied().collect();
         assert_eq!(unique.len(), ids.len(), "an event is in the queue twice");
         unique
@@ -160,7 +161,12 @@ fn response(status: u16, retry_after: Option<u64>, body: &Value) -> Response<Byt
     response.body(Bytes::from(body.to_string())).expect("a response")
 }
 
-fn refusal(status: u16, code: &str, fields: impl IntoIterator<Item = Option<String>>, message: &str) -> Response<Bytes> {
+fn refusal(
+    status: u16,
+    code: &str,
+    fields: impl IntoIterator<Item = Option<String>>,
+    message: &str,
+) -> Response<Bytes> {
     let errors: Vec<_> =
         fields.into_iter().map(|field| json!({"code": code, "message": message, "field": field})).collect();
     response(status, None, &json!({"errors": errors}))
@@ -291,7 +297,10 @@ async fn every_event_arrives_once_as_it_was_written() {
     let run = desk.run("events.ndjson --host api.example --concurrency 1 --json").await;
     run.assert(0, &[]);
     let summary: Value = serde_json::from_str(&run.stdout).expect("one object");
-    assert_eq!((&summary["status"], &summary["accepted"], &summary["rejected"]), (&json!("complete"), &json!(1203), &json!(0)));
+    assert_eq!(
+        (&summary["status"], &summary["accepted"], &summary["rejected"]),
+        (&json!("complete"), &json!(1203), &json!(0))
+    );
     assert_eq!((&summary["rejects"], &summary["error"]), (&Value::Null, &Value::Null));
 
     let requests = service.requests();
@@ -302,7 +311,10 @@ async fn every_event_arrives_once_as_it_was_written() {
     for request in &requests {
         assert!(request.key.len() == 64 && request.key.bytes().all(|byte| byte.is_ascii_hexdigit()));
         assert_eq!(request.headers["authorization"], format!("Bearer {KEY}"));
-        assert_eq!((request.headers["content-type"].as_str(), request.headers["host"].as_str()), ("application/gzip", "api.example"));
+        assert_eq!(
+            (request.headers["content-type"].as_str(), request.headers["host"].as_str()),
+            ("application/gzip", "api.example")
+        );
     }
     assert_eq!(service.keys().into_iter().collect::<BTreeSet<_>>().len(), 3);
     assert!(!desk.path("events.ndjson.rejects.ndjson").exists());
@@ -322,7 +334,8 @@ async fn a_batch_has_at_most_5_megabytes_and_so_many_events_as_one_says() {
     let service = Service::default();
     let server = service.start(|_, _| Reply::Work).await;
     let desk = Desk::new(&server.address());
-    let large = |id: usize| format!("{{\"external_user_id\":\"{id}\",\"name\":\"n\",\"note\":\"{}\"}}\n", "x".repeat(900_000));
+    let large =
+        |id: usize| format!("{{\"external_user_id\":\"{id}\",\"name\":\"n\",\"note\":\"{}\"}}\n", "x".repeat(900_000));
     desk.write("events.ndjson", (0..12).map(large).collect::<String>());
     desk.run("events.ndjson --concurrency 1").await.assert(0, &[]);
     assert_eq!(service.requests().iter().map(|request| request.events.len()).collect::<Vec<_>>(), [5, 5, 2]);
@@ -341,16 +354,21 @@ async fn events_against_the_rules_are_told_apart_and_never_sent() {
     let desk = Desk::new(&server.address());
     let bad = "{\"external_user_id\":\"\",\"timestamp\":\"today\"}\nnot json\n[1]\n";
     let long = format!("{{\"external_user_id\":\"8\",\"name\":\"n\",\"x\":\"{}\"}}\n", "x".repeat(2_000_000));
-    desk.write("events.ndjson", [line(0, "n").as_bytes(), bad.as_bytes(), long.as_bytes(), b"\"\xff\"\n", line(1, "n").as_bytes()].concat());
+    desk.write(
+        "events.ndjson",
+        [line(0, "n").as_bytes(), bad.as_bytes(), long.as_bytes(), b"\"\xff\"\n", line(1, "n").as_bytes()].concat(),
+    );
     desk.run("events.ndjson").await.assert(1, &["2 events accepted, 5 rejected", "events.ndjson.rejects.ndjson"]);
     assert_eq!(service.ids(), [0, 1].into());
 
     let rejects = desk.rejects();
-    let places: Vec<_> = rejects.iter().map(|reject| (reject["line"].as_u64().unwrap(), reject["field"].as_str())).collect();
+    let places: Vec<_> =
+        rejects.iter().map(|reject| (reject["line"].as_u64().unwrap(), reject["field"].as_str())).collect();
     assert_eq!(places, [(2, Some("external_user_id")), (3, None), (4, None), (5, None), (6, None)]);
     assert_eq!(rejects[0]["reason"], "must be 1 to 1024 characters long");
     assert_eq!(rejects[0]["event"], json!({"external_user_id": "", "timestamp": "today"}));
-    let more: Vec<_> = rejects[0]["more"].as_array().unwrap().iter().map(|fault| fault["field"].as_str().unwrap()).collect();
+    let more: Vec<_> =
+        rejects[0]["more"].as_array().unwrap().iter().map(|fault| fault["field"].as_str().unwrap()).collect();
     assert_eq!(more, ["name", "timestamp"]);
     assert_eq!((&rejects[1]["code"], &rejects[1]["text"]), (&json!("malformed_json"), &json!("not json")));
     assert_eq!((&rejects[2]["reason"], &rejects[2]["event"]), (&json!("must be an object"), &json!([1])));
@@ -377,7 +395,10 @@ async fn what_the_service_refuses_of_a_batch_is_set_aside_and_the_rest_goes_on()
     assert_eq!(rejects.iter().map(|reject| reject["line"].as_u64().unwrap()).collect::<BTreeSet<_>>().len(), 150);
     for reject in &rejects {
         assert_eq!((&reject["field"], &reject["reason"]), (&json!("name"), &json!("is not allowed")));
-        assert_eq!(reject["line"].as_u64().unwrap() - 1, reject["event"]["external_user_id"].as_str().unwrap().parse::<u64>().unwrap());
+        assert_eq!(
+            reject["line"].as_u64().unwrap() - 1,
+            reject["event"]["external_user_id"].as_str().unwrap().parse::<u64>().unwrap()
+        );
     }
     // The first batch whole, without 100, without all 150; and the second.
     let keys: BTreeSet<_> = service.keys().into_iter().collect();
@@ -396,7 +417,10 @@ async fn too_much_for_the_gateway_is_halved() {
         })
         .await;
     let desk = Desk::new(&server.address());
-    desk.write("events.ndjson", format!("{}{}", lines(9), line(9, &"n".repeat(1000)).replace("1.10", &format!("[{}1]", "1,".repeat(10_000)))));
+    desk.write(
+        "events.ndjson",
+        format!("{}{}", lines(9), line(9, &"n".repeat(1000)).replace("1.10", &format!("[{}1]", "1,".repeat(10_000)))),
+    );
     desk.run("events.ndjson").await.assert(1, &["9 events accepted, 1 rejected"]);
     assert_eq!(service.ids(), (0..9).collect());
     assert_eq!((&desk.rejects()[0]["line"], &desk.rejects()[0]["code"]), (&json!(10), &json!("payload_too_large")));
@@ -437,7 +461,9 @@ async fn trouble_is_outlasted_with_the_old_key() {
         .await;
     let desk = Desk::new(&server.address());
     desk.write("events.ndjson", lines(10));
-    desk.run("events.ndjson --concurrency 1 --timeout 1s").await.assert(0, &["10 events accepted, 0 rejected, 6 retries"]);
+    desk.run("events.ndjson --concurrency 1 --timeout 1s")
+        .await
+        .assert(0, &["10 events accepted, 0 rejected, 6 retries"]);
     assert_eq!(service.ids().len(), 10);
     assert_eq!(service.keys().into_iter().collect::<BTreeSet<_>>().len(), 1);
 }
@@ -577,7 +603,9 @@ async fn refusals_end_the_run_and_say_why() {
     ] {
         let service = Service::default();
         let body = json!({"errors": [{"code": code, "message": "said so"}]});
-        let server = service.start(move |number, _| if number == 2 { Reply::Say(status, None, body.clone()) } else { Reply::Work }).await;
+        let server = service
+            .start(move |number, _| if number == 2 { Reply::Say(status, None, body.clone()) } else { Reply::Work })
+            .await;
         let desk = Desk::new(&server.address());
         desk.write("events.ndjson", lines(100));
         let run = desk.run("events.ndjson --max-events 10 --concurrency 1").await;
@@ -591,9 +619,8 @@ async fn refusals_end_the_run_and_say_why() {
 #[tokio::test]
 async fn another_input_or_other_options_do_not_go_on_from_a_checkpoint() {
     let service = Service::default();
-    let server = service
-        .start(|number, _| if number == 1 { Reply::Say(403, None, json!({})) } else { Reply::Work })
-        .await;
+    let server =
+        service.start(|number, _| if number == 1 { Reply::Say(403, None, json!({})) } else { Reply::Work }).await;
     let desk = Desk::new(&server.address());
     let content = lines(30);
     desk.write("events.ndjson", &content);
@@ -628,7 +655,8 @@ async fn two_runs_do_not_share_a_checkpoint() {
 #[tokio::test]
 async fn standard_input_is_resumed_when_it_is_fed_again() {
     let service = Service::default();
-    let server = service.start(|number, _| if number == 5 { Reply::Say(403, None, json!({})) } else { Reply::Work }).await;
+    let server =
+        service.start(|number, _| if number == 5 { Reply::Say(403, None, json!({})) } else { Reply::Work }).await;
     let desk = Desk::new(&server.address());
     let content = lines(100);
     desk.feed("--max-events 10 --concurrency 1", &content).await.assert(3, &["403", "stdin.checkpoint.json"]);
@@ -658,7 +686,8 @@ async fn a_table_becomes_events() {
     assert_eq!(service.state().queue[1], json!({"external_user_id": "6", "name": "n", "properties": {"vip": false}}));
     let text = desk.read("t.csv.rejects.ndjson");
     let rejects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let places: Vec<_> = rejects.iter().map(|reject| (reject["line"].as_u64().unwrap(), reject["field"].as_str())).collect();
+    let places: Vec<_> =
+        rejects.iter().map(|reject| (reject["line"].as_u64().unwrap(), reject["field"].as_str())).collect();
     assert_eq!(places, [(3, Some("properties.age")), (4, Some("timestamp")), (5, Some("properties.vip")), (7, None)]);
 
     desk.write("bad.csv", "external_user_id,name,age\n1,n,2\n");
@@ -673,10 +702,15 @@ async fn a_dry_run_sends_nothing_and_leaves_nothing() {
     let desk = Desk::new("127.0.0.1:1");
     desk.write("events.ndjson", format!("{}{{}}\n{}", lines(3), "x\n".repeat(30)));
     let mut command = desk.command("events.ndjson --dry-run --json");
-    let run = Run::of(command.env_remove("VIBEFOLLOW_API_KEY").env_remove("VIBEFOLLOW_BASE_URL").output().await.expect("it runs"));
+    let run = Run::of(
+        command.env_remove("VIBEFOLLOW_API_KEY").env_remove("VIBEFOLLOW_BASE_URL").output().await.expect("it runs"),
+    );
     run.assert(1, &["events.ndjson:4: external_user_id is required; name is required", "and 11 more"]);
     let summary: Value = serde_json::from_str(&run.stdout).expect("one object");
-    assert_eq!((&summary["status"], &summary["accepted"], &summary["rejected"]), (&json!("dry_run"), &json!(3), &json!(31)));
+    assert_eq!(
+        (&summary["status"], &summary["accepted"], &summary["rejected"]),
+        (&json!("dry_run"), &json!(3), &json!(31))
+    );
     assert_eq!(std::fs::read_dir(&desk.directory).unwrap().count(), 1);
     desk.run("events.ndjson --dry-run --rejects all.ndjson").await.assert(1, &["3 events are valid, 31 are not"]);
     assert_eq!(desk.read("all.ndjson").lines().count(), 31);

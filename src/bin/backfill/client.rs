@@ -11,7 +11,6 @@ use lambda_http::http::header::{
 };
 use lambda_http::http::{Method, Request, StatusCode, Uri};
 use serde::Deserialize;
-use std::error::Error as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -113,8 +112,8 @@ impl Client {
     /// In words, where `host` is no header value or the system's certificates cannot be read.
     pub fn new(target: &Target, key: &str, host: Option<&str>, timeout: Duration) -> Result<Self, String> {
         let mut headers = HeaderMap::new();
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {key}"))
-            .map_err(|_| "the API key is no header value".to_owned())?;
+        let mut authorization =
+            HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| "the API key is no header value".to_owned())?;
         authorization.set_sensitive(true);
         headers.insert(AUTHORIZATION, authorization);
         // Any other type is text to API Gateway, which garbles what is compressed.
@@ -200,7 +199,7 @@ fn meaning(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
             "{what}. A batch of this input was sent with other content within the last 24 hours: has the input changed?"
         )),
         401 => Answer::Refused(format!("{what}. Is it the right key, and for this service?")),
-        404 | 405 | 200..400 => Answer::Refused(format!("{what}. Is it the right --url (and --host)?")),
+        404 | 405 | 200..=399 => Answer::Refused(format!("{what}. Is it the right --url (and --host)?")),
         _ => Answer::Refused(what),
     }
 }
@@ -226,7 +225,9 @@ mod tests {
     #[test]
     fn only_our_own_yes_is_one() {
         assert_eq!(answer(202, None, r#"{"data":{"accepted":true}}"#), Answer::Accepted);
-        for (status, body) in [(200, r#"{"data":{"accepted":true}}"#), (202, "{}"), (202, "<html>"), (204, ""), (301, "")] {
+        for (status, body) in
+            [(200, r#"{"data":{"accepted":true}}"#), (202, "{}"), (202, "<html>"), (204, ""), (301, "")]
+        {
             assert!(matches!(answer(status, None, body), Answer::Refused(why) if why.contains("--url")), "{status}");
         }
     }

@@ -64,10 +64,7 @@ async fn run(args: Args) -> Result<Summary, Failure> {
         )));
     }
     let key = std::env::var(&args.key_env).ok().filter(|key| ApiKey::parse(key).is_some()).ok_or_else(|| {
-        Failure::Usage(format!(
-            "the environment variable {} holds no API key (sk_live_… or sk_test_…)",
-            args.key_env
-        ))
+        Failure::Usage(format!("the environment variable {} holds no API key (sk_live_… or sk_test_…)", args.key_env))
     })?;
     let client = Client::new(&target, &key, args.host.as_deref(), args.timeout).map_err(Failure::Usage)?;
     let stem = plan.sources.iter().find_map(|source| source.path.clone()).unwrap_or_else(|| PathBuf::from("stdin"));

@@ -324,6 +324,9 @@ mod tests {
         assert_eq!(batches.iter().map(|batch| batch.rejects.len()).collect::<Vec<_>>(), [500, 500, 200]);
         assert!(batches.iter().all(|batch| batch.body.len() == 0));
         let reject = &batches[0].rejects[1];
-        assert_eq!((reject.line, reject.faults.len(), reject.faults[0].field.as_deref()), (2, 2, Some("external_user_id")));
+        assert_eq!(
+            (reject.line, reject.faults.len(), reject.faults[0].field.as_deref()),
+            (2, 2, Some("external_user_id"))
+        );
     }
 }

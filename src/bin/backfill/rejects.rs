@@ -70,7 +70,8 @@ mod tests {
     use super::*;
 
     fn line(text: Option<&[u8]>, faults: usize) -> String {
-        let fault = Fault { field: Some("name".to_owned()), code: "validation_failed".into(), reason: "bad".to_owned() };
+        let fault =
+            Fault { field: Some("name".to_owned()), code: "validation_failed".into(), reason: "bad".to_owned() };
         let faults = vec![fault; faults];
         let mut file = Vec::new();
         Reject { file: "f".to_owned(), line: 7, faults, text: text.map(<[u8]>::to_vec) }.write_to(&mut file);

@@ -88,8 +88,10 @@ impl Sender {
 
     /// Tries until there is an answer that is final.
     async fn settle(&self, key: &str, body: &Body) -> Result<Settled, Stopped> {
-        let compressed = compress(body).await.ok_or(Stopped).inspect_err(|_| self.stop("a batch could not be compressed"))?;
-        let key = HeaderValue::from_str(key).map_err(|_| Stopped).inspect_err(|_| self.stop("a key is no header value"))?;
+        let compressed =
+            compress(body).await.ok_or(Stopped).inspect_err(|_| self.stop("a batch could not be compressed"))?;
+        let key =
+            HeaderValue::from_str(key).map_err(|_| Stopped).inspect_err(|_| self.stop("a key is no header value"))?;
         let mut longest = FIRST_PAUSE;
         loop {
             let slot = self.throttle.slot().await?;

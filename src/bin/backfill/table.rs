@@ -102,7 +102,9 @@ impl Table {
             Self { reader: Reader::new(), columns: Vec::new(), cells: vec![0; 4096], ends: vec![0; MAX_COLUMNS + 1] };
         let cells = match table.record(input)? {
             Record::End => return Ok(Ok(None)),
-            Record::TooLong => return Ok(Err(format!("the header has more than {MAX_COLUMNS} columns or is too long"))),
+            Record::TooLong => {
+                return Ok(Err(format!("the header has more than {MAX_COLUMNS} columns or is too long")));
+            }
             Record::Cells(cells) => cells,
         };
         let names: Result<Vec<_>, _> = table.split(cells).map(std::str::from_utf8).collect();
