@@ -27,6 +27,7 @@ Exit codes:
 
 /// Sends events from files or standard input to event-ingest, each exactly once.
 #[derive(Debug, Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(name = "event-ingest-backfill", version, after_help = HELP)]
 pub struct Args {
     /// NDJSON (one event a line) or CSV with a header; `-` or nothing is standard input

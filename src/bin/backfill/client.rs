@@ -274,7 +274,7 @@ mod tests {
         ] {
             let target = Target::parse(text).unwrap();
             assert_eq!(target.base(), base);
-            assert_eq!(target.uri, format!("{base}/api/v1/events/batch"));
+            assert_eq!(target.uri.to_string(), format!("{base}/api/v1/events/batch"));
         }
         for bad in ["", "a.example", "/x", "ftp://a", "https://", "https://a?b", "https://a/#b", "https://u:p@a"] {
             assert!(Target::parse(bad).is_err(), "{bad}");

@@ -96,7 +96,9 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
         return Err(Failure::Usage("standard input can be read only once".to_owned()));
     }
     let sources = files.iter().map(|path| Source::new(path, args.format)).collect::<Result<_, _>>()?;
-    Ok(Plan { sources, types: args.types.clone(), max_events: args.max_events })
+    let plan = Plan { sources, types: args.types.clone(), max_events: args.max_events };
+    reader::check_headers(&plan)?;
+    Ok(plan)
 }
 
 /// Standard output gets the JSON alone, standard error all else.

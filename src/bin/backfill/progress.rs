@@ -67,9 +67,9 @@ impl Progress {
         let done = position(&self.sizes, checkpoint);
         let mut text = self.text(checkpoint, counters.retries.load(Ordering::Relaxed), done);
         if let Some(trouble) = &trouble {
-            text.push_str(&format!("; trying again after {trouble}"));
+            text = format!("{text}; trying again after {trouble}");
             if !held_for.is_zero() {
-                text.push_str(&format!(" (in {} s)", held_for.as_secs() + 1));
+                text = format!("{text} (in {} s)", held_for.as_secs() + 1);
             }
         }
         match &self.bar {
@@ -105,7 +105,7 @@ impl Progress {
         let mut text = format!("{accepted} accepted, {rejected} rejected, {retries} retries, {rate} events/s");
         let bytes = per_second(done - self.before.1, seconds);
         if let Some(left) = self.total.and_then(|total| total.saturating_sub(done).checked_div(bytes)) {
-            text.push_str(&format!(", {} left", HumanDuration(Duration::from_secs(left))));
+            text = format!("{text}, {} left", HumanDuration(Duration::from_secs(left)));
         }
         text
     }

@@ -36,6 +36,20 @@ pub struct Start {
 /// What the reader says: batches, in order, and then the end.
 pub type Read = Result<Option<Batch>, Failure>;
 
+/// Reads the header of every table that can be read twice, so that what is wrong with one shows
+/// before anything is sent.
+///
+/// # Errors
+/// Where one is not ours.
+pub fn check_headers(plan: &Plan) -> Result<(), Failure> {
+    // Only regular files have a size.
+    for source in plan.sources.iter().filter(|source| source.identity.bytes.is_some()) {
+        let mut input = Tracked::open(source, 0, Sha256::new())?;
+        Records::open(&mut input, source, &plan.types)?;
+    }
+    Ok(())
+}
+
 /// Reads everything from `start` on.
 pub fn run(plan: &Plan, start: &Start, batches: &Sender<Read>) {
     let result = Reading { plan, start, batches, packer: Packer::new(plan.max_events, start.ordinal) }.run();
@@ -285,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_run_begun_at_any_mark_reads_the_same_batches_over_files_of_any_kind() {
-        let rows: String = (0..7).map(|id| format!("c{id},n\r\n\r\n")).collect();
+        let rows = (0..7).map(|id| format!("c{id},n\r\n\r\n")).collect::<Vec<_>>().concat();
         let first = file("first.ndjson", &format!("\u{feff}{}\n{{}}\n{}", lines(0, 4), lines(10, 3)));
         let second = file("second.csv", &format!("\u{feff}external_user_id,name\r\n{rows}broken\r\n"));
         let third = file("third.ndjson", &lines(20, 2));

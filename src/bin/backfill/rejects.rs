@@ -30,7 +30,7 @@ pub struct Fault {
 
 /// A line of the file.
 #[derive(Serialize)]
-struct Line<'a> {
+struct Entry<'a> {
     file: &'a str,
     line: u64,
     #[serde(flatten)]
@@ -58,9 +58,9 @@ impl Reject {
         let text = self.text.as_deref().unwrap_or_default();
         let event: Option<&RawValue> = serde_json::from_slice(text).ok();
         let text = (event.is_none() && self.text.is_some()).then(|| String::from_utf8_lossy(text));
-        let line = Line { file: &self.file, line: self.line, first, more, event, text };
+        let entry = Entry { file: &self.file, line: self.line, first, more, event, text };
         // Strings, numbers and JSON always make JSON.
-        file.extend(serde_json::to_vec(&line).unwrap_or_default());
+        file.extend(serde_json::to_vec(&entry).unwrap_or_default());
         file.push(b'\n');
     }
 }

@@ -94,7 +94,7 @@ pub async fn run(orders: Orders) -> Result<Summary, Failure> {
         throttle,
         counters,
     };
-    let ended = running.to_the_end().await;
+    let ended = running.finish().await;
     running.progress.end();
     let checkpoint = running.ledger.checkpoint();
     let took = running.progress.elapsed();
@@ -136,7 +136,7 @@ struct Sent {
 }
 
 impl Running {
-    async fn to_the_end(&mut self) -> Result<(), Failure> {
+    async fn finish(&mut self) -> Result<(), Failure> {
         let mut signals = Signals::new()?;
         let mut interrupted = false;
         let mut tick = tokio::time::interval(CHECKPOINT_EVERY);

@@ -98,13 +98,13 @@ impl Sender {
             let what = match self.client.send(&key, compressed.clone()).await {
                 Answer::Accepted => return Ok(self.final_answer(Settled::Accepted)),
                 Answer::TooLarge => return Ok(self.final_answer(Settled::TooLarge)),
-                Answer::Invalid(faults) => match by_event(faults, body) {
-                    Some(faults) => return Ok(self.final_answer(Settled::Invalid(faults))),
-                    None => {
-                        self.stop("the service refused a batch without naming an event of it");
-                        return Err(Stopped);
+                Answer::Invalid(faults) => {
+                    if let Some(faults) = by_event(faults, body) {
+                        return Ok(self.final_answer(Settled::Invalid(faults)));
                     }
-                },
+                    self.stop("the service refused a batch without naming an event of it");
+                    return Err(Stopped);
+                }
                 Answer::Refused(what) => {
                     self.stop(&format!("the service refused a batch: {what}"));
                     return Err(Stopped);

@@ -113,7 +113,7 @@ impl Summary {
             }
         };
         if let Some(rejects) = &self.rejects {
-            text.push_str(&format!("\nThe rejected events, and why, are in {rejects}."));
+            text = format!("{text}\nThe rejected events, and why, are in {rejects}.");
         }
         text
     }

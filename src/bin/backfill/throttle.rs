@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     fn throttle(most: usize) -> Arc<Throttle> {
-        Arc::new(Throttle::new(most, Duration::from_secs(60)))
+        Arc::new(Throttle::new(most, Duration::from_mins(1)))
     }
 
     async fn slots(throttle: &Arc<Throttle>) -> Vec<Slot> {
@@ -186,7 +186,9 @@ mod tests {
         let throttle = throttle(8);
         let all = slots(&throttle).await;
         assert_eq!(all.len(), 8);
-        all.iter().for_each(|slot| throttle.slow_down(slot, None));
+        for slot in &all {
+            throttle.slow_down(slot, None);
+        }
         drop(all);
         let half = slots(&throttle).await;
         assert_eq!(half.len(), 4);
@@ -233,7 +235,7 @@ mod tests {
             throttle.stop(Failure::Aborted("first".to_owned()));
             throttle.stop(Failure::Aborted("second".to_owned()));
         };
-        let (slot, pause, ()) = tokio::join!(throttle.slot(), throttle.pause(Duration::from_secs(60)), stopping);
+        let (slot, pause, ()) = tokio::join!(throttle.slot(), throttle.pause(Duration::from_mins(1)), stopping);
         assert!(slot.is_err() && pause.is_err());
         assert_eq!(throttle.reason(), Some(Failure::Aborted("first".to_owned())));
     }
@@ -243,7 +245,7 @@ mod tests {
         let throttle = Throttle::new(1, Duration::ZERO);
         throttle.failed("503");
         assert!(matches!(throttle.reason(), Some(Failure::Aborted(why)) if why.contains("503")));
-        let patient = Throttle::new(1, Duration::from_secs(60));
+        let patient = Throttle::new(1, Duration::from_mins(1));
         patient.failed("503");
         assert_eq!(patient.reason(), None);
     }
