@@ -40,8 +40,8 @@ HARNESS := benches/target/harness/harness
 INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke deploy test chaos mutants fuzz fuzz-keep bench bench-full bench-deps instructions \
-	instructions-accept instructions-deps scale lint fmt events deps clean
+.PHONY: help run stop logs watch invoke deploy test chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
+	bench-backfill instructions instructions-accept instructions-deps scale lint fmt events deps clean
 
 help: ## Print this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -99,6 +99,10 @@ bench-deps: $(PYTHON_PEER) $(TYPESCRIPT_PEER)
 
 $(TYPESCRIPT_PEER): $(addprefix benches/peers/typescript/,handler.ts package.json package-lock.json)
 	cd $(@D)/.. && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm run --silent build
+
+bench-backfill: ## Measure the backfill beside curl in a loop and one POST per event
+	cargo build --release --locked --features cli --bin event-ingest-backfill
+	$(PYTHON) tools/bench_backfill.py
 
 instructions: instructions-deps ## Count instructions under valgrind; fail where one grew by more than 3 %
 	$(INSTRUCTIONS) check

@@ -159,3 +159,56 @@ async fn with_the_templates_defaults_the_function_has_no_endpoint_variable() {
     assert!(variables.contains_key("EVENTS_QUEUE_URL") && !variables.contains_key("AWS_ENDPOINT_URL"), "{variables:?}");
     assert_eq!(configuration["Timeout"], 4, "the lease is built on it");
 }
+
+/// A backfill killed half-way and started again: what a newcomer does with the README.
+#[cfg(feature = "cli")]
+#[tokio::test]
+async fn a_backfill_killed_half_way_and_resumed_queues_every_row_once() {
+    const ROWS: usize = 4_000;
+    let deployment = Deployment::new("backfill", &[]);
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("backfill-{}", uuid::Uuid::new_v4()));
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let row = |id| format!("{{\"external_user_id\":\"{id}\",\"name\":\"n\"}}\n");
+    std::fs::write(directory.join("events.ndjson"), (0..ROWS).map(row).collect::<String>()).expect("a file");
+    let backfill = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_event-ingest-backfill"));
+        command
+            .args(["--url", deployment.output("Endpoint"), "--host", deployment.output("Host"), "--max-events", "100"])
+            .arg("events.ndjson")
+            .env("VIBEFOLLOW_API_KEY", KEY)
+            .current_dir(&directory)
+            .stdin(Stdio::null());
+        command
+    };
+    let mut first = backfill().spawn().expect("it starts");
+    let accepted = || {
+        let checkpoint = std::fs::read(directory.join("events.ndjson.checkpoint.json")).unwrap_or_default();
+        serde_json::from_slice::<Value>(&checkpoint).ok().and_then(|checkpoint| checkpoint["accepted"].as_u64())
+    };
+    let patience = std::time::Instant::now() + std::time::Duration::from_mins(2);
+    while accepted().is_none_or(|accepted| accepted < ROWS as u64 / 2) {
+        assert!(std::time::Instant::now() < patience, "the backfill does not get half-way");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    first.kill().expect("killed");
+    first.wait().expect("ended");
+    assert!(accepted().is_some_and(|accepted| accepted < ROWS as u64), "it was done before it was killed");
+    assert!(backfill().status().expect("it runs").success());
+
+    let mut found = Vec::new();
+    loop {
+        let messages = deployment.messages().await;
+        if messages.is_empty() {
+            break;
+        }
+        for message in messages {
+            let body: Value = serde_json::from_str(message.body().expect("a body")).expect("JSON");
+            let events = body["events"].as_array().expect("events");
+            let id = |event: &Value| event["event"]["external_user_id"].as_str().unwrap().parse::<usize>().unwrap();
+            found.extend(events.iter().map(id));
+        }
+    }
+    found.sort_unstable();
+    assert!(found.iter().copied().eq(0..ROWS), "{} events, each exactly once", found.len());
+    std::fs::remove_dir_all(&directory).expect("removed");
+}

@@ -2,6 +2,8 @@
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 
 mod audit;
+#[cfg(feature = "cli")]
+mod backfill;
 mod chaos;
 mod checks;
 mod conformance;

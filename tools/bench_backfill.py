@@ -1,0 +1,173 @@
+"""Measures event-ingest-backfill beside what one would do without it.
+
+A stub on this machine answers every batch with 202 at once; it decompresses each body and counts
+the events in it, so that a row that got lost would show. Run by `make bench-backfill`.
+
+    python3 tools/bench_backfill.py                 1 and 10 million events of 200 bytes
+    python3 tools/bench_backfill.py --rows 1000000  only so many
+"""
+
+import argparse
+import asyncio
+import http.client
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = ROOT / "target" / "release" / "event-ingest-backfill"
+API_KEY = "sk_test_LOCAL_ONLY_not_a_secret_0123456789"
+EVENT_BYTES = 200
+BATCH_EVENTS = 500
+# One POST per event, and one process per POST, are measured on so many and said per second.
+SAMPLE_EVENTS = 20_000
+SAMPLE_CURLS = 1_000
+
+ANSWER = b'{"data":{"accepted":true}}'
+RESPONSE = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
+    len(ANSWER),
+    ANSWER,
+)
+
+
+def event(number: int) -> str:
+    start = f'{{"external_user_id":"usr_{number:09}","name":"order_placed","timestamp":"2026-11-23T09:14:03Z"'
+    start += f',"properties":{{"order":{number},"plan":"trial","note":"'
+    return start + "x" * (EVENT_BYTES - len(start) - len('"}}')) + '"}}'
+
+
+# ── The stub ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: Callable[[int], None]) -> None:
+    try:
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            if b"expect: 100-continue" in head:
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+            body = await reader.readexactly(length)
+            if b"content-encoding: gzip" in head:
+                body = zlib.decompress(body, wbits=31)
+            count(body.count(b'"external_user_id"'))
+            writer.write(RESPONSE)
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+
+
+def serve(port: "multiprocessing.sharedctypes.Synchronized[int]", counted: "multiprocessing.sharedctypes.Synchronized[int]") -> None:
+    def count(events: int) -> None:
+        counted.value += events
+
+    async def main() -> None:
+        server = await asyncio.start_server(lambda r, w: answer(r, w, count), "127.0.0.1", 0, limit=16 * 1024 * 1024)
+        port.value = server.sockets[0].getsockname()[1]
+        await server.serve_forever()
+
+    asyncio.run(main())
+
+
+# ── What is measured ─────────────────────────────────────────────────────────────────────────
+
+
+def backfill(rows: int, directory: Path, port: int) -> str:
+    """Send a file of so many rows; its time and, from the system, its memory."""
+    path = directory / f"{rows}.ndjson"
+    with path.open("w") as file:
+        for number in range(rows):
+            file.write(event(number) + "\n")
+    environment = {"VIBEFOLLOW_API_KEY": API_KEY, "PATH": os.environ["PATH"]}
+    command = [COMMAND, "--url", f"http://127.0.0.1:{port}", "--json", path]
+    begun = time.monotonic()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    summary = json.loads(process.stdout.read())
+    _, status, usage = os.wait4(process.pid, 0)
+    took = time.monotonic() - begun
+    path.unlink()
+    if status != 0 or summary["accepted"] != rows:
+        sys.exit(f"the backfill failed: {summary}")
+    cpu = usage.ru_utime + usage.ru_stime
+    return f"{rows:>10,} events  {took:8.1f} s  {rows / took:>9,.0f} events/s  {cpu:6.1f} s CPU  {usage.ru_maxrss / 1024:5.0f} MB at most"
+
+
+def curl(events_each: int, calls: int, directory: Path, port: int) -> str:
+    """One curl per batch in a loop of the shell, each with a key of its own."""
+    for number in range(calls):
+        body = ",".join(event(number * events_each + i) for i in range(events_each))
+        (directory / f"{number}.json").write_text(f'{{"events":[{body}]}}')
+    script = (
+        f'for n in $(seq 0 {calls - 1}); do curl -sf -o /dev/null "http://127.0.0.1:{port}/api/v1/events/batch"'
+        f' -H "Authorization: Bearer {API_KEY}" -H "Content-Type: application/json"'
+        f' -H "Idempotency-Key: curl-{events_each}-$n" --data-binary @$n.json || exit 1; done'
+    )
+    begun = time.monotonic()
+    subprocess.run(["sh", "-c", script], cwd=directory, check=True)
+    took = time.monotonic() - begun
+    events = calls * events_each
+    return f"{events:>10,} events  {took:8.1f} s  {events / took:>9,.0f} events/s"
+
+
+def naive(port: int) -> str:
+    """One POST per event over one connection, as a first script has it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    headers = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
+    begun = time.monotonic()
+    for number in range(SAMPLE_EVENTS):
+        row = json.loads(event(number))
+        connection.request(
+            "POST", "/api/v1/events/batch", json.dumps({"events": [row]}), headers | {"Idempotency-Key": f"naive-{number}"}
+        )
+        response = connection.getresponse()
+        response.read()
+        if response.status != 202:
+            sys.exit(f"the naive script got {response.status}")
+    took = time.monotonic() - begun
+    return f"{SAMPLE_EVENTS:>10,} events  {took:8.1f} s  {SAMPLE_EVENTS / took:>9,.0f} events/s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 10_000_000])
+    arguments = parser.parse_args()
+    port = multiprocessing.Value("i", 0)
+    counted = multiprocessing.Value("q", 0)
+    stub = multiprocessing.Process(target=serve, args=(port, counted), daemon=True)
+    stub.start()
+    while port.value == 0:
+        time.sleep(0.01)
+
+    def measure(title: str, expected: int, run: Callable[[], str]) -> None:
+        before = counted.value
+        result = run()
+        if counted.value - before != expected:
+            sys.exit(f"{title}: the stub got {counted.value - before:,} events, not {expected:,}")
+        print(f"{title:44}{result}", flush=True)
+
+    with tempfile.TemporaryDirectory(dir=ROOT / "target") as temporary:
+        directory = Path(temporary)
+        for rows in arguments.rows:
+            measure("event-ingest-backfill", rows, lambda rows=rows: backfill(rows, directory, port.value))
+        calls, each = SAMPLE_CURLS, BATCH_EVENTS
+        measure(f"curl in a loop, {each} events each", calls * each, lambda: curl(each, calls, directory, port.value))
+        measure("curl in a loop, one event each", calls, lambda: curl(1, calls, directory, port.value))
+        measure("one POST per event (Python, one connection)", SAMPLE_EVENTS, lambda: naive(port.value))
+    stub.terminate()
+    stub.join()
+    cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"(all children together used {cpu.ru_utime + cpu.ru_stime:.0f} s of CPU, the stub among them)")
+
+
+if __name__ == "__main__":
+    main()
