@@ -30,8 +30,13 @@ const MIB: usize = 1024 * KIB;
 const MAX_BODY: usize = 5 * MIB;
 /// The most bytes of an event as it stands in a message.
 const MAX_EVENT: usize = 1_047_552;
-/// The most bytes that `expanded` makes of an input: enough for the limits of an event.
-const MOST_EXPANDED: usize = 1_100_000;
+/// The most bytes that `batch` makes of an input: enough for the limits of an event.
+const MOST_OF_A_BATCH: usize = 1_100_000;
+/// The most bytes that `gateway_event` wraps: few, as the samples hold a bomb, and bodies are
+/// `batch`'s part.
+const MOST_WRAPPED: usize = 100_000;
+/// The most bytes of most batches that `packing` makes up.
+const SMALL_BATCH: usize = 16 * KIB;
 /// As configured by default.
 const MOST_EVENTS: NonZeroU16 = NonZeroU16::new(50).unwrap();
 
@@ -98,7 +103,7 @@ fn payload(input: &[u8]) -> Vec<u8> {
     };
     let bit = |bit: u8| how >> bit & 1 == 1;
     let (is_rest, is_single, is_gzip, is_plain, is_text) = (bit(0), bit(1), bit(2), bit(3), bit(4));
-    let mut body = expanded(body);
+    let mut body = expanded(body, MOST_WRAPPED);
     if is_gzip && is_plain {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
         encoder.write_all(&body).expect("in memory");
@@ -126,13 +131,13 @@ fn payload(input: &[u8]) -> Vec<u8> {
 
 /// Makes long texts of short inputs: 0xFF, which is never part of UTF-8, a length and three bytes
 /// of a count stand before a run of that length, which is repeated so often.
-fn expanded(input: &[u8]) -> Vec<u8> {
+fn expanded(input: &[u8], most: usize) -> Vec<u8> {
     let mut output = Vec::new();
     let mut rest = input;
     while let Some((&first, after)) = rest.split_first() {
         if let (0xFF, [length, c0, c1, c2, run @ ..]) = (first, after) {
             let (run, after) = run.split_at(run.len().min(usize::from(*length)));
-            let room = (MOST_EXPANDED - output.len().min(MOST_EXPANDED)) / run.len().max(1);
+            let room = (most - output.len().min(most)) / run.len().max(1);
             let count = usize::from(*c0) << 16 | usize::from(*c1) << 8 | usize::from(*c2);
             output.extend(run.repeat(count.min(room)));
             rest = after;
@@ -346,7 +351,7 @@ fn rest_event(lines: &[(&str, Option<&str>)]) -> String {
 /// # Panics
 /// Where it is not.
 pub fn batch(input: &[u8], meter: &Meter) {
-    let body = expanded(input);
+    let body = expanded(input, MOST_OF_A_BATCH);
     let allowance = 256 * KIB + 4 * body.len();
     let parsed = meter.bounded(allowance, || Batch::parse(&body));
     compare(&parsed, &reference::batch(&body));
@@ -387,7 +392,7 @@ fn assert_faults(found: &[(Option<&str>, &str)], expected: &[(Option<String>, Ve
 /// # Panics
 /// Where an event is lost, doubled, changed or out of order, or a limit of SQS exceeded.
 pub fn packing(input: &[u8], meter: &Meter) {
-    // It fails only where the input is used up.
+    // It fails only where an input is longer than those of the fuzzer.
     let Ok(plan) = Plan::generate(&mut Unstructured::new(input)) else { return };
     let body = batch_of(&plan.events);
     let batch = Batch::parse(body.as_bytes()).expect("what is generated is valid");
@@ -517,17 +522,23 @@ impl Plan {
         let fates = fates.collect::<Generated<Vec<_>>>()?;
         let some_delivered: u8 = input.arbitrary()?;
 
+        // Large ones take a hundred times as long.
+        let most_bytes = if input.ratio(1, 64)? { MAX_BODY - 16 } else { SMALL_BATCH };
         let mut events: Vec<String> = Vec::new();
         let mut bytes = 0;
         while events.is_empty() || (!input.is_empty() && events.len() < 500) {
-            let event = event(input)?;
-            let room = (MAX_BODY - 16 - bytes) / (event.len() + 1);
-            let times = input.int_in_range(1..=100)?.min(500 - events.len()).min(room);
+            let room = most_bytes - bytes;
+            let event = event(input, room)?;
+            let times = input.int_in_range(1..=100)?.min(500 - events.len()).min(room / (event.len() + 1));
             if times == 0 {
                 break;
             }
             bytes += times * (event.len() + 1);
             events.extend(vec![event; times]);
+        }
+        if events.is_empty() {
+            // An input of more than 4 KiB.
+            return Err(arbitrary::Error::IncorrectFormat);
         }
         let is_delivered = |index: &usize| some_delivered >> (index % 8) & 1 == 1;
         let already = (0..events.len()).filter(is_delivered).collect();
@@ -538,8 +549,8 @@ impl Plan {
 const TIMES: [&str; 4] =
     ["null", r#""2026-11-23T09:14:03.127Z""#, r#""0000-02-29t23:59:60-00:00""#, r#""9999-12-31T00:00:00z""#];
 
-/// The text of a valid event, of every size up to the greatest.
-fn event(input: &mut Unstructured<'_>) -> Generated<String> {
+/// The text of a valid event, of every size up to the greatest; padded only as far as there is room.
+fn event(input: &mut Unstructured<'_>, room: usize) -> Generated<String> {
     let mut event = "{".to_owned();
     event.push_str(space(input)?);
     for name in ["external_user_id", "name"] {
@@ -557,7 +568,8 @@ fn event(input: &mut Unstructured<'_>) -> Generated<String> {
         1..=3 => input.int_in_range(0..=3000)?,
         _ => 0,
     };
-    let room = MAX_EVENT - in_message(&event).len() - "\"}".len();
+    let room = room.saturating_sub(",".len()).min(MAX_EVENT);
+    let room = room.saturating_sub(in_message(&event).len() + "\"}".len());
     event.push_str(&"x".repeat(padding.min(room)));
     event.push_str("\"}");
     Ok(event)
