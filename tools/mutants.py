@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "target" / "mutants" / "tree"
 BUILD = ROOT / "target" / "mutants" / "build"
-COPIED = ["Cargo.toml", "Cargo.lock", "src", "tests", "benches"]
+COPIED = ["Cargo.toml", "Cargo.lock", "src", "tests", "benches", "fuzz"]
 # Far longer than the tests take: a mutation that makes them run for ever is not "killed".
 PATIENCE_SECONDS = 900
 # The profile optimises this package for the exploration; the other tests rather build quickly.

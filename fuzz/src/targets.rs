@@ -379,8 +379,13 @@ fn compare(parsed: &Result<Batch<'_>, BatchError>, verdict: &Verdict<'_>) {
     }
 }
 
-fn assert_faults(found: &[(Option<&str>, &str)], expected: &[(Option<String>, Vec<&'static str>)]) {
-    let is_one = |(found, expected): (&(Option<&str>, &str), &(Option<String>, Vec<&str>))| {
+/// A field and what is said of it.
+type Found<'a> = (Option<&'a str>, &'a str);
+/// A field and what may be said of it.
+type Expected = (Option<String>, Vec<&'static str>);
+
+fn assert_faults(found: &[Found<'_>], expected: &[Expected]) {
+    let is_one = |(found, expected): (&Found<'_>, &Expected)| {
         found.0 == expected.0.as_deref() && expected.1.iter().any(|says| found.1.contains(says))
     };
     let same = found.len() == expected.len() && found.iter().zip(expected).all(is_one);
@@ -445,7 +450,9 @@ impl Packing {
         queue.fates.replace(fates.to_vec());
         let clock = StillClock::default();
         let mut delivered = Delivered::none(batch.events().len());
-        already.iter().for_each(|index| delivered.insert(*index));
+        for index in already {
+            delivered.insert(*index);
+        }
         let deadline = Deadline::new(clock.now(), Timestamp::from_millis(0));
         let Self { envelope, most_events } = self;
         let courier =
