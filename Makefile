@@ -67,9 +67,10 @@ deploy: $(SAM) ## Deploy to your AWS account and see it answer, as in make deplo
 test: deps ## Run every test, those on a local AWS of their own included
 	@$(LOCAL) validate
 	@$(LOCAL) build
+	cd sdk/typescript && npm ci --no-audit --no-fund
 	cargo test --locked --all-features
 	.venv/sam/bin/python -m unittest discover -s docs/examples
-	cd sdk/typescript && npm ci --no-audit --no-fund && npm test
+	cd sdk/typescript && npm test
 
 chaos: deps ## The chaos run at length, as in make chaos CHAOS_BATCHES=4000 CHAOS_SEED=7
 	CHAOS_BATCHES=$(CHAOS_BATCHES) CHAOS_SEED=$(CHAOS_SEED) cargo test --locked --all-features --test suite chaos -- --nocapture

@@ -146,6 +146,25 @@ async fn the_deployed_template_does_the_main_job() {
         let answer = deployment.call(method, path, &host, b"").await;
         assert_eq!((answer.status, &answer.body["errors"][0]["code"]), (status, &json!(code)));
     }
+
+    the_client_runs_the_pages_example(&deployment);
+}
+
+/// The TypeScript client's own tests that need a deployed service, which look into its queue.
+fn the_client_runs_the_pages_example(deployment: &Deployment) {
+    let client = Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk/typescript");
+    assert!(client.join("node_modules").exists(), "`make test` installs what the client's tests need");
+    for command in [&["npm", "run", "-s", "build"][..], &["npx", "vitest", "run", "test/local-stack.test.ts"]] {
+        let status = Command::new(command[0])
+            .args(&command[1..])
+            .current_dir(&client)
+            .env("VIBEFOLLOW_BASE_URL", deployment.output("Endpoint"))
+            .env("VIBEFOLLOW_HOST", deployment.output("Host"))
+            .env("VIBEFOLLOW_API_KEY", KEY)
+            .env("VIBEFOLLOW_QUEUE_URL", deployment.output("QueueUrl"))
+            .status();
+        assert!(status.expect("node is installed").success(), "{command:?}");
+    }
 }
 
 /// An empty `AWS_ENDPOINT_URL` would make every call of the SDK panic, and only on real AWS
