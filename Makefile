@@ -32,7 +32,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_BUILD = RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --manifest-path fuzz/Cargo.toml --release --locked \
 	--target $(FUZZ_HOST) --bin $(TARGET)
-FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_len=4096 -timeout=10 \
+FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_len=8192 -timeout=10 \
 	-rss_limit_mb=1024 -artifact_prefix=fuzz/artifacts/
 
 BENCHES := --manifest-path benches/Cargo.toml --locked

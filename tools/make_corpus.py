@@ -14,7 +14,10 @@ CORPUS = ROOT / "fuzz" / "corpus"
 
 
 def run(text: str, count: int) -> bytes:
-    unit = text.encode()
+    return run_of(text.encode(), count)
+
+
+def run_of(unit: bytes, count: int) -> bytes:
     assert 0 < len(unit) < 256 and 0 <= count < 1 << 24
     return b"\xff" + bytes([len(unit)]) + count.to_bytes(3, "big") + unit
 
@@ -24,6 +27,13 @@ def fill(template: str, *runs: bytes) -> bytes:
     parts = template.encode().split("§".encode())
     assert len(parts) == len(runs) + 1
     return parts[0] + b"".join(run + part for run, part in zip(runs, parts[1:]))
+
+
+def gz(content: bytes) -> bytes:
+    """One member of a gzip file, as from Unix: Python itself writes 0xFF there, which begins a run."""
+    member = bytearray(gzip.compress(content, mtime=0))
+    member[9] = 3
+    return bytes(member)
 
 
 def batch(event: str) -> str:
@@ -112,6 +122,22 @@ def bodies() -> dict[str, bytes]:
         around = '{"external_user_id":"u","name":"n","x":"'
         found[f"event-{size}"] = fill(batch(around + '§"}'), run("x", size - len(around) - 2))
         found[f"event-{size}-escaped"] = fill(batch(around + '\uffff§"}'), run("x", size - len(around) - 8))
+    # What a message counts beside its events, as `packing` in the fuzzers' `batch` has it: its body
+    # up to the first event and after the last, and its attributes.
+    head = (
+        '{"schema":"event-batch/1","batch_id":"' + "x" * 36 + '","project_id":"acme","mode":"live",'
+        '"received_at":"2026-11-23T09:14:03.127Z","events":[]}'
+    )
+    attributes = sum(len(name + "String" + value) for name, value in
+                     [("schema", "event-batch/1"), ("project_id", "acme"), ("mode", "live")])  # fmt: skip
+    around = '{"external_user_id":"u","name":"n","x":"'
+    for events in (2, 50):
+        wrapped = sum(len('{"id":"' + "x" * 36 + f'-{index}","event":' + around + '"}}') for index in range(events))
+        empty = len(head) + attributes + wrapped + events - 1
+        for beyond in (-1, 0, 1, 20):
+            padding, more = divmod(1_048_576 + beyond - empty, events)
+            runs = [run("x", padding)] * (events - 1) + [run("x", padding + more)]
+            found[f"message-of-{events}-events-{beyond:+}"] = fill(batch(",".join([around + '§"}'] * events)), *runs)
     malformed = [
         " ", "{", '{"events":[}', '{"events":[],}', '{"events":[1 2]}', '{"events":[]} x', '{"events":["a\nb"]}',
         r'{"events":["\x"]}', r'{"events":["\u12"]}', '{"events":[01]}', '{"events":[1.]}', '{"events":[-]}',
@@ -132,11 +158,18 @@ def gateway_events() -> dict[str, bytes]:
     # How they are wrapped, bit by bit: REST, single, gzip, compressed here, as text.
     for how in range(32):
         body = REST if how & 2 else GOOD
-        wrapped = gzip.compress(body.encode(), mtime=0) if how & 0b11100 == 0b00100 else body.encode()
+        wrapped = gz(body.encode()) if how & 0b11100 == 0b00100 else body.encode()
         found[f"wrapped-{how:05b}"] = bytes([how]) + wrapped
-    found["gzip-twice-over"] = b"\x04" + 2 * gzip.compress(b'{"events":[' + b" " * 100, mtime=0)
-    found["gzip-cut-short"] = b"\x04" + gzip.compress(GOOD.encode(), mtime=0)[:-3]
-    found["gzip-wrong-sum"] = b"\x04" + gzip.compress(GOOD.encode(), mtime=0)[:-8] + b"\x00" * 8
+    raw = {
+        "two-members": gz(GOOD.encode()[:40]) + gz(GOOD.encode()[40:]),
+        "cut-short": gz(GOOD.encode())[:-3],
+        "wrong-sum": gz(GOOD.encode())[:-8] + bytes(8),
+        "trailing": gz(GOOD.encode()) + b"x",
+    }
+    assert not any(b"\xff" in body for body in raw.values())
+    found |= {f"gzip-{name}": b"\x04" + body for name, body in raw.items()}
+    # 350 members of 180 KB each: 63 MB, of which no more than 5 may ever be held.
+    found["gzip-bomb-of-members"] = b"\x04" + run_of(gz(b" " * 180_000), 350)
     found["gzip-of-faults"] = b"\x0c" + fill('{"events":[§{}]}', run("{},", 60))
     found["gzip-of-a-run"] = b"\x0c" + fill(valid('"x":"§"'), run("x", 90_000))
     odd = samples["accepted"] | {"body": None}

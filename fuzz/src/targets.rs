@@ -544,7 +544,7 @@ impl Plan {
             events.extend(vec![event; times]);
         }
         if events.is_empty() {
-            // An input of more than 4 KiB.
+            // An input made to be large throughout.
             return Err(arbitrary::Error::IncorrectFormat);
         }
         let is_delivered = |index: &usize| some_delivered >> (index % 8) & 1 == 1;
