@@ -628,7 +628,7 @@ async fn another_input_or_other_options_do_not_go_on_from_a_checkpoint() {
     let sent = service.requests().len();
     desk.run("events.ndjson --max-events 20").await.assert(2, &["--max-events was 10 then, not 20", "--restart"]);
     desk.run("events.ndjson --max-events 10 --types a=number").await.assert(2, &["--types were others"]);
-    desk.run("events.ndjson --max-events 10 --format csv").await.assert(2, &["another format"]);
+    desk.run("events.ndjson --max-events 10 --format csv").await.assert(2, &["is none of external_user_id"]);
     desk.write("events.ndjson", format!("{content}\n"));
     desk.run("events.ndjson --max-events 10").await.assert(2, &["size of events.ndjson was another"]);
     desk.write("events.ndjson", content.replacen("1.10", "1.11", 1));
