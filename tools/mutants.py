@@ -23,7 +23,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "target" / "mutants" / "tree"
 BUILD = ROOT / "target" / "mutants" / "build"
-COPIED = ["Cargo.toml", "Cargo.lock", "src", "tests", "benches", "fuzz"]
 # Far longer than the tests take: a mutation that makes them run for ever is not "killed".
 PATIENCE_SECONDS = 900
 # The profile optimises this package for the exploration; the other tests rather build quickly.
@@ -32,13 +31,15 @@ UNOPTIMISED = ["--config", "profile.dev.package.event-ingest.opt-level=0"]
 
 def copy_tree() -> None:
     shutil.rmtree(TREE, ignore_errors=True)
-    TREE.mkdir(parents=True)
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, TREE / name)
-        elif source.exists():
-            shutil.copy2(source, TREE / name)
+    # Whatever git would keep: the suite reads the schema, the samples and the template, too.
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).exists():
+            (TREE / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, TREE / name)
     (TREE / ".venv").symlink_to(ROOT / ".venv")
 
 
