@@ -146,7 +146,7 @@ impl Queue for MemoryQueue {
         let attributes: usize = envelope.attributes().iter().map(|(name, value)| name.len() + 6 + value.len()).sum();
         let bytes: Vec<usize> = messages.iter().map(|message| message.body.len() + attributes).collect();
         assert!((1..=MAX_CALL_MESSAGES).contains(&messages.len()), "{} messages in a call", messages.len());
-        assert!(MAX_CALL_MESSAGES == 10 && MAX_CALL_BYTES == 1 << 20, "the quotas of SQS");
+        const { assert!(MAX_CALL_MESSAGES == 10 && MAX_CALL_BYTES == 1 << 20, "the quotas of SQS") };
         assert!(bytes.iter().sum::<usize>() <= MAX_CALL_BYTES, "a call of {bytes:?} bytes");
         let fates = messages.iter().map(|message| {
             // Nor does it take control characters, but then neither does JSON.
