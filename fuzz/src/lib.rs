@@ -1,5 +1,5 @@
 //! What the fuzzers run. `make test` replays the corpus through the same sources, which
-//! tests/suite/fuzz_corpus.rs includes, so this crate is built only to fuzz.
+//! `tests/suite/fuzz_corpus.rs` includes, so this crate is built only to fuzz.
 #![expect(clippy::expect_used, reason = "here a panic is a finding")]
 
 mod ports;

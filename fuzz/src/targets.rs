@@ -1,7 +1,7 @@
 //! What is fuzzed: four functions of any bytes, each of which panics where a promise is broken.
 
 use super::ports::{FakeApp, MemoryQueue, StillClock, app};
-use super::reference::{self, Verdict, in_message};
+use super::reference::{self, Fault, Verdict, in_message};
 use super::tape::Tape;
 use arbitrary::{Result as Generated, Unstructured};
 use base64::Engine;
@@ -153,8 +153,8 @@ fn expanded(input: &[u8], most: usize) -> Vec<u8> {
 struct Demanded {
     status: u16,
     code: Option<&'static str>,
-    /// Of a 422: each place at fault, and what may be said of it.
-    faults: Vec<(Option<String>, Vec<&'static str>)>,
+    /// Of a 422: each place at fault.
+    faults: Vec<Fault>,
     /// Of a 202: the events.
     events: Vec<String>,
 }
@@ -379,16 +379,11 @@ fn compare(parsed: &Result<Batch<'_>, BatchError>, verdict: &Verdict<'_>) {
     }
 }
 
-/// A field and what is said of it.
-type Found<'a> = (Option<&'a str>, &'a str);
-/// A field and what may be said of it.
-type Expected = (Option<String>, Vec<&'static str>);
-
-fn assert_faults(found: &[Found<'_>], expected: &[Expected]) {
-    let is_one = |(found, expected): (&Found<'_>, &Expected)| {
-        found.0 == expected.0.as_deref() && expected.1.iter().any(|says| found.1.contains(says))
+fn assert_faults(found: &[(Option<&str>, &str)], expected: &[Fault]) {
+    let is_one = |(field, message): &(Option<&str>, &str), fault: &Fault| {
+        *field == fault.field.as_deref() && fault.says.iter().any(|says| message.contains(says))
     };
-    let same = found.len() == expected.len() && found.iter().zip(expected).all(is_one);
+    let same = found.len() == expected.len() && found.iter().zip(expected).all(|(found, fault)| is_one(found, fault));
     assert!(same, "found {found:?}, but the reference {expected:?}");
 }
 
@@ -450,8 +445,8 @@ impl Packing {
         queue.fates.replace(fates.to_vec());
         let clock = StillClock::default();
         let mut delivered = Delivered::none(batch.events().len());
-        for index in already {
-            delivered.insert(*index);
+        for &index in already {
+            delivered.insert(index);
         }
         let deadline = Deadline::new(clock.now(), Timestamp::from_millis(0));
         let Self { envelope, most_events } = self;
