@@ -35,6 +35,7 @@ usage: harness [OPTION]...
   --quick              one round of a tenth of the requests
   --rounds N           instead of 5
   --without-peers      only the function and the floor
+  --shape NAME         only this shape
   --against BINARY     beside them another build of the function, such as the one before a change
   --output DIRECTORY   instead of docs/benchmarks";
 
@@ -57,7 +58,7 @@ fn main() -> Result<()> {
 }
 
 fn arguments(root: &Path) -> Result<(Plan, PathBuf)> {
-    let mut plan = Plan { rounds: 5, divide: 1, peers: true, full: false, against: None };
+    let mut plan = Plan { rounds: 5, divide: 1, peers: true, full: false, shape: None, against: None };
     let mut output = root.join("docs/benchmarks");
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -65,6 +66,7 @@ fn arguments(root: &Path) -> Result<(Plan, PathBuf)> {
             "--full" => plan.full = true,
             "--quick" => plan = Plan { rounds: 1, divide: 10, ..plan },
             "--without-peers" => plan.peers = false,
+            "--shape" => plan.shape = Some(arguments.next().context(USAGE)?),
             "--rounds" => plan.rounds = arguments.next().context(USAGE)?.parse().context(USAGE)?,
             "--against" => plan.against = Some(PathBuf::from(arguments.next().context(USAGE)?).canonicalize()?),
             "--output" => output = arguments.next().context(USAGE)?.into(),

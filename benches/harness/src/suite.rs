@@ -5,7 +5,7 @@ use crate::prices::Dollars;
 use crate::sandbox::Setup;
 use crate::stub::{Latency, tls};
 use crate::targets::{Kind, Target};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 use serde::Serialize;
 use shapes::{Batch, Shape};
@@ -112,6 +112,8 @@ pub struct Plan {
     pub peers: bool,
     /// Whether to run what `make bench-full` adds.
     pub full: bool,
+    /// The one shape to run, by its name; all of them where there is none.
+    pub shape: Option<String>,
     /// Another build of the function to measure beside it.
     pub against: Option<std::path::PathBuf>,
 }
@@ -134,7 +136,9 @@ pub async fn run(root: &std::path::Path, plan: &Plan) -> Result<Results> {
 /// Rounds over targets and shapes: each round visits all of them, beginning one further each
 /// time, so that whatever else the machine does falls on all alike.
 async fn matrix(targets: &[Target], latency: Latency, plan: &Plan) -> Result<Vec<Row>> {
-    let shapes = Shape::all();
+    let mut shapes = Shape::all();
+    shapes.retain(|shape| plan.shape.as_ref().is_none_or(|only| only == shape.name));
+    ensure!(!shapes.is_empty(), "there is no such shape");
     let batches: Vec<Batch> = shapes.iter().map(Shape::batch).collect::<Result<_>>()?;
     let mut cells = Vec::new();
     for target in targets {
