@@ -12,6 +12,7 @@ use state_table::StateTable;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::idempotency::StoreError;
 use crate::telemetry::AWS_CALLS;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_dynamodb::config::interceptors::{
     BeforeSerializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
@@ -24,6 +25,7 @@ use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 /// Within a region a connection takes milliseconds; longer than this, another try is better.
@@ -39,7 +41,13 @@ const PREWARM_TIMEOUT: Duration = Duration::from_secs(2);
 pub async fn sdk_config() -> SdkConfig {
     let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
     let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build();
-    aws_config::defaults(BehaviorVersion::latest()).http_client(http).timeout_config(timeouts).load().await
+    aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http)
+        .timeout_config(timeouts)
+        // It watches streams; every call here is short and has a deadline.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .load()
+        .await
 }
 
 /// Opens the connections that the first request would otherwise pay for: Lambda lends init a
@@ -47,8 +55,11 @@ pub async fn sdk_config() -> SdkConfig {
 ///
 /// Best effort: whatever is wrong here, the first request meets it again and answers for it.
 pub async fn prewarm(sdk: &SdkConfig, state_table: &StateTable, queue: &SqsQueue) {
-    let is_tls = sdk.endpoint_url().is_none_or(|url| url.starts_with("https:"));
-    if is_tls {
+    let is_tls = |of_service: &str| {
+        let endpoint = std::env::var(of_service).ok().or_else(|| sdk.endpoint_url().map(str::to_owned));
+        endpoint.is_none_or(|url| url.starts_with("https:"))
+    };
+    if is_tls("AWS_ENDPOINT_URL_DYNAMODB") || is_tls("AWS_ENDPOINT_URL_SQS") {
         let by = SystemClock.now() + PREWARM_TIMEOUT;
         futures_util::future::join(state_table.connect(by), queue.connect(by)).await;
         // No request's line is to count these.
@@ -102,8 +113,9 @@ impl Intercept for CallCounter {
     }
 }
 
-/// Waits for a call, but not beyond `by`.
-async fn answer_by<T>(by: Timestamp, call: impl Future<Output = T>) -> Option<T> {
+/// Waits for a call, but not beyond `by`. Boxed, because the SDK's futures are tens of kilobytes, which
+/// every function between here and `main` would otherwise move as a part of its own.
+async fn answer_by<T>(by: Timestamp, call: Pin<Box<impl Future<Output = T>>>) -> Option<T> {
     let left = SystemClock.now().until(by);
     tokio::time::timeout(left, call).await.ok()
 }

@@ -94,8 +94,10 @@ impl Config {
         // RUST_LOG wins, as it is what a person sets by hand for one look.
         let log_level = if (read.lookup)("RUST_LOG").is_some() { "RUST_LOG" } else { "AWS_LAMBDA_LOG_LEVEL" };
         let log_filter = read.variable(log_level, Some("info"), log_filter);
-        // The SDK reads this one by itself; an empty value would make each of its calls panic.
-        read.variable("AWS_ENDPOINT_URL", Some("absent"), non_empty);
+        // The SDK reads these by itself; an empty value would make each of its calls panic.
+        for endpoint in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SQS"] {
+            read.variable(endpoint, Some("absent"), non_empty);
+        }
 
         let fields =
             (queue_url, state_table, api_keys_table, max_events_per_message, dedup_window, rate_limit, log_filter);
@@ -222,6 +224,7 @@ mod tests {
             ("RATE_LIMIT_EVENTS_PER_SECOND", Some("49")),
             ("RUST_LOG", Some("event_ingest=loud")),
             ("AWS_ENDPOINT_URL", Some("")),
+            ("AWS_ENDPOINT_URL_SQS", Some("")),
         ])
         .unwrap_err();
         for expected in [
@@ -233,6 +236,7 @@ mod tests {
             "RATE_LIMIT_EVENTS_PER_SECOND must be 0 (no limit) or at least 50",
             "RUST_LOG must be a log level",
             "AWS_ENDPOINT_URL must not be empty",
+            "AWS_ENDPOINT_URL_SQS must not be empty",
         ] {
             assert!(message.contains(expected), "{expected:?} is missing from {message:?}");
         }

@@ -29,7 +29,7 @@ impl KeyStore for ApiKeysTable {
     async fn find(&self, hash: &KeyHash, by: Timestamp) -> Result<Option<KeyRecord>, StoreError> {
         let key = AttributeValue::S(hash.to_hex());
         let call = self.client.get_item().table_name(&self.table).key("key_hash", key);
-        match answer_by(by, call.send()).await {
+        match answer_by(by, Box::pin(call.send())).await {
             Some(Ok(found)) => found.item.map(|item| key_record(&item)).transpose(),
             failed => Err(no_answer("GetItem on the API keys table", failed.and_then(Result::err))),
         }

@@ -5,6 +5,7 @@ use crate::clock::Timestamp;
 use crate::delivery::{Envelope, Fate, Message, Queue};
 use aws_config::SdkConfig;
 use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::http::HttpRequest;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::error::{BuildError, ProvideErrorMetadata};
 use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchOutput;
@@ -46,17 +47,19 @@ impl SqsQueue {
     /// Makes a call that SQS refuses for being empty, for the connection that it opens.
     pub(super) async fn connect(&self, by: Timestamp) {
         let call = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(Vec::new()));
-        let _ = answer_by(by, call.send()).await;
+        let _ = answer_by(by, Box::pin(call.send())).await;
     }
 }
 
 impl Queue for SqsQueue {
     async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<Fate> {
-        let Ok(entries) = entries(envelope, messages) else {
+        let Ok(entries) = entries(envelope, messages.len()) else {
             return vec![Fate::Rejected; messages.len()];
         };
+        let bodies = json_strings(messages);
         let call = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries));
-        match answer_by(by, call.send()).await {
+        let call = call.customize().mutate_request(move |request| fill_in(request, &bodies));
+        match answer_by(by, Box::pin(call.send())).await {
             None => {
                 warn!("SendMessageBatch: given up at the deadline");
                 vec![Fate::Unknown; messages.len()]
@@ -77,19 +80,53 @@ impl Queue for SqsQueue {
     }
 }
 
-fn entries(envelope: &Envelope, messages: &[Message]) -> Result<Vec<SendMessageBatchRequestEntry>, BuildError> {
+/// Entries without their bodies, which [`fill_in`] adds.
+fn entries(envelope: &Envelope, count: usize) -> Result<Vec<SendMessageBatchRequestEntry>, BuildError> {
     let attributes = attributes(envelope)?;
     let system_attributes = system_attributes(envelope)?;
-    let entry = |(id, message): (usize, &Message)| {
+    let entry = |id: usize| {
         SendMessageBatchRequestEntry::builder()
             .id(id.to_string())
-            .message_body(&message.body)
+            .message_body("")
             .set_message_attributes(Some(attributes.clone()))
             .set_message_system_attributes(system_attributes.clone())
             .message_group_id(envelope.project.as_str())
             .build()
     };
-    messages.iter().enumerate().map(entry).collect()
+    (0..count).map(entry).collect()
+}
+
+/// How the SDK writes an entry without a body. Inside of a string its quotes would be escaped.
+const NO_BODY: &[u8] = br#""MessageBody":"""#;
+
+/// Each body as a JSON string.
+fn json_strings(messages: &[Message]) -> Vec<Vec<u8>> {
+    let json_string = |message: &Message| {
+        let mut json = Vec::with_capacity(message.body.len() + message.body.len() / 4);
+        // Writing to a vector cannot fail.
+        let _ = serde_json::to_writer(&mut json, &message.body);
+        json
+    };
+    messages.iter().map(json_string).collect()
+}
+
+/// Puts the bodies into a request that the SDK has written and not yet signed.
+///
+/// The SDK's own way is to copy each body twice and to escape it byte by byte, which was two fifths of
+/// what 5 MB cost (docs/performance.md). A body that found no place would be sent empty, which SQS refuses.
+fn fill_in(request: &mut HttpRequest, bodies: &[Vec<u8>]) {
+    let frame = request.body().bytes().unwrap_or_default();
+    let mut filled = Vec::with_capacity(frame.len() + bodies.iter().map(Vec::len).sum::<usize>());
+    let mut written = 0;
+    for (at, body) in memchr::memmem::find_iter(frame, NO_BODY).zip(bodies) {
+        let value = at + NO_BODY.len() - r#""""#.len();
+        filled.extend_from_slice(&frame[written..value]);
+        filled.extend_from_slice(body);
+        written = at + NO_BODY.len();
+    }
+    filled.extend_from_slice(&frame[written..]);
+    request.headers_mut().insert("content-length", filled.len().to_string());
+    *request.body_mut() = filled.into();
 }
 
 fn attributes(envelope: &Envelope) -> Result<HashMap<String, MessageAttributeValue>, BuildError> {
@@ -140,9 +177,8 @@ mod tests {
         let header = "Root=1-5e988e0a-3f2b1c4d5e6f708192a3b4c5;Parent=53995c3f42cd8ad8;Sampled=1";
         let project = ProjectId::parse("acme").unwrap();
         let envelope = Envelope::new(project, Mode::Live, BatchId::new(Timestamp::from_millis(0)));
-        let message = Message { body: "{}".to_owned() };
         let trace_of = |envelope: &Envelope| {
-            let sent = entries(envelope, std::slice::from_ref(&message)).unwrap();
+            let sent = entries(envelope, 1).unwrap();
             let attributes = sent[0].message_system_attributes()?;
             attributes[&MessageSystemAttributeNameForSends::AwsTraceHeader].string_value().map(ToOwned::to_owned)
         };

@@ -51,7 +51,7 @@ impl StateTable {
     /// Makes a call that changes nothing, for the connection that it opens.
     pub(super) async fn connect(&self, by: Timestamp) {
         let call = self.client.get_item().table_name(&self.table).key(PK, text("prewarm"));
-        let _ = answer_by(by, call.send()).await;
+        let _ = answer_by(by, Box::pin(call.send())).await;
     }
 
     fn update(&self, pk: &str) -> UpdateItemFluentBuilder {
@@ -62,7 +62,7 @@ impl StateTable {
 impl StateStore for StateTable {
     async fn get(&self, key: &RecordKey, by: Timestamp) -> Result<Option<Record>, StoreError> {
         let call = self.client.get_item().table_name(&self.table).key(PK, text(key.as_str())).consistent_read(true);
-        match answer_by(by, call.send()).await {
+        match answer_by(by, Box::pin(call.send())).await {
             Some(Ok(found)) => found.item.map(record).transpose(),
             failed => Err(no_answer("GetItem on the state table", failed.and_then(Result::err))),
         }
@@ -83,7 +83,7 @@ impl StateStore for StateTable {
             .condition_expression("attribute_not_exists(pk) OR expires_at <= :now")
             .expression_attribute_values(":now", number(now.seconds()))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-        match answer_by(by, call.send()).await {
+        match answer_by(by, Box::pin(call.send())).await {
             Some(Ok(_)) => Ok(Claimed::Done(record.clone())),
             Some(Err(SdkError::ServiceError(error))) if error.err().is_conditional_check_failed_exception() => {
                 match error.into_err() {
@@ -119,7 +119,7 @@ impl StateStore for StateTable {
             .expression_attribute_values(":now", number(now.millis()))
             .return_values(ReturnValue::AllNew)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-        match answer_by(by, call.send()).await {
+        match answer_by(by, Box::pin(call.send())).await {
             Some(Ok(updated)) => {
                 let taken = updated.attributes.ok_or_else(|| StoreError::Defect("ALL_NEW is missing".to_owned()))?;
                 Ok(Claimed::Done(self::record(taken)?))
@@ -202,7 +202,7 @@ impl WindowStore for StateTable {
             .return_values(ReturnValue::UpdatedNew)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         let used = |item: Option<Item>| Attributes(item.unwrap_or_default()).take("used", whole_number);
-        match answer_by(by, call.send()).await {
+        match answer_by(by, Box::pin(call.send())).await {
             Some(Ok(updated)) => Ok(Granted { done: true, used: used(updated.attributes)? }),
             Some(Err(SdkError::ServiceError(error))) if error.err().is_conditional_check_failed_exception() => {
                 match error.into_err() {
@@ -219,7 +219,7 @@ impl WindowStore for StateTable {
 
 /// Makes a write that only the holder may make.
 async fn fenced(operation: &str, call: UpdateItemFluentBuilder, by: Timestamp) -> Result<Fenced, StoreError> {
-    match answer_by(by, call.send()).await {
+    match answer_by(by, Box::pin(call.send())).await {
         Some(Ok(_)) => Ok(Fenced::Done),
         Some(Err(SdkError::ServiceError(error))) if error.err().is_conditional_check_failed_exception() => {
             Ok(Fenced::Lost)
