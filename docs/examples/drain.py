@@ -1,0 +1,36 @@
+"""Empties a queue and counts what was in it. For a queue on a local AWS: what it reads is deleted.
+
+    drain.py QUEUE_URL [ENDPOINT]     ENDPOINT is http://127.0.0.1:4566 if not given
+"""
+
+import json
+import sys
+from collections import Counter
+
+import boto3
+
+
+def messages(sqs, queue):
+    """Every message of the queue, each deleted once the next ten are asked for."""
+    while found := sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages"):
+        yield from found
+        entries = [{"Id": str(number), "ReceiptHandle": one["ReceiptHandle"]} for number, one in enumerate(found)]
+        sqs.delete_message_batch(QueueUrl=queue, Entries=entries)
+
+
+def main(queue, endpoint="http://127.0.0.1:4566"):
+    credentials = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+    sqs = boto3.client("sqs", endpoint_url=endpoint, **credentials)
+    count, ids, contents = 0, Counter(), Counter()
+    for message in messages(sqs, queue):
+        count += 1
+        for entry in json.loads(message["Body"])["events"]:
+            ids[entry["id"]] += 1
+            contents[hash(json.dumps(entry["event"]))] += 1
+    again = sum(times > 1 for times in ids.values())
+    alike = sum(times > 1 for times in contents.values())
+    print(f"{count:,} messages, {ids.total():,} events; {again:,} ids came more than once, {alike:,} events are alike")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
