@@ -55,20 +55,22 @@ fn bars(rows: &[Row], title: &str, figure: impl Fn(&Row) -> f64, path: &Path) ->
     let (least, most) =
         bars.iter().fold((f64::MAX, f64::MIN), |(least, most), bar| (least.min(bar.2), most.max(bar.2)));
     let width = COLOURS.len() as f64 + 1.5;
+    // Bars begin above the names of their groups.
+    let bottom = least / 2.0;
     drawing(path, |area| {
         let mut chart = ChartBuilder::on(area)
             .caption(format!("{title} (logarithmic)"), ("sans-serif", 18))
             .margin(10)
             .x_label_area_size(10)
             .y_label_area_size(60)
-            .build_cartesian_2d(0.0..width * SHAPES.len() as f64, (least / 2.0..most * 3.0).log_scale())
+            .build_cartesian_2d(0.0..width * SHAPES.len() as f64, (bottom / 1.5..most * 3.0).log_scale())
             .map_err(failed)?;
         let mesh = &mut chart.configure_mesh();
         mesh.disable_x_mesh().disable_x_axis().light_line_style(WHITE).draw().map_err(failed)?;
         for (place, (name, colour)) in COLOURS.iter().enumerate() {
             let bars = bars.iter().filter(|bar| bar.1 == place).map(|(group, _, value)| {
                 let left = *group as f64 * width + place as f64 + 0.75;
-                Rectangle::new([(left, least / 2.0), (left + 0.9, *value)], colour.filled())
+                Rectangle::new([(left, bottom), (left + 0.9, *value)], colour.filled())
             });
             let series = chart.draw_series(bars).map_err(failed)?;
             let swatch = |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled());
@@ -80,7 +82,7 @@ fn bars(rows: &[Row], title: &str, figure: impl Fn(&Row) -> f64, path: &Path) ->
         });
         chart.draw_series(numbers).map_err(failed)?;
         let names = SHAPES.iter().enumerate().map(|(group, shape)| {
-            Text::new((*shape).to_owned(), (group as f64 * width + width / 3.0, least / 2.0 * 1.15), ("sans-serif", 14))
+            Text::new((*shape).to_owned(), (group as f64 * width + width / 3.0, bottom / 1.06), ("sans-serif", 14))
         });
         chart.draw_series(names).map_err(failed)?;
         let mut legend = chart.configure_series_labels();
