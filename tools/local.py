@@ -445,7 +445,7 @@ def show_client(aws: LocalAws, api: Api, key: str) -> None:
     os.environ.update(VIBEFOLLOW_API_KEY=key, VIBEFOLLOW_BASE_URL=aws.url, VIBEFOLLOW_HOST=api.host)
     log = aws.state_dir / "example.log"
     run_logged([*sdk, "--silent", "run", "example", "--", "250"], log, "")
-    print(f"\nThe page's example, sdk/typescript/examples/page.ts:\n\n  {log.read_text().strip()}")
+    print(f"\nThe page's example, as sdk/typescript/examples/backfill.ts runs it:\n\n  {log.read_text().strip()}")
 
 
 def print_what_next(aws: LocalAws, outputs: dict[str, str], key: str) -> None:

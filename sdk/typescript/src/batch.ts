@@ -86,7 +86,7 @@ export class EventBatch implements AsyncDisposable {
    * Takes an event, with its properties as they are now, to be sent later. Throws only where it
    * cannot take it: properties that are not JSON, an event too big for any request, a full queue.
    */
-  track(name: string, userId: string, properties?: Properties): void {
+  track(name: string, userId: string, properties?: Properties | null): void {
     const json = toJson(name, userId, properties);
     const bytes = utf8.encode(json).length + 1;
     this.#makeRoom(bytes);
@@ -198,11 +198,13 @@ export class EventBatch implements AsyncDisposable {
     const events = buffer.events.map(fromJson);
     attach(error, 'events', events);
     if (this.#onRejected) {
+      // Handed over, they make room: what is good among them may be tracked again.
+      this.#release(buffer);
       try {
         await this.#onRejected(events, error);
-        this.#release(buffer);
         return;
       } catch (thrown) {
+        this.#hold(buffer);
         attach(error, 'cause', thrown);
       }
     }
@@ -221,6 +223,11 @@ export class EventBatch implements AsyncDisposable {
     const done = this.#flushes.filter(({ upTo }) => upTo <= settled);
     this.#flushes = this.#flushes.filter(({ upTo }) => upTo > settled);
     for (const flush of done) end(flush);
+  }
+
+  #hold(buffer: EventBuffer): void {
+    this.#heldEvents += buffer.events.length;
+    this.#heldBytes += buffer.bytes - EMPTY_BODY_BYTES;
   }
 
   #release(buffer: EventBuffer): void {

@@ -25,7 +25,7 @@ export class Events {
    * Sends one event and resolves once it is accepted. Its Idempotency-Key lives for this call: to
    * call again after a failure is to send another event. A batch keeps its keys until it knows.
    */
-  async track(name: string, userId: string, properties?: Properties): Promise<void> {
+  async track(name: string, userId: string, properties?: Properties | null): Promise<void> {
     const body = toJson(name, userId, properties);
     await this.#transport.post('/api/v1/events', body, crypto.randomUUID());
   }

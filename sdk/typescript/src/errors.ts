@@ -117,10 +117,10 @@ export function isRejection(error: VibeFollowError): boolean {
  * Adds to an error what only its reader should see: not enumerable, so that people's properties
  * stay out of logs that print or serialise errors.
  */
-export function attach<K extends 'events' | 'suppressed' | 'cause'>(
+export function attach(
   error: VibeFollowError,
-  name: K,
-  value: VibeFollowError[K],
+  name: 'events' | 'suppressed' | 'cause',
+  value: unknown,
 ): void {
   Object.defineProperty(error, name, { value, configurable: true });
 }

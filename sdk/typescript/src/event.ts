@@ -1,15 +1,16 @@
 /** Anything that JSON can write. What JSON leaves out, such as `undefined`, is left out. */
-export type Properties = Readonly<Record<string, unknown>>;
+// eslint-disable-next-line @typescript-eslint/no-explicit-any -- `unknown` refuses interfaces and classes.
+export type Properties = Readonly<Record<string, any>>;
 
 /** An event as it was tracked, its properties as JSON gives them back. */
 export interface TrackedEvent {
   readonly name: string;
   readonly userId: string;
-  readonly properties?: Properties;
+  readonly properties?: Readonly<Record<string, unknown>> | null;
 }
 
 /** Writes an event as the service reads it. What the service would refuse, the service judges. */
-export function toJson(name: string, userId: string, properties?: Properties): string {
+export function toJson(name: string, userId: string, properties?: Properties | null): string {
   try {
     return JSON.stringify({ external_user_id: userId, name, properties });
   } catch (cause) {

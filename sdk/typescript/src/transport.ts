@@ -5,7 +5,7 @@ import { MAX_TIMER_MS, wholeNumber } from './options.js';
 const GZIP_OVER_BYTES = 64 * 1024;
 const BACKOFF_MS = 500;
 const MAX_BACKOFF_MS = 8_000;
-/** A longer Retry-After is the caller's to sit out, not ours. */
+/** A longer Retry-After of a 429 is the caller's to sit out, not ours; that of a 5xx is a guess. */
 const MAX_RETRY_AFTER_MS = 60_000;
 
 /** What this SDK asks of `fetch`; the platform's own and undici's both fit. */
@@ -62,6 +62,10 @@ export class Transport {
     if (typeof this.#fetch !== 'function') throw new TypeError('fetchImpl must be a function');
     if (!options.fetchImpl && typeof fetch !== 'function') {
       throw new TypeError('this runtime has no fetch: pass one as fetchImpl');
+    }
+    const { crypto } = globalThis as { crypto?: Partial<Crypto> };
+    if (typeof crypto?.randomUUID !== 'function') {
+      throw new TypeError('this runtime has no crypto.randomUUID; browsers have it on https only');
     }
   }
 
@@ -151,7 +155,8 @@ function checkedBaseUrl(baseUrl: string): string {
     throw new TypeError('baseUrl is not a URL');
   }
   if (!/^https?:$/.test(url.protocol)) throw new TypeError('baseUrl must be http or https');
-  if (url.username || url.password || url.search || url.hash) {
+  // A bare `?` or `#` is in neither `search` nor `hash`.
+  if (url.username || url.password || /[?#]/.test(url.href)) {
     throw new TypeError('baseUrl must have no user, query or fragment');
   }
   return url.href.replace(/\/+$/, '');
@@ -178,8 +183,9 @@ function retryDelay(error: VibeFollowError, attempt: number): number | undefined
     error instanceof RateLimitError ||
     error instanceof ServerError ||
     error instanceof NetworkError;
-  const asked = error.retryAfterMs ?? 0;
-  if (!passing || asked > MAX_RETRY_AFTER_MS) return undefined;
+  const asked = Math.min(error.retryAfterMs ?? 0, MAX_RETRY_AFTER_MS);
+  const tooLong = error instanceof RateLimitError && asked < (error.retryAfterMs ?? 0);
+  if (!passing || tooLong) return undefined;
   // Full jitter, on top of what was asked, so that clients turned away together do not return so.
   return asked + Math.random() * Math.min(MAX_BACKOFF_MS, BACKOFF_MS * 2 ** attempt);
 }

@@ -500,6 +500,20 @@ describe('a callback', () => {
     expect(await flushed).toBe(true);
   });
 
+  it('onRejected may track the good ones again although the queue was full', async () => {
+    const batch = batchOf({
+      maxSize: 3,
+      maxQueue: 3,
+      onRejected: (events) => {
+        for (const { name } of events) if (name !== BAD) track(batch, name);
+      },
+    });
+    track(batch, BAD, 'a', 'b');
+    await batch.flush();
+    await batch.flush();
+    expect(service.names()).toEqual(['a', 'b']);
+  });
+
   it('onRejected may track', async () => {
     const batch = batchOf({
       onRejected: () => {

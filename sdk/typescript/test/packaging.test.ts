@@ -48,6 +48,12 @@ it('type-checks and runs as an ES module and as CommonJS, and lets the process e
   expect(run(process.execPath, 'out/cjs.cjs')).toBe('cjs ValidationError c usr_42\n');
 }, 120_000);
 
+it('type-checks for an older target, which has an older library', () => {
+  const flags = ['--ignoreConfig', '--noEmit', '--strict', '--module', 'nodenext'];
+  const old = ['--target', 'ES2020', '--lib', 'ES2020,DOM'];
+  run(process.execPath, join(root, 'node_modules/typescript/bin/tsc'), ...flags, ...old, 'cjs.cts');
+}, 120_000);
+
 it('holds the build and nothing else, and depends on nothing', () => {
   expect(readdirSync(installed).sort()).toEqual(['README.md', 'dist', 'package.json']);
   const manifest = JSON.parse(readFileSync(join(installed, 'package.json'), 'utf8')) as object;

@@ -159,6 +159,12 @@ describe('retries', () => {
     expect(error).toMatchObject({ retryAfterMs: 61_000 });
     expect(service.received).toHaveLength(1);
   });
+
+  it('retries a 5xx after a minute at most, however long it asks for', async () => {
+    vi.spyOn(Math, 'random').mockReturnValue(0);
+    await send([refusal(503, 'service_unavailable', { headers: { 'Retry-After': '120' } })]);
+    expect(waits()).toEqual([60_000]);
+  });
 });
 
 describe('time-outs', () => {
@@ -293,6 +299,7 @@ describe('options', () => {
     ['baseUrl', { baseUrl: 'ftp://api.vibefollow.com' }],
     ['baseUrl', { baseUrl: 'https://me:secret@api.vibefollow.com' }],
     ['baseUrl', { baseUrl: 'https://api.vibefollow.com/?a=1' }],
+    ['baseUrl', { baseUrl: 'https://api.vibefollow.com/?' }],
     ['timeoutMs', { timeoutMs: 0 }],
     ['timeoutMs', { timeoutMs: 2 ** 31 }],
     ['timeoutMs', { timeoutMs: '10' }],
@@ -310,6 +317,12 @@ describe('options', () => {
   it('asks for a fetch where the runtime has none', () => {
     vi.stubGlobal('fetch', undefined);
     expect(() => new VibeFollow({ apiKey: KEY })).toThrow('fetchImpl');
+    vi.unstubAllGlobals();
+  });
+
+  it('asks for a source of keys where the runtime has none', () => {
+    vi.stubGlobal('crypto', {});
+    expect(() => client({})).toThrow('crypto.randomUUID');
     vi.unstubAllGlobals();
   });
 

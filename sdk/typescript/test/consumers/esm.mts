@@ -16,9 +16,14 @@ new VibeFollow({ apiKey: 'sk_test_x', fetchImpl: fetch });
       console.error(events.length, field);
     },
   });
-  batch.track('signed_up', 'usr_42', { plan: 'trial' });
+  interface Row {
+    plan: string;
+  }
+  const row: Row = { plan: 'trial' };
+  batch.track('signed_up', 'usr_42', row);
   // @ts-expect-error a user has an id
   if (bodies.length > 99) batch.track('signed_up');
+  if (bodies.length > 99) batch.track('signed_up', 'usr_42', null);
 }
 if (bodies.length !== 1) throw new Error('disposal did not flush');
 // This one is never flushed, and its timer must not keep the process alive.
