@@ -40,7 +40,7 @@ HARNESS := benches/target/harness/harness
 INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke deploy test chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
+.PHONY: help run stop logs watch invoke deploy test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
 	bench-backfill instructions instructions-accept instructions-deps scale lint fmt events deps clean
 
 help: ## Print this
@@ -71,6 +71,9 @@ test: deps ## Run every test, those on a local AWS of their own included
 	cargo test --locked --all-features
 	.venv/sam/bin/python -m unittest discover -s docs/examples
 	cd sdk/typescript && npm test
+
+explore: ## Every schedule of the protocol, with one more fault everywhere than in make test
+	cargo test --locked --all-features --test explore -- --ignored --nocapture
 
 chaos: deps ## The chaos run at length, as in make chaos CHAOS_BATCHES=4000 CHAOS_SEED=7
 	CHAOS_BATCHES=$(CHAOS_BATCHES) CHAOS_SEED=$(CHAOS_SEED) cargo test --locked --all-features --test suite chaos -- --nocapture

@@ -49,6 +49,12 @@ impl<'request> ApiKey<'request> {
         ((32..=128).contains(&secret.len()) && in_alphabet).then_some(Self { text, mode })
     }
 
+    /// Live or test.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// What the key is stored under.
     #[must_use]
     pub fn hash(&self) -> KeyHash {

@@ -19,8 +19,7 @@
 //! jitter other than always none or always the ceiling; a sandbox that goes on after its deadline.
 //! Calls take no time unless they stall.
 //!
-//! The default bound takes well under a minute. The larger one, a few minutes:
-//! `cargo test --test explore -- --ignored --nocapture`.
+//! The default bound takes well under a minute. The larger one, `make explore`, a few minutes.
 #![expect(clippy::expect_used, reason = "a helper that panics is a failed test")]
 #![expect(clippy::print_stdout, reason = "how much was explored is part of the result")]
 

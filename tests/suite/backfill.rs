@@ -320,7 +320,7 @@ async fn every_event_arrives_once_as_it_was_written() {
     assert!(!desk.path("events.ndjson.rejects.ndjson").exists());
     assert!(!desk.read("events.ndjson.checkpoint.json").contains(&KEY[8..]));
 
-    let again = desk.run("events.ndjson").await;
+    let again = desk.run("events.ndjson --host api.example").await;
     again.assert(0, &["Already done", "1,203 events accepted", "--restart"]);
     assert_eq!(service.requests().len(), 3);
     // Anew, but under the old keys: the service still knows them.
@@ -640,6 +640,74 @@ async fn another_input_or_other_options_do_not_go_on_from_a_checkpoint() {
 }
 
 #[tokio::test]
+async fn what_is_complete_is_so_for_the_same_input_only() {
+    let service = Service::default();
+    let server = service.start(|_, _| Reply::Work).await;
+    let desk = Desk::new(&server.address());
+    // A producer that failed leaves nothing, or a part.
+    desk.feed("", "").await.assert(0, &["0 events accepted"]);
+    desk.feed("", &lines(3)).await.assert(2, &["the input goes on beyond that", "--restart"]);
+    desk.feed("--restart", &lines(3)).await.assert(0, &["3 events accepted"]);
+    desk.feed("", &lines(5)).await.assert(2, &["the input goes on beyond that"]);
+    desk.feed("", &lines(3)).await.assert(0, &["Already done"]);
+    // A file that was mended in place.
+    desk.write("events.ndjson", lines(10) + "{}\n");
+    desk.run("events.ndjson").await.assert(1, &["10 events accepted, 1 rejected"]);
+    desk.write("events.ndjson", lines(10).replacen("1.10", "1.11", 1) + "{}\n");
+    desk.run("events.ndjson").await.assert(2, &["is not what it was"]);
+    desk.write("events.ndjson", lines(10) + "{}\n");
+    std::fs::remove_file(desk.path("events.ndjson.rejects.ndjson")).expect("rejects");
+    desk.run("events.ndjson").await.assert(1, &["Already done"]);
+    assert_eq!(service.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn another_project_or_service_does_not_go_on_from_a_checkpoint() {
+    let service = Service::default();
+    let server = service.start(|_, _| Reply::Work).await;
+    let desk = Desk::new(&server.address());
+    desk.write("events.ndjson", lines(3));
+    desk.run("events.ndjson --host one.example").await.assert(0, &["3 events accepted"]);
+    desk.run("events.ndjson --host two.example").await.assert(2, &["--host was one.example then"]);
+    let live = KEY.replacen("sk_test_", "sk_live_", 1);
+    let output = desk.command("events.ndjson --host one.example").env("VIBEFOLLOW_API_KEY", live).output().await;
+    Run::of(output.expect("it runs")).assert(2, &["a test one then, not a live one"]);
+    assert_eq!(service.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn no_file_is_cut_or_overwritten_but_the_runs_own() {
+    let service = Service::default();
+    let server =
+        service.start(|number, _| if number == 1 { Reply::Say(403, None, json!({})) } else { Reply::Work }).await;
+    let desk = Desk::new(&server.address());
+    let content = lines(30);
+    desk.write("events.ndjson", &content);
+    desk.write("precious.txt", "precious");
+    for name in ["events.ndjson", "./events.ndjson"] {
+        desk.run(&format!("events.ndjson --rejects {name} --restart")).await.assert(2, &["is an input"]);
+        desk.run(&format!("events.ndjson --checkpoint {name}")).await.assert(2, &["is an input"]);
+    }
+    desk.run("events.ndjson --checkpoint nowhere/c.json").await.assert(2, &["nowhere/c.json"]);
+    desk.run("events.ndjson --max-events 10 --concurrency 1").await.assert(3, &["403"]);
+    let elsewhere = "events.ndjson --max-events 10 --rejects precious.txt";
+    desk.run(elsewhere).await.assert(2, &["precious.txt holds more", "events.ndjson.rejects.ndjson then"]);
+    assert_eq!((desk.read("precious.txt").as_str(), desk.read("events.ndjson")), ("precious", content));
+    desk.run("events.ndjson --max-events 10").await.assert(0, &["30 events accepted"]);
+}
+
+#[tokio::test]
+async fn the_key_is_shown_by_nobody() {
+    let service = Service::default();
+    let echo = json!({"errors": [{"code": "forbidden", "message": format!("not with Bearer {KEY}")}]});
+    let server = service.start(move |_, _| Reply::Say(403, None, echo.clone())).await;
+    let desk = Desk::new(&server.address());
+    desk.write("events.ndjson", lines(3));
+    desk.run("events.ndjson").await.assert(3, &["not with Bearer [API key]"]);
+    desk.run(&format!("events.ndjson --key-env {KEY}")).await.assert(2, &["--key-env is the name of a variable"]);
+}
+
+#[tokio::test]
 async fn two_runs_do_not_share_a_checkpoint() {
     let service = Service::default();
     let server = service.start(|number, _| if number == 0 { Reply::Hang } else { Reply::Work }).await;
@@ -689,6 +757,14 @@ async fn a_table_becomes_events() {
     let places: Vec<_> =
         rejects.iter().map(|reject| (reject["line"].as_u64().unwrap(), reject["field"].as_str())).collect();
     assert_eq!(places, [(3, Some("properties.age")), (4, Some("timestamp")), (5, Some("properties.vip")), (7, None)]);
+
+    desk.write("open.csv", "external_user_id,name\n1,\"a\"\n2,\"5 inch\n3,n\n4,n\n");
+    desk.run("open.csv").await.assert(1, &["1 events accepted, 1 rejected"]);
+    let reject: Value = serde_json::from_str(&desk.read("open.csv.rejects.ndjson")).unwrap();
+    assert_eq!((reject["line"].as_u64(), reject["code"].as_str()), (Some(3), Some("invalid_row")));
+    assert!(reject["reason"].as_str().unwrap().contains("a quote that nothing closes"), "{reject}");
+    desk.write("closed.csv", "external_user_id,name\n8,\"n\"");
+    desk.run("closed.csv").await.assert(0, &["1 events accepted"]);
 
     desk.write("bad.csv", "external_user_id,name,age\n1,n,2\n");
     desk.run("bad.csv").await.assert(2, &["`age`", "`properties.age`"]);

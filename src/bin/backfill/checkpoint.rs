@@ -15,7 +15,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Changes whenever an older program would go on wrongly from a newer one's checkpoint.
-const FORMAT: &str = "event-ingest-backfill/1";
+const FORMAT: &str = "event-ingest-backfill/2";
 
 /// How long the service remembers a key by default, in seconds (contract section 3).
 const DEDUP_WINDOW: u64 = 24 * 3600;
@@ -33,7 +33,9 @@ pub struct Checkpoint {
     pub mark: Mark,
     /// Later batches that are done: number and key.
     pub done_beyond: BTreeMap<u64, String>,
-    /// How long the rejects file is.
+    /// Where the rejects are, in full.
+    rejects: PathBuf,
+    /// How long that file is.
     pub rejects_bytes: u64,
     /// Events accepted so far, over all runs.
     pub accepted: u64,
@@ -52,6 +54,10 @@ pub struct Checkpoint {
 pub struct Job {
     /// The base URL.
     pub url: String,
+    /// The Host header, where it is not the URL's.
+    pub host: Option<String>,
+    /// `live` or `test`, by the API key's prefix: the service keeps the two apart.
+    pub mode: String,
     /// The inputs.
     pub inputs: Vec<Identity>,
     /// The most events of a batch.
@@ -66,6 +72,7 @@ impl Checkpoint {
         Self {
             format: FORMAT.to_owned(),
             job,
+            rejects: PathBuf::new(),
             next_batch: 0,
             mark: Mark::default(),
             done_beyond: BTreeMap::new(),
@@ -86,7 +93,7 @@ impl Checkpoint {
     /// How old it is in hours, if the service may have forgotten the keys of what was in flight.
     pub fn forgotten_for(&self) -> Option<u64> {
         let age = now().saturating_sub(self.updated_at);
-        (self.has_begun() && !self.complete && age >= DEDUP_WINDOW).then_some(age / 3600)
+        (!self.complete && age >= DEDUP_WINDOW).then_some(age / 3600)
     }
 
     /// Says what differs, where this is the checkpoint of another job.
@@ -112,10 +119,19 @@ impl Checkpoint {
         if ours.types != job.types {
             return Err("--types were others then".to_owned());
         }
+        if ours.mode != job.mode {
+            return Err(format!("the API key was a {} one then, not a {} one", ours.mode, job.mode));
+        }
         if ours.url != job.url {
             return Err(format!(
                 "--url was {} then. If the new one is the same service, change `url` in the checkpoint",
                 ours.url
+            ));
+        }
+        if ours.host != job.host {
+            let was = ours.host.as_deref().unwrap_or("not given");
+            return Err(format!(
+                "--host was {was} then. If the new one is the same service, change `host` in the checkpoint"
             ));
         }
         Ok(())
@@ -175,7 +191,7 @@ impl Store {
         let length = found.rejects_bytes;
         let rejects = &self.paths.rejects;
         let present = std::fs::metadata(rejects).map_or(0, |metadata| metadata.len());
-        if present < length {
+        if present < length && !found.complete {
             let (rejects, path) = (rejects.display(), path.display());
             return Err(Failure::Usage(format!(
                 "{rejects} lacks rejects that the checkpoint {path} counts. Put it back, give its path with \
@@ -184,9 +200,18 @@ impl Store {
         }
         // A finished run's file may have been added to by somebody; it is left alone.
         if present > length && !found.complete {
+            // What is cut off was written after the last checkpoint, and so only to that file.
+            if found.rejects != whole(rejects) {
+                let (rejects, was) = (rejects.display(), found.rejects.display());
+                return Err(Failure::Usage(format!(
+                    "{rejects} holds more than the {length} bytes that the checkpoint {} counts, and would be cut: the \
+                     rejects were in {was} then",
+                    path.display()
+                )));
+            }
             self.rejects_file(length)?;
         }
-        Ok(found)
+        Ok(Checkpoint { rejects: whole(&self.paths.rejects), ..found })
     }
 
     fn begin(&mut self, job: Job, restart: bool) -> Result<Checkpoint, Failure> {
@@ -199,7 +224,7 @@ impl Store {
             )));
         }
         // The checkpoint first: from here on, an end of the run means that the rejects are cut.
-        let checkpoint = Checkpoint::new(job);
+        let checkpoint = Checkpoint { rejects: whole(&rejects), ..Checkpoint::new(job) };
         self.save(&checkpoint, &[])?;
         if present > 0 {
             self.rejects_file(0)?;
@@ -211,6 +236,8 @@ impl Store {
         let path = &self.paths.rejects;
         let open = || {
             let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+            // Another backfill may have been given the same path.
+            file.try_lock()?;
             file.set_len(length)?;
             file.seek(SeekFrom::End(0))?;
             sync_directory(path)?;
@@ -250,6 +277,11 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     sync_directory(path)
+}
+
+/// A path that means the same from any directory.
+fn whole(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Makes the name of `path` last.
@@ -295,7 +327,14 @@ mod tests {
 
     fn job() -> Job {
         let input = Identity { name: "f".to_owned(), bytes: Some(7), format: Format::Ndjson };
-        Job { url: "https://a".to_owned(), inputs: vec![input], max_events: 500, types: ColumnTypes::default() }
+        Job {
+            url: "https://a".to_owned(),
+            host: None,
+            mode: "test".to_owned(),
+            inputs: vec![input],
+            max_events: 500,
+            types: ColumnTypes::default(),
+        }
     }
 
     fn paths(test: &str) -> Paths {
@@ -354,11 +393,21 @@ mod tests {
         assert!(change(|job| job.max_events = 7).contains("--max-events was 500 then, not 7"));
         assert!(change(|job| job.types = ColumnTypes::parse("a=number").unwrap()).contains("--types"));
         assert!(change(|job| job.url = "https://b".to_owned()).contains("https://a"));
+        assert!(change(|job| job.host = Some("b".to_owned())).contains("--host was not given"));
+        assert!(change(|job| job.mode = "live".to_owned()).contains("a test one then, not a live one"));
         let other = Job { max_events: 7, ..job() };
         Store::open(paths.clone(), other.clone(), true).unwrap();
         Store::open(paths.clone(), other, false).unwrap();
         std::fs::write(&paths.checkpoint, b"{}").unwrap();
         assert!(refusal(&paths, job()).contains("no checkpoint of this version"));
+    }
+
+    #[test]
+    fn what_was_in_flight_a_day_ago_may_be_forgotten_though_nothing_was_done() {
+        let old = Checkpoint { updated_at: now() - DEDUP_WINDOW - 3600, ..Checkpoint::new(job()) };
+        assert_eq!(old.forgotten_for(), Some(25));
+        assert_eq!(Checkpoint { complete: true, ..old }.forgotten_for(), None);
+        assert_eq!(Checkpoint::new(job()).forgotten_for(), None);
     }
 
     #[test]

@@ -19,6 +19,8 @@ const PATH: &str = "/api/v1/events/batch";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The service's longest answer, 100 faults, has some 20 KB.
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+/// The longest `Retry-After` that is honoured; our own service asks for seconds.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// Where batches are sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +104,8 @@ pub struct Client {
     http: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
     uri: Uri,
     headers: HeaderMap,
+    /// The API key.
+    key: String,
     timeout: Duration,
 }
 
@@ -135,7 +139,7 @@ impl Client {
             .enable_http1()
             .wrap_connector(connector);
         let http = HttpClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Ok(Self { http, uri: target.uri.clone(), headers, timeout })
+        Ok(Self { http, uri: target.uri.clone(), headers, key: key.to_owned(), timeout })
     }
 
     /// Sends a compressed batch once.
@@ -149,7 +153,9 @@ impl Client {
             let (head, body) = self.http.request(request).await.map_err(|error| reason(&error))?.into_parts();
             let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
             let body = body.map_err(|error| format!("the answer broke off: {error}"))?.to_bytes();
-            Ok(meaning(head.status, &head.headers, &body))
+            // A proxy may quote what it was sent, and what is told here ends up in logs.
+            let body = String::from_utf8_lossy(&body).replace(&self.key, "[API key]");
+            Ok(meaning(head.status, &head.headers, body.as_bytes()))
         };
         match tokio::time::timeout(self.timeout, answered).await {
             Ok(Ok(answer)) => answer,
@@ -210,7 +216,8 @@ fn shown(text: &str) -> String {
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let asked: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(asked).min(LONGEST_RETRY_AFTER))
 }
 
 #[cfg(test)]
@@ -241,6 +248,8 @@ mod tests {
         let gateways = answer(429, None, r#"{"message":"Too Many Requests"}"#);
         assert_eq!(gateways, Answer::Busy("429 Too Many Requests".to_owned(), None));
         assert!(matches!(answer(503, Some("1"), "{}"), Answer::Busy(..)));
+        let longest = answer(503, Some("18446744073709551615"), "{}");
+        assert!(matches!(longest, Answer::Busy(_, Some(LONGEST_RETRY_AFTER))));
         for status in [408, 500, 502, 504] {
             assert!(matches!(answer(status, None, ""), Answer::Failed(_)));
         }

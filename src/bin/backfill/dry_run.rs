@@ -23,7 +23,8 @@ const SHOWN: u64 = 20;
 pub async fn run(plan: Plan, rejects: Option<PathBuf>) -> Result<Summary, Failure> {
     let inputs: Vec<_> = plan.sources.iter().map(|source| source.identity.clone()).collect();
     let sizes: Vec<_> = inputs.iter().map(|input| input.bytes).collect();
-    let job = Job { url: String::new(), inputs, max_events: plan.max_events, types: plan.types.clone() };
+    let (url, mode) = (String::new(), String::new());
+    let job = Job { url, host: None, mode, inputs, max_events: plan.max_events, types: plan.types.clone() };
     let mut ledger = Ledger::new(Checkpoint::new(job));
     let mut progress = Progress::new(&sizes, ledger.checkpoint());
     let mut file = rejects.as_deref().map(create).transpose()?;

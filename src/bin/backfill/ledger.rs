@@ -79,6 +79,7 @@ impl Ledger {
 
     /// Notes how many requests were repeated, over all runs.
     pub fn set_retries(&mut self, retries: u64) {
+        self.changed |= self.checkpoint.retries != retries;
         self.checkpoint.retries = retries;
     }
 
@@ -103,7 +104,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn fresh() -> Ledger {
-        let job = Job { url: String::new(), inputs: Vec::new(), max_events: 1, types: ColumnTypes::default() };
+        let (url, mode) = (String::new(), String::new());
+        let job = Job { url, host: None, mode, inputs: Vec::new(), max_events: 1, types: ColumnTypes::default() };
         Ledger::new(Checkpoint::new(job))
     }
 

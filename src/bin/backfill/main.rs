@@ -28,7 +28,7 @@ use args::Args;
 use checkpoint::{Paths, beside};
 use clap::Parser;
 use client::Client;
-use event_ingest::auth::ApiKey;
+use event_ingest::auth::{ApiKey, Mode};
 use failure::Failure;
 use input::Source;
 use reader::Plan;
@@ -63,7 +63,14 @@ async fn run(args: Args) -> Result<Summary, Failure> {
             target.base()
         )));
     }
-    let key = std::env::var(&args.key_env).ok().filter(|key| ApiKey::parse(key).is_some()).ok_or_else(|| {
+    if [Mode::Live, Mode::Test].iter().any(|mode| args.key_env.starts_with(mode.key_prefix())) {
+        // Not to be repeated here: it may be one.
+        return Err(Failure::Usage(
+            "--key-env is the name of a variable that holds the API key, not the key".to_owned(),
+        ));
+    }
+    let key = std::env::var(&args.key_env).unwrap_or_default();
+    let mode = ApiKey::parse(&key).map(|key| key.mode()).ok_or_else(|| {
         Failure::Usage(format!("the environment variable {} holds no API key (sk_live_… or sk_test_…)", args.key_env))
     })?;
     let client = Client::new(&target, &key, args.host.as_deref(), args.timeout).map_err(Failure::Usage)?;
@@ -72,9 +79,19 @@ async fn run(args: Args) -> Result<Summary, Failure> {
         checkpoint: args.checkpoint.unwrap_or_else(|| beside(&stem, ".checkpoint.json")),
         rejects: args.rejects.unwrap_or_else(|| beside(&stem, ".rejects.ndjson")),
     };
+    let is_input = |path: &Path| {
+        let sources = plan.sources.iter().filter_map(|source| source.path.as_ref());
+        path.canonicalize()
+            .is_ok_and(|path| sources.flat_map(|source| source.canonicalize()).any(|source| source == path))
+    };
+    if let Some(path) = [&paths.checkpoint, &paths.rejects].into_iter().find(|path| is_input(path)) {
+        return Err(Failure::Usage(format!("{} is an input and would be overwritten", path.display())));
+    }
     run::run(Orders {
-        plan,
         url: target.base().to_owned(),
+        host: args.host,
+        mode,
+        plan,
         client,
         paths,
         restart: args.restart,

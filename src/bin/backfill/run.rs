@@ -12,6 +12,7 @@ use crate::reader::{self, Plan, Read, Start};
 use crate::sending::{Outcome, Sender};
 use crate::summary::{Status, Summary};
 use crate::throttle::{Stopped, Throttle};
+use event_ingest::auth::Mode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -34,6 +35,10 @@ pub struct Orders {
     pub plan: Plan,
     /// Where it is sent.
     pub url: String,
+    /// The Host header, where it is not the URL's.
+    pub host: Option<String>,
+    /// Live or test.
+    pub mode: Mode,
     /// By what.
     pub client: Client,
     /// Where the run's files are.
@@ -51,13 +56,26 @@ pub struct Orders {
 /// # Errors
 /// Where it could not even begin. A run that ends early has a summary.
 pub async fn run(orders: Orders) -> Result<Summary, Failure> {
-    let Orders { plan, url, client, paths, restart, concurrency, give_up_after } = orders;
+    let Orders { plan, url, host, mode, client, paths, restart, concurrency, give_up_after } = orders;
     let inputs: Vec<_> = plan.sources.iter().map(|source| source.identity.clone()).collect();
     let sizes: Vec<_> = inputs.iter().map(|input| input.bytes).collect();
-    let job = Job { url, inputs, max_events: plan.max_events, types: plan.types.clone() };
-    let (store, checkpoint) = Store::open(paths.clone(), job, restart)?;
+    let names = plan.sources.iter().map(crate::input::Source::shown).collect();
+    let mode = mode.to_string();
+    let job = Job { url, host, mode, inputs, max_events: plan.max_events, types: plan.types.clone() };
+    // Nothing was sent yet, so whatever is wrong here is a matter of how the command was called.
+    let opened = Store::open(paths.clone(), job, restart);
+    let (store, checkpoint) = opened.map_err(|failure| Failure::Usage(failure.to_string()))?;
     let before = checkpoint.accepted + checkpoint.rejected;
+    let start = Start { ordinal: checkpoint.next_batch, mark: checkpoint.mark.clone() };
+    let (to_us, mut batches) = mpsc::channel(2);
+    std::thread::spawn(move || reader::run(&plan, &start, &to_us));
     if checkpoint.complete {
+        let path = paths.checkpoint.display();
+        if batches.recv().await.unwrap_or_else(|| Err(reader_vanished()))?.is_some() {
+            return Err(Failure::Usage(format!(
+                "the checkpoint {path} says that all was done, and the input goes on beyond that. To begin anew, give --restart"
+            )));
+        }
         return Ok(Summary::new(Status::AlreadyComplete, &checkpoint, before, Duration::ZERO).with_files(&paths));
     }
     let progress = Progress::new(&sizes, &checkpoint);
@@ -71,14 +89,10 @@ pub async fn run(orders: Orders) -> Result<Summary, Failure> {
              when it ended, if it was killed, may be queued a second time"
         ));
     }
-    let start = Start { ordinal: checkpoint.next_batch, mark: checkpoint.mark.clone() };
     let retries_before = checkpoint.retries;
     let counters = Arc::new(Counters::default());
     let throttle = Arc::new(Throttle::new(concurrency, give_up_after));
-    let names = plan.sources.iter().map(crate::input::Source::shown).collect();
     let sender = Sender { client, throttle: Arc::clone(&throttle), names, counters: Arc::clone(&counters) };
-    let (to_us, batches) = mpsc::channel(2);
-    std::thread::spawn(move || reader::run(&plan, &start, &to_us));
     let next = checkpoint.next_batch;
     let mut running = Running {
         sender: Arc::new(sender),

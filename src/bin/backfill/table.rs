@@ -100,11 +100,13 @@ impl Table {
     pub fn open(input: &mut Tracked, types: &ColumnTypes) -> io::Result<Result<Option<Self>, String>> {
         let mut table =
             Self { reader: Reader::new(), columns: Vec::new(), cells: vec![0; 4096], ends: vec![0; MAX_COLUMNS + 1] };
+        skip_line_ends(input)?;
         let cells = match table.record(input)? {
             Record::End => return Ok(Ok(None)),
             Record::TooLong => {
                 return Ok(Err(format!("the header has more than {MAX_COLUMNS} columns or is too long")));
             }
+            Record::Unclosed(_) => return Ok(Err("the header opens a quote that nothing closes".to_owned())),
             Record::Cells(cells) => cells,
         };
         let names: Result<Vec<_>, _> = table.split(cells).map(std::str::from_utf8).collect();
@@ -123,6 +125,12 @@ impl Table {
         let cells = match self.record(input)? {
             Record::End => return Ok(Row::End),
             Record::TooLong => return Ok(Row::TooLong),
+            Record::Unclosed(filled) => {
+                event.extend_from_slice(&self.cells[..filled]);
+                return Ok(Row::Broken(
+                    "opens a quote that nothing closes, so that all up to the end of the file is one cell".to_owned(),
+                ));
+            }
             Record::Cells(cells) => cells,
         };
         let texts: Result<Vec<_>, _> = self.split(cells).map(std::str::from_utf8).collect();
@@ -140,13 +148,23 @@ impl Table {
 
     fn record(&mut self, input: &mut Tracked) -> io::Result<Record> {
         let (mut filled, mut cells, mut too_long) = (0, 0, false);
+        if input.peek()?.is_empty() {
+            return Ok(Record::End);
+        }
         loop {
             let available = input.peek()?;
+            // A last row may lack its line end. One of ours ends it, unless it stands within a quote.
+            let ended_here = available.is_empty();
+            let available = if ended_here { b"\n" } else { available };
             let (result, read, written, ended) =
                 self.reader.read_record(available, &mut self.cells[filled..], &mut self.ends[cells..]);
-            input.take(read);
+            if !ended_here {
+                input.take(read);
+            }
             (filled, cells) = (filled + written, cells + ended);
             match result {
+                ReadRecordResult::InputEmpty if ended_here && too_long => return Ok(Record::TooLong),
+                ReadRecordResult::InputEmpty if ended_here => return Ok(Record::Unclosed(filled)),
                 ReadRecordResult::InputEmpty => {}
                 ReadRecordResult::End => return Ok(Record::End),
                 ReadRecordResult::Record if too_long => return Ok(Record::TooLong),
@@ -174,6 +192,8 @@ impl Table {
 
 enum Record {
     Cells(usize),
+    /// The input ended within a quote, after so many bytes of cells.
+    Unclosed(usize),
     TooLong,
     End,
 }

@@ -25,7 +25,8 @@ struct State {
     not_before: Instant,
     /// When the limit was last cut: what began earlier says nothing new.
     cut: Option<Instant>,
-    last_success: Instant,
+    /// Since when every request has failed, if the last one did.
+    failing_since: Option<Instant>,
     stopped: Option<Failure>,
 }
 
@@ -51,7 +52,7 @@ impl Throttle {
     pub fn new(most: usize, patience: Duration) -> Self {
         let most = u32::try_from(most).map_or(1.0, f64::from).max(1.0);
         let now = Instant::now();
-        let state = State { limit: most, in_flight: 0, not_before: now, cut: None, last_success: now, stopped: None };
+        let state = State { limit: most, in_flight: 0, not_before: now, cut: None, failing_since: None, stopped: None };
         Self { state: Mutex::new(state), changed: Notify::new(), most, patience }
     }
 
@@ -116,7 +117,7 @@ impl Throttle {
     /// A request was answered in a way that is final.
     pub fn succeeded(&self) {
         let mut state = self.state();
-        state.last_success = Instant::now();
+        state.failing_since = None;
         state.limit = (state.limit + 1.0 / state.limit).min(self.most);
         drop(state);
         self.changed.notify_waiters();
@@ -134,11 +135,12 @@ impl Throttle {
         state.not_before = state.not_before.max(now + retry_after.unwrap_or_default());
     }
 
-    /// Stops the run, if no request has succeeded for too long.
+    /// Stops the run, if nothing but failures came for too long. Time in which nothing was tried,
+    /// as while a slow input was waited for, does not count.
     pub fn failed(&self, what: &str) {
-        let idle = self.state().last_success.elapsed();
-        if idle >= self.patience {
-            let seconds = idle.as_secs();
+        let failing = self.state().failing_since.get_or_insert_with(Instant::now).elapsed();
+        if failing >= self.patience {
+            let seconds = failing.as_secs();
             self.stop(Failure::Aborted(format!("no request has succeeded for {seconds} s; the last: {what}")));
         }
     }
@@ -245,6 +247,10 @@ mod tests {
         let throttle = Throttle::new(1, Duration::ZERO);
         throttle.failed("503");
         assert!(matches!(throttle.reason(), Some(Failure::Aborted(why)) if why.contains("503")));
+        let waited = Throttle::new(1, Duration::from_millis(500));
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        waited.failed("503");
+        assert_eq!(waited.reason(), None, "the time before the first failure counts");
         let patient = Throttle::new(1, Duration::from_mins(1));
         patient.failed("503");
         assert_eq!(patient.reason(), None);
