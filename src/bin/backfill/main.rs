@@ -79,12 +79,7 @@ async fn run(args: Args) -> Result<Summary, Failure> {
         checkpoint: args.checkpoint.unwrap_or_else(|| beside(&stem, ".checkpoint.json")),
         rejects: args.rejects.unwrap_or_else(|| beside(&stem, ".rejects.ndjson")),
     };
-    let is_input = |path: &Path| {
-        let sources = plan.sources.iter().filter_map(|source| source.path.as_ref());
-        path.canonicalize()
-            .is_ok_and(|path| sources.flat_map(|source| source.canonicalize()).any(|source| source == path))
-    };
-    if let Some(path) = [&paths.checkpoint, &paths.rejects].into_iter().find(|path| is_input(path)) {
+    if let Some(path) = [&paths.checkpoint, &paths.rejects].into_iter().find(|path| is_input(&plan, path)) {
         return Err(Failure::Usage(format!("{} is an input and would be overwritten", path.display())));
     }
     run::run(Orders {
@@ -99,6 +94,11 @@ async fn run(args: Args) -> Result<Summary, Failure> {
         give_up_after: args.give_up_after,
     })
     .await
+}
+
+fn is_input(plan: &Plan, path: &Path) -> bool {
+    let inputs = plan.sources.iter().filter_map(|source| source.path.as_ref()?.canonicalize().ok());
+    path.canonicalize().is_ok_and(|path| inputs.into_iter().any(|input| input == path))
 }
 
 fn plan(args: &Args) -> Result<Plan, Failure> {
