@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::gateway::{GatewayEvent, GatewayResponse, Header};
 use crate::idempotency::{Claimant, IdempotencyKey, RecordKey, StateStore};
 use crate::ingest::{Outcome, Pipeline, Request};
-use crate::rate_limit::{RateLimiter, Tenant, Verdict, WindowStore};
+use crate::rate_limit::{RateLimiter, Tenant, Verdict, Window, WindowStore};
 use crate::telemetry::{Completion, Facts, Telemetry};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -21,6 +21,7 @@ use futures_util::FutureExt;
 use lambda_http::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use lambda_http::http::{Method, StatusCode};
 use lambda_runtime::LambdaEvent;
+use serde::de::IgnoredAny;
 use std::cell::RefCell;
 use std::io::Read;
 use std::panic::AssertUnwindSafe;
@@ -115,54 +116,59 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
 
         let tenant = Tenant { project: caller.project.clone(), mode: caller.mode };
         let events = batch.events().len();
-        self.admit(&tenant, caller.rate_limit, events, facts).await?;
+        let arrived = self.pipeline.clock.now();
+        let counted_in = self.admit(&tenant, caller.rate_limit, events, facts).await?;
 
         let request = Request {
             project: &caller.project,
             mode: caller.mode,
             key: &key,
-            me: &Claimant::new(self.pipeline.clock.now(), &body),
+            me: &Claimant::new(arrived, &body),
             batch: &batch,
             trace: facts.trace_id.as_deref().and_then(TraceHeader::parse),
             deadline,
         };
         let result = self.pipeline.ingest(&request, facts).await;
-        if !newly_accepted(&result, facts) {
-            self.limiter.give_back(&self.pipeline.clock, &tenant, events);
+        if let Some(window) = counted_in
+            && !stays_counted(&result, facts, window)
+        {
+            self.limiter.give_back(&tenant, window, events);
         }
         result
     }
 
-    /// Row 10: counts the batch against the project's limit.
+    /// Row 10: counts the batch against the project's limit, if it has one; tells in which window.
     async fn admit(
         &self,
         tenant: &Tenant,
         limit: Option<RateLimit>,
         events: usize,
         facts: &mut Facts,
-    ) -> Result<(), Error> {
-        let Some(limit) = limit else { return Ok(()) };
+    ) -> Result<Option<Window>, Error> {
+        let Some(limit) = limit else { return Ok(None) };
         let clock = &self.pipeline.clock;
         let begun = Instant::now();
         let verdict = self.limiter.admit(clock, tenant, limit, events).await;
         facts.limit_time = Some(begun.elapsed());
         match verdict {
-            Verdict::Pass => Ok(()),
+            Verdict::Pass(window) => Ok(Some(window)),
             Verdict::PassUncounted(error) => {
                 facts.limiter_failure = Some(Error::from(error).cause().unwrap_or_default().to_owned());
-                Ok(())
+                Ok(None)
             }
             Verdict::Over { until } => Err(Error::RateLimited { wait: clock.now().until(until) }),
         }
     }
 }
 
-/// Whether what the limiter counted for a request stays counted. An attempt that broke off keeps
-/// its count, and the one that resumes it is not counted again.
-fn newly_accepted(result: &Result<Outcome, Error>, facts: &Facts) -> bool {
+/// Whether what the limiter counted for a request in `window` stays counted. An attempt that broke
+/// off keeps its count, and the one that resumes it in the same window is not counted again.
+fn stays_counted(result: &Result<Outcome, Error>, facts: &Facts, window: Window) -> bool {
     match result {
         Ok(Outcome::Replayed) | Err(Error::KeyReused | Error::InProgress { .. }) => false,
-        Ok(Outcome::Accepted(_)) => facts.attempt == Some(1),
+        Ok(Outcome::Accepted(_)) => {
+            facts.attempt == Some(1) || facts.first_arrival.is_none_or(|first| Window::at(first) != window)
+        }
         Err(_) => true,
     }
 }
@@ -241,7 +247,7 @@ impl Encoding {
             Self::Identity => Ok(body),
             Self::Gzip if body.starts_with(&GZIP_MAGIC) => gunzip(&body),
             // A gateway in between decompressed it and left the header.
-            Self::Gzip if body.trim_ascii_start().starts_with(b"{") => Ok(body),
+            Self::Gzip if body.trim_ascii_start().starts_with(b"{") || is_json(&body) => Ok(body),
             Self::Gzip if body.first() == GZIP_MAGIC.first() => Err(Error::MalformedEncoding(
                 "the gzip body was garbled on its way: API Gateway takes a body of a JSON content type for text; \
                  send it as Content-Type: application/gzip",
@@ -254,6 +260,10 @@ impl Encoding {
 }
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+fn is_json(body: &[u8]) -> bool {
+    serde_json::from_slice::<IgnoredAny>(body).is_ok()
+}
 
 /// Decompresses at most [`MAX_BODY_BYTES`].
 fn gunzip(body: &[u8]) -> Result<Vec<u8>, Error> {

@@ -86,18 +86,23 @@ impl BatchId {
         Uuid::try_parse(text).ok().filter(|id| id.get_version_num() == 7).map(Self)
     }
 
-    /// When the batch first arrived, as RFC 3339 in UTC with milliseconds.
+    /// When the batch first arrived.
+    #[must_use]
+    pub fn arrival(self) -> Timestamp {
+        let (seconds, nanos) = self.0.get_timestamp().map_or((0, 0), |time| time.to_unix());
+        Timestamp::from_millis(seconds * 1000 + u64::from(nanos / 1_000_000))
+    }
+
+    /// The same as RFC 3339 in UTC with milliseconds.
     #[must_use]
     pub fn received_at(self) -> String {
         const MILLISECONDS: EncodedConfig = Iso8601Config::DEFAULT
             .set_time_precision(TimePrecision::Second { decimal_digits: std::num::NonZeroU8::new(3) })
             .encode();
         let format = time::format_description::well_known::Iso8601::<MILLISECONDS>;
-        let (seconds, nanos) = self.0.get_timestamp().map_or((0, 0), |time| time.to_unix());
-        let seconds = i64::try_from(seconds).unwrap_or_default();
-        let time = OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        let time = UtcDateTime::from(time + std::time::Duration::from_nanos(u64::from(nanos)));
-        time.format(&format).unwrap_or_default()
+        let nanos = i128::from(self.arrival().millis()) * 1_000_000;
+        let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        UtcDateTime::from(time).format(&format).unwrap_or_default()
     }
 }
 

@@ -85,6 +85,7 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
             return Ok(Outcome::Replayed);
         };
         facts.attempt = Some(record.attempt);
+        facts.first_arrival = Some(record.batch_id.arrival());
         facts.resumed_events = record.delivered.count();
 
         let envelope =

@@ -87,8 +87,8 @@ pub trait WindowStore {
 /// What the limiter says of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may go on.
-    Pass,
+    /// It may go on, and was counted in this window.
+    Pass(Window),
     /// The counter could not be asked, so it may go on.
     PassUncounted(StoreError),
     /// The window is used up until this time.
@@ -172,10 +172,10 @@ impl Share {
         }
     }
 
-    /// Takes back what was paid for events that were not accepted now.
-    pub fn give_back(&mut self, now: Timestamp, events: u64) {
+    /// Takes back what was paid in `window` for events that were not accepted now.
+    pub fn give_back(&mut self, window: Window, events: u64) {
         // What was paid in an earlier window is gone with it.
-        if Window::at(now) == self.window {
+        if window == self.window {
             let back = events.min(self.spent);
             self.spent -= back;
             self.left += back;
@@ -228,7 +228,7 @@ impl<W: WindowStore> RateLimiter<W> {
                 (share.window(), step)
             });
             match step {
-                Step::Pass => return Verdict::Pass,
+                Step::Pass => return Verdict::Pass(window),
                 Step::Over => return Verdict::Over { until: window.end() },
                 // This ends, as each refusal leaves less room to ask for.
                 Step::Ask(grant) => match self.store.grant(tenant, window, grant, capacity, now + PATIENCE).await {
@@ -239,10 +239,11 @@ impl<W: WindowStore> RateLimiter<W> {
         }
     }
 
-    /// Takes back what `admit` counted for events that were not accepted now.
-    pub fn give_back<C: Clock>(&self, clock: &C, tenant: &Tenant, events: usize) {
-        let now = clock.now();
-        self.with_share(tenant, now, |share| share.give_back(now, events as u64));
+    /// Takes back what `admit` counted in `window` for events that were not accepted now.
+    pub fn give_back(&self, tenant: &Tenant, window: Window, events: usize) {
+        if let Some(share) = self.shares.borrow_mut().get_mut(tenant) {
+            share.give_back(window, events as u64);
+        }
     }
 
     fn with_share<T>(&self, tenant: &Tenant, now: Timestamp, act: impl FnOnce(&mut Share) -> T) -> T {

@@ -5,6 +5,7 @@
 //! is secret or personal: no API key, no idempotency key, no event property, no user id.
 
 use crate::auth::Mode;
+use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::ingest::Outcome;
 use metrique::emf::Emf;
@@ -69,6 +70,8 @@ pub struct Facts {
     pub bytes_decoded: Option<usize>,
     /// Which claim of the idempotency key this was.
     pub attempt: Option<u64>,
+    /// When the batch first arrived, which for a resumed one was in an earlier request.
+    pub first_arrival: Option<Timestamp>,
     /// Events that an earlier attempt had delivered.
     pub resumed_events: usize,
     /// Messages that SQS acknowledged.

@@ -84,6 +84,40 @@ async fn replays_cost_nothing_and_no_more_is_asked_while_over() {
 }
 
 #[tokio::test]
+async fn only_what_was_counted_is_given_back() {
+    let aws = Resources::create().await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
+    aws.put_key(OTHER_KEY, PROJECT, &limit(0)).await;
+    let test = at_window_start(aws);
+    let uncounted = batch(OTHER_KEY, 500);
+    test.send(&uncounted).await.assert_accepted();
+    test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
+    assert_eq!(test.send(&uncounted).await.header("idempotency-replayed"), Some("true"));
+    test.send(&batch(LIMITED_KEY, 1)).await.assert_error(429, "rate_limited");
+}
+
+#[tokio::test]
+async fn a_resumed_batch_counts_once_in_each_window_it_runs_in() {
+    let aws = Resources::create().await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
+    let test = at_window_start(aws);
+    let request = batch(LIMITED_KEY, 250).key("resumed");
+    test.send(&request).await.assert_accepted();
+    test.aws.forget_acceptance("resumed").await;
+    test.send(&request).await.assert_accepted();
+    test.send(&batch(LIMITED_KEY, 250)).await.assert_accepted();
+    test.send(&batch(LIMITED_KEY, 1)).await.assert_error(429, "rate_limited");
+
+    test.clock.advance(WINDOW);
+    test.aws.forget_acceptance("resumed").await;
+    let answer = test.send(&request).await;
+    answer.assert_accepted();
+    assert_eq!(answer.header("idempotency-replayed"), None);
+    test.send(&batch(LIMITED_KEY, 250)).await.assert_accepted();
+    test.send(&batch(LIMITED_KEY, 1)).await.assert_error(429, "rate_limited");
+}
+
+#[tokio::test]
 async fn a_limit_of_zero_is_none_and_small_ones_count_as_fifty() {
     let aws = Resources::create().await;
     aws.put_key(LIMITED_KEY, PROJECT, &limit(1)).await;
@@ -122,6 +156,21 @@ async fn a_failing_limiter_lets_requests_pass() {
     for _ in 0..3 {
         test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
     }
+}
+
+#[tokio::test]
+async fn what_passed_uncounted_is_not_given_back() {
+    let aws = Resources::create().await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
+    let test = at_window_start(aws);
+    test.send(&batch(LIMITED_KEY, 400)).await.assert_accepted();
+    let pk = format!("rate#{PROJECT}#live#{}", Window::at(test.clock.now()).start());
+    test.aws.put_state_item(&pk, "used", AttributeValue::S("not a number".to_owned())).await;
+    let request = batch(LIMITED_KEY, 100);
+    test.send(&request).await.assert_accepted();
+    assert_eq!(test.send(&request).await.header("idempotency-replayed"), Some("true"));
+    test.aws.put_state_item(&pk, "used", AttributeValue::N("500".to_owned())).await;
+    test.send(&batch(LIMITED_KEY, 100)).await.assert_error(429, "rate_limited");
 }
 
 #[tokio::test]

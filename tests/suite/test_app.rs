@@ -129,6 +129,17 @@ impl Resources {
         put.expect("the item is put");
     }
 
+    /// Makes an accepted batch one whose holder died after the last acknowledgement.
+    pub async fn forget_acceptance(&self, idempotency_key: &str) {
+        let pk = AttributeValue::S(format!("idem#{PROJECT}#live#{idempotency_key}"));
+        let update = aws_sdk_dynamodb::Client::new(&self.sdk).update_item().table_name(&self.state_table).key("pk", pk);
+        let update = update.update_expression("SET #state = :in_progress, lease_until = :zero");
+        let update = update.expression_attribute_names("#state", "state");
+        let update = update.expression_attribute_values(":in_progress", AttributeValue::S("in_progress".to_owned()));
+        let updated = update.expression_attribute_values(":zero", AttributeValue::N("0".to_owned())).send().await;
+        updated.expect("the record is updated");
+    }
+
     pub async fn count_records(&self) -> usize {
         let dynamodb = aws_sdk_dynamodb::Client::new(&self.sdk);
         let scan = dynamodb.scan().table_name(&self.state_table).consistent_read(true).send().await;
