@@ -3,7 +3,7 @@
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 /// Everything the function is told by its environment.
 #[derive(Clone, Debug)]
@@ -181,7 +181,12 @@ fn rate_limit(text: &str) -> Result<Option<RateLimit>, String> {
 }
 
 fn log_filter(text: &str) -> Result<Targets, String> {
-    text.to_lowercase().parse().map_err(|_| "must be a log level such as info, or a list of target=level".to_owned())
+    // Lambda has one level above the field's.
+    let text = if text.eq_ignore_ascii_case("fatal") { "error".to_owned() } else { text.to_lowercase() };
+    // `Targets` takes a word that is no level for a target, and logs nothing else.
+    let is_plain = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
+    let parsed = if text.split(',').all(is_plain) { text.parse().ok() } else { None };
+    parsed.ok_or_else(|| "must be a log level such as info, or a list of target=level".to_owned())
 }
 
 #[cfg(test)]
@@ -270,6 +275,11 @@ mod tests {
         let level = |overrides: &[_]| parse(overrides).unwrap().log_filter.to_string();
         assert_eq!(level(&[("AWS_LAMBDA_LOG_LEVEL", Some("DEBUG"))]), "debug");
         assert_eq!(level(&[("AWS_LAMBDA_LOG_LEVEL", Some("DEBUG")), ("RUST_LOG", Some("warn"))]), "warn");
+        assert_eq!(level(&[("AWS_LAMBDA_LOG_LEVEL", Some("FATAL"))]), "error");
+        assert_eq!(level(&[("RUST_LOG", Some("warn,event_ingest=debug"))]), "event_ingest=debug,warn");
+        for none in ["inof", "verbose", "warn,event_ingest"] {
+            assert!(parse(&[("RUST_LOG", Some(none))]).is_err_and(|fault| fault.contains("RUST_LOG")), "{none}");
+        }
     }
 
     #[test]

@@ -303,8 +303,11 @@ fn parameters_have_the_bounds_of_the_configuration() {
         assert_eq!(taken("RATE_LIMIT_EVENTS_PER_SECOND", value), good, "{value}");
     }
     for level in template["Parameters"]["LogLevel"]["AllowedValues"].as_array().expect("levels") {
-        assert!(taken("AWS_LAMBDA_LOG_LEVEL", text(level)), "{level}");
+        assert!(taken("RUST_LOG", text(level)), "{level}");
     }
+    // Lambda itself filters nothing: it would drop metrics, which have no level above INFO.
+    assert_eq!(variables["RUST_LOG"], json!({ "Ref": "LogLevel" }));
+    assert_eq!(properties(&template, "Function")["LoggingConfig"]["ApplicationLogLevel"], "TRACE");
     let given: BTreeSet<&str> = variables.as_object().map(Map::keys).expect("some").map(String::as_str).collect();
     for required in ["EVENTS_QUEUE_URL", "STATE_TABLE", "API_KEYS_TABLE"] {
         assert!(given.contains(required));
