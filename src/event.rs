@@ -136,6 +136,12 @@ impl EventFaults {
         *first = first.take().or(verdict);
     }
 
+    /// Says of a member that it is given twice, whatever else is wrong with it.
+    fn note_duplicate(&mut self, place: Place) {
+        let member = place.member().unwrap_or_default();
+        self.0[place as usize] = Some(format!("duplicate field `{member}`").into());
+    }
+
     fn is_empty(&self) -> bool {
         self.0.iter().all(Option::is_none)
     }
@@ -279,7 +285,8 @@ impl Rule for EventRule<'_> {
                 Place::Event => reading.check(&mut map, Nested { depth: 2 })?,
                 _ if seen_before => {
                     map.next_value::<IgnoredAny>()?;
-                    Some(format!("duplicate field `{}`", place.member().unwrap_or_default()).into())
+                    faults.note_duplicate(place);
+                    None
                 }
                 Place::UserId | Place::Name => reading.check(&mut map, ShortText)?,
                 Place::Properties => reading.check(&mut map, Properties)?,

@@ -22,10 +22,12 @@ pub struct GatewayEvent {
     http_method: Option<String>,
     headers: Headers,
     multi_value_headers: Headers,
+    #[serde(deserialize_with = "null_is_absent")]
     request_context: RequestContext,
     /// The body as the gateway handed it over.
     pub body: Option<String>,
     /// Whether that is base64 of the body.
+    #[serde(deserialize_with = "null_is_absent")]
     pub is_base64_encoded: bool,
 }
 
@@ -33,6 +35,7 @@ pub struct GatewayEvent {
 #[serde(rename_all = "camelCase", default)]
 struct RequestContext {
     request_id: Option<String>,
+    #[serde(deserialize_with = "null_is_absent")]
     http: HttpContext,
 }
 
@@ -40,6 +43,11 @@ struct RequestContext {
 #[serde(default)]
 struct HttpContext {
     method: Option<String>,
+}
+
+/// Test tools and proxies write null where a gateway writes nothing.
+fn null_is_absent<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// The shape of the event, and so of the answer.
@@ -158,7 +166,7 @@ impl<'de> Visitor<'de> for HeadersVisitor {
                 continue;
             };
             match map.next_value()? {
-                Values::None => {}
+                Values::None | Values::Other(_) => {}
                 Values::One(value) => headers.add(header, &value),
                 Values::Many(values) => values.iter().for_each(|value| headers.add(header, value)),
             }
@@ -177,6 +185,8 @@ enum Values {
     None,
     One(String),
     Many(Vec<String>),
+    /// No header: it counts as absent.
+    Other(IgnoredAny),
 }
 
 /// An answer in the shape that the event's gateway reads.

@@ -280,6 +280,9 @@ async fn gzip_bodies_decode_or_say_what_to_do() {
     let plain = gzipped().raw_body(std::str::from_utf8(json).unwrap(), false);
     test.send(&plain).await.assert_accepted();
     test.send(&gzipped().binary(b" \n{\"events\":")).await.assert_error(400, "malformed_json");
+    for plain in ["[]", " null", "7"] {
+        test.send(&gzipped().binary(plain.as_bytes())).await.assert_error(422, "validation_failed");
+    }
     let members: Vec<u8> = [gzip(&json[..10]), gzip(&json[10..])].concat();
     test.send(&gzipped().binary(&members)).await.assert_accepted();
 
@@ -346,7 +349,13 @@ async fn events_that_no_gateway_would_send_are_answered_too() {
     let mut event = post().build();
     event["headers"]["user-agent"] = json!("naïve 🦀");
     event["headers"]["cookie"] = json!(["a", "b"]);
+    event["headers"]["content-encoding"] = json!(7);
+    event["isBase64Encoded"] = json!(null);
     test.send_raw(&event).await.assert_accepted();
+    for nothing in [json!(null), json!({ "http": null })] {
+        let event = json!({ "version": "2.0", "rawPath": event["rawPath"], "requestContext": nothing });
+        test.send_raw(&event).await.assert_error(405, "method_not_allowed");
+    }
     event["headers"] = json!(null);
     test.send_raw(&event).await.assert_error(401, "auth_required");
 }

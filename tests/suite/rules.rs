@@ -293,6 +293,8 @@ fn a_named_member_given_twice_is_rejected_by_name() {
     }
     let escaped = r#"{"events":[{"external_user_id":"u","name":"n","n\u0061me":"m"}]}"#;
     assert_eq!(fault(escaped, "duplicate field `name`"), "events[0].name");
+    let bad_first = r#"{"events":[{"external_user_id":"u","name":"","name":"n"}]}"#;
+    assert_eq!(fault(bad_first, "duplicate field `name`"), "events[0].name");
     let events = r#"{"events":[{"external_user_id":"u","name":"n"}],"events":[]}"#;
     assert_eq!(fault(events, "duplicate field `events`"), "events");
     accepted(twice("other", "1"));
