@@ -63,7 +63,7 @@ pub struct Args {
     /// How long to wait for one answer, as in 30s
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub timeout: Duration,
-    /// Abort when a request fails and none has succeeded for this long, as in 90s, 15m or 2h
+    /// Abort when nothing but failures came for this long, as in 90s, 15m or 2h
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
     pub give_up_after: Duration,
     /// Where to keep how far it got. Without it: beside the first file
