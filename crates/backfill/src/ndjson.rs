@@ -1,7 +1,7 @@
 //! NDJSON: one event a line, whose bytes are sent as they are.
 
 use crate::input::Tracked;
-use event_ingest::event::MAX_EVENT_BYTES;
+use contract::limits::MAX_EVENT_BYTES;
 use std::io;
 
 /// What the next line is.

@@ -4,7 +4,7 @@
 
 use crate::input::Tracked;
 use csv_core::{ReadRecordResult, Reader};
-use event_ingest::event::MAX_EVENT_BYTES;
+use contract::limits::MAX_EVENT_BYTES;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;

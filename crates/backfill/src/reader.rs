@@ -7,8 +7,8 @@ use crate::ndjson::{self, Line};
 use crate::packing::{Batch, Packer};
 use crate::rejects::{Fault, Reject};
 use crate::table::{ColumnTypes, Row, Table};
-use event_ingest::batch::{self, BatchError};
-use event_ingest::event::MAX_EVENT_BYTES;
+use contract::batch::{self, BatchError};
+use contract::limits::MAX_EVENT_BYTES;
 use sha2::{Digest, Sha256};
 use std::io;
 use tokio::sync::mpsc::Sender;
@@ -254,7 +254,7 @@ fn faults_of(text: &[u8]) -> Vec<Fault> {
             vec![Fault { field: None, code: "malformed_json".into(), reason }]
         }
         Err(BatchError::Invalid(faults)) => {
-            let fault = |fault: batch::Fault| Fault {
+            let fault = |fault: batch::Violation| Fault {
                 field: fault.field,
                 code: "validation_failed".into(),
                 reason: fault.message.into_owned(),

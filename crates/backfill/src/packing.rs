@@ -5,7 +5,7 @@
 
 use crate::input::{Mark, Place};
 use crate::rejects::Reject;
-use event_ingest::batch::MAX_BODY_BYTES;
+use contract::limits::MAX_BODY_BYTES;
 use sha2::{Digest, Sha256};
 use std::ops::Range;
 
@@ -177,7 +177,7 @@ impl Packer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use event_ingest::batch;
+    use contract::batch;
     use proptest::prelude::*;
 
     fn event(id: usize, padding: usize) -> Vec<u8> {
@@ -232,7 +232,7 @@ mod tests {
         let keys: Vec<_> = batches.iter().map(|(_, batch)| batch.key()).collect();
         assert_eq!(batches[0].1.body.bytes(), batches[1].1.body.bytes());
         assert_ne!(keys[0], keys[1]);
-        assert!(event_ingest::idempotency::IdempotencyKey::parse(&keys[0]).is_some_and(|_| keys[0].len() == 64));
+        assert!(contract::idempotency_key::IdempotencyKey::parse(&keys[0]).is_some_and(|_| keys[0].len() == 64));
         let mut changed = same.clone();
         changed[3] = event(1, 0);
         assert_ne!(pack(&changed, 0, 0, 10)[0].1.key(), keys[0]);

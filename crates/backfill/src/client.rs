@@ -6,10 +6,10 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use lambda_http::http::header::{
+use hyper::http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT,
 };
-use lambda_http::http::{Method, Request, StatusCode, Uri};
+use hyper::http::{Method, Request, StatusCode, Uri};
 use serde::Deserialize;
 use std::net::IpAddr;
 use std::time::Duration;

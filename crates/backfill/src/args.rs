@@ -4,7 +4,7 @@ use crate::client::Target;
 use crate::table::ColumnTypes;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Parser, ValueEnum};
-use event_ingest::batch::MAX_EVENTS;
+use contract::limits::MAX_EVENTS;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;

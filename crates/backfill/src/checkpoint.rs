@@ -6,13 +6,13 @@
 use crate::failure::Failure;
 use crate::input::{Identity, Mark};
 use crate::table::ColumnTypes;
-use event_ingest::clock::{Clock, SystemClock};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Changes whenever an older program would go on wrongly from a newer one's checkpoint.
 const FORMAT: &str = "event-ingest-backfill/2";
@@ -139,7 +139,7 @@ impl Checkpoint {
 }
 
 fn now() -> u64 {
-    SystemClock.now().seconds()
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since_epoch| since_epoch.as_secs())
 }
 
 /// Where checkpoint and rejects are kept.

@@ -12,7 +12,7 @@ use crate::reader::{self, Plan, Read, Start};
 use crate::sending::{Outcome, Sender};
 use crate::summary::{Status, Summary};
 use crate::throttle::{Stopped, Throttle};
-use event_ingest::auth::Mode;
+use contract::tenant::Mode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
