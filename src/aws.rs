@@ -1,8 +1,7 @@
-//! The adapters: the only code that calls the AWS SDK.
+//! The implementations of the ports. Only this module calls the AWS SDK.
 
 pub mod api_keys;
-#[cfg(feature = "cli")]
-pub mod key_admin;
+pub mod calls;
 pub mod queue;
 pub mod state_table;
 
@@ -10,17 +9,11 @@ use queue::SqsQueue;
 use state_table::StateTable;
 
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::idempotency::StoreError;
-use crate::telemetry::AWS_CALLS;
+use crate::store::StoreError;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
-use aws_sdk_dynamodb::config::interceptors::{
-    BeforeSerializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
-};
 use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
-use aws_sdk_dynamodb::config::{ConfigBag, Intercept, RuntimeComponents};
-use aws_sdk_dynamodb::error::BoxError;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
@@ -28,32 +21,32 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-/// Within a region a connection takes milliseconds; longer than this, another try is better.
+/// Within a region a connection takes milliseconds. After this time, another try is better.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long one try of a `DynamoDB` call may take; they usually take 5 ms.
+/// The longest time for one try of a `DynamoDB` call. A try usually takes 5 ms.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(600);
 
-/// An unreachable AWS must not use up Lambda's 10 s for init.
+/// The longest time for the prewarm. Lambda allows 10 s for init.
 const PREWARM_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What every client shares: region, credentials, endpoint, one connection pool.
+/// The settings of every client: region, credentials, endpoint and one connection pool.
 pub async fn sdk_config() -> SdkConfig {
     let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
     let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build();
     aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
         .timeout_config(timeouts)
-        // It watches streams; every call here is short and has a deadline.
+        // That protection is for streams. Every call here is short and has a deadline.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .load()
         .await
 }
 
-/// Opens the connections that the first request would otherwise pay for: Lambda lends init a
-/// whole processor. Over plain HTTP, to a local AWS, there is nothing worth opening.
+/// Opens connections during init, when Lambda provides a whole CPU, so that the first request does
+/// not pay for the TLS handshakes. Plain HTTP, to a local AWS, needs no prewarm.
 ///
-/// Best effort: whatever is wrong here, the first request meets it again and answers for it.
+/// Best effort: errors are ignored here, because the first request will report them.
 pub async fn prewarm(sdk: &SdkConfig, state_table: &StateTable, queue: &SqsQueue) {
     let is_tls = |of_service: &str| {
         let endpoint = std::env::var(of_service).ok().or_else(|| sdk.endpoint_url().map(str::to_owned));
@@ -62,13 +55,14 @@ pub async fn prewarm(sdk: &SdkConfig, state_table: &StateTable, queue: &SqsQueue
     if is_tls("AWS_ENDPOINT_URL_DYNAMODB") || is_tls("AWS_ENDPOINT_URL_SQS") {
         let by = SystemClock.now() + PREWARM_TIMEOUT;
         futures_util::future::join(state_table.connect(by), queue.connect(by)).await;
-        // No request's line is to count these.
-        AWS_CALLS.take();
+        // No request's log line should count these calls.
+        calls::take();
     }
 }
 
-/// A `DynamoDB` client for calls that may be repeated: reads, and conditional writes that
-/// recognise their own effect.
+/// A `DynamoDB` client whose calls the SDK may repeat. That is safe for reads, and for conditional
+/// writes because they recognize their own effect. A repeated `ADD used` of a rate window counts twice,
+/// which admits fewer events, not more.
 fn dynamodb(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
     let retries = RetryConfig::standard()
         .with_max_attempts(3)
@@ -79,64 +73,35 @@ fn dynamodb(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
     let config = aws_sdk_dynamodb::config::Builder::from(sdk)
         .retry_config(retries)
         .timeout_config(timeouts)
-        .interceptor(CallCounter)
+        .interceptor(calls::CallCounter)
         .build();
     aws_sdk_dynamodb::Client::from_conf(config)
 }
 
-/// Counts calls and their tries for the log line.
-#[derive(Debug)]
-struct CallCounter;
-
-impl Intercept for CallCounter {
-    fn name(&self) -> &'static str {
-        "CallCounter"
-    }
-
-    fn read_before_execution(
-        &self,
-        _: &BeforeSerializationInterceptorContextRef<'_>,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        AWS_CALLS.begin();
-        Ok(())
-    }
-
-    fn read_before_attempt(
-        &self,
-        _: &BeforeTransmitInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        AWS_CALLS.begin_try();
-        Ok(())
-    }
-}
-
-/// Waits for a call, but not beyond `by`. Boxed, because the SDK's futures are tens of kilobytes, which
-/// every function between here and `main` would otherwise move as a part of its own.
+/// Waits for a call until `by`. The call is boxed because the SDK's futures are tens of kilobytes, and
+/// every caller's future would otherwise contain them.
 async fn answer_by<T>(by: Timestamp, call: Pin<Box<impl Future<Output = T>>>) -> Option<T> {
     let left = SystemClock.now().until(by);
     tokio::time::timeout(left, call).await.ok()
 }
 
-/// Why a call that failed, or that was given up (`None`), has no answer.
-fn no_answer<E: ProvideErrorMetadata, R>(operation: &str, error: Option<SdkError<E, R>>) -> StoreError {
+/// The error of a call that failed, or that had no response in time (`None`).
+fn store_error<E: ProvideErrorMetadata, R>(operation: &str, error: Option<SdkError<E, R>>) -> StoreError {
     match error {
-        None => StoreError::Unavailable(format!("{operation}: given up at the deadline")),
-        // What is refused as malformed will be refused again.
+        None => StoreError::Unavailable(format!("{operation}: no response by the deadline")),
+        // A call that is refused as invalid will be refused again.
         Some(error) if error.code() == Some("ValidationException") => StoreError::Defect(describe(operation, &error)),
         Some(error) => StoreError::Unavailable(describe(operation, &error)),
     }
 }
 
-/// What the log may say of a failed call. The SDK's own texts may quote what was sent.
+/// A description of a failed call for the log. The SDK's own messages may quote the request.
 fn describe<E: ProvideErrorMetadata, R>(operation: &str, error: &SdkError<E, R>) -> String {
     let what = match error {
         SdkError::TimeoutError(_) => "timed out",
         SdkError::DispatchFailure(failure) if failure.is_timeout() => "could not connect in time",
         SdkError::DispatchFailure(failure) if failure.is_io() => "the connection failed",
-        SdkError::DispatchFailure(_) => "could not be sent: look at credentials, region and endpoint",
+        SdkError::DispatchFailure(_) => "could not be sent: check the credentials, region and endpoint",
         SdkError::ResponseError(_) => "the response could not be read",
         SdkError::ServiceError(service) => service.err().code().unwrap_or("an error without a code"),
         _ => "could not be built",

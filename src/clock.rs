@@ -1,7 +1,8 @@
-//! Wall-clock time as a port, so that tests choose it.
+//! Wall-clock time and randomness as a port, so that tests can choose both.
 //!
-//! Leases are compared between sandboxes and the Lambda deadline is an epoch time, so the
-//! whole protocol runs on epoch milliseconds. Nothing else may read the clock.
+//! Sandboxes compare leases with each other, and Lambda's deadline is an epoch time, so the protocol
+//! uses epoch milliseconds. Every decision reads this clock. Only the durations in log lines are
+//! measured with [`std::time::Instant`].
 
 use std::ops::Add;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Timestamp(u64);
 
 impl Timestamp {
-    /// The point `millis` milliseconds after the epoch.
+    /// The time `millis` milliseconds after the epoch.
     #[must_use]
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
@@ -35,13 +36,13 @@ impl Timestamp {
         self.0.div_ceil(1000)
     }
 
-    /// The time from now until `later`, or zero when that has passed.
+    /// The duration until `later`, or zero if `later` has passed.
     #[must_use]
     pub const fn until(self, later: Self) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
 
-    /// This point less `duration`, or the epoch.
+    /// This time minus `duration`, but not before the epoch.
     #[must_use]
     pub fn minus(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(millis(duration)))
@@ -60,20 +61,20 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Time and chance, as the protocol sees them.
+/// Time and randomness.
 #[expect(async_fn_in_trait, reason = "everything runs on one thread; no caller needs a Send future")]
 pub trait Clock {
     /// The current time.
     fn now(&self) -> Timestamp;
 
-    /// Returns after `duration`.
+    /// Waits for `duration`.
     async fn sleep(&self, duration: Duration);
 
     /// A uniformly random duration from zero to `ceiling` ("full jitter").
     fn jitter(&self, ceiling: Duration) -> Duration;
 }
 
-/// The system's clock and tokio's timer.
+/// The system clock and tokio's timer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 

@@ -1,63 +1,32 @@
-//! The function's environment, parsed once at init (contract section 5).
+//! The function's environment variables, parsed once at init (docs/contract.md, "Configuration").
 
+use contract::limits::MAX_EVENTS;
+use contract::rate_limit::RateLimit;
 use std::fmt;
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::NonZeroU16;
 use std::time::Duration;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-/// Everything the function is told by its environment.
+/// The function's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The standard SQS queue that accepted events go to.
+    /// The URL of the standard SQS queue for accepted events.
     pub queue_url: String,
     /// The `DynamoDB` table of idempotency records and rate windows.
     pub state_table: String,
     /// The `DynamoDB` table of API keys.
     pub api_keys_table: String,
-    /// The most events packed in one message, 1 to 500.
+    /// The most events in one message, 1 to 500.
     pub max_events_per_message: NonZeroU16,
     /// How long an idempotency key is remembered, at least 60 s.
     pub dedup_window: Duration,
-    /// Accepted events per second for a project whose key sets no limit of its own.
+    /// The rate limit of keys without a limit of their own.
     pub rate_limit: Option<RateLimit>,
-    /// Which log lines are written.
+    /// The log lines to write.
     pub log_filter: Targets,
 }
 
-/// A rate limit in events per second, at least [`RateLimit::MIN`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RateLimit(NonZeroU32);
-
-impl RateLimit {
-    /// The least limit, so that a batch of 500 always fits an empty window of 10 s.
-    pub const MIN: u32 = 50;
-
-    /// A limit as configured: 0 is none, and what lies below [`Self::MIN`] is refused.
-    ///
-    /// # Errors
-    /// A sentence for the operator.
-    pub fn parse(events_per_second: u32) -> Result<Option<Self>, String> {
-        match NonZeroU32::new(events_per_second) {
-            None => Ok(None),
-            Some(limit) if limit.get() >= Self::MIN => Ok(Some(Self(limit))),
-            Some(_) => Err(format!("must be 0 (no limit) or at least {}", Self::MIN)),
-        }
-    }
-
-    /// A limit as stored with a key: 0 is none, and what lies between counts as [`Self::MIN`].
-    #[must_use]
-    pub fn at_least_min(events_per_second: u32) -> Option<Self> {
-        NonZeroU32::new(events_per_second.max(Self::MIN)).filter(|_| events_per_second > 0).map(Self)
-    }
-
-    /// Events per second.
-    #[must_use]
-    pub fn events_per_second(self) -> u32 {
-        self.0.get()
-    }
-}
-
-/// Every fault of the environment, so that one look at the log is enough to mend them all.
+/// Every problem of the environment, so that one log line is enough to fix them all.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError(Vec<String>);
 
@@ -73,7 +42,7 @@ impl Config {
     /// Reads the process environment.
     ///
     /// # Errors
-    /// Names every missing or bad variable at once.
+    /// Names every missing or invalid variable at once.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_lookup(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
@@ -81,20 +50,20 @@ impl Config {
     /// Reads variables through `lookup`.
     ///
     /// # Errors
-    /// Names every missing or bad variable at once.
+    /// Names every missing or invalid variable at once.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut faults = Vec::new();
-        let mut read = Reader { lookup, faults: &mut faults };
+        let mut problems = Vec::new();
+        let mut read = Reader { lookup, problems: &mut problems };
         let queue_url = read.variable("EVENTS_QUEUE_URL", None, queue_url);
         let state_table = read.variable("STATE_TABLE", None, non_empty);
         let api_keys_table = read.variable("API_KEYS_TABLE", None, non_empty);
         let max_events_per_message = read.variable("MAX_EVENTS_PER_MESSAGE", Some("50"), events_per_message);
         let dedup_window = read.variable("DEDUP_WINDOW_SECONDS", Some("86400"), dedup_window);
         let rate_limit = read.variable("RATE_LIMIT_EVENTS_PER_SECOND", Some("0"), rate_limit);
-        // RUST_LOG wins, as it is what a person sets by hand for one look.
+        // RUST_LOG takes precedence, because people set it by hand to investigate.
         let log_level = if (read.lookup)("RUST_LOG").is_some() { "RUST_LOG" } else { "AWS_LAMBDA_LOG_LEVEL" };
         let log_filter = read.variable(log_level, Some("info"), log_filter);
-        // The SDK reads these by itself; an empty value would make each of its calls panic.
+        // The SDK reads these variables itself. An empty value would make each of its calls panic.
         for endpoint in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SQS"] {
             read.variable(endpoint, Some("absent"), non_empty);
         }
@@ -110,7 +79,7 @@ impl Config {
                 Some(dedup_window),
                 Some(rate_limit),
                 Some(log_filter),
-            ) if faults.is_empty() => Ok(Self {
+            ) if problems.is_empty() => Ok(Self {
                 queue_url,
                 state_table,
                 api_keys_table,
@@ -119,18 +88,18 @@ impl Config {
                 rate_limit,
                 log_filter,
             }),
-            _ => Err(ConfigError(faults)),
+            _ => Err(ConfigError(problems)),
         }
     }
 }
 
 struct Reader<'a, L> {
     lookup: L,
-    faults: &'a mut Vec<String>,
+    problems: &'a mut Vec<String>,
 }
 
 impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
-    /// Parses one variable, or its default; a fault is noted under the variable's name.
+    /// Parses one variable, or its default. A problem is recorded under the variable's name.
     fn variable<T>(
         &mut self,
         name: &str,
@@ -143,17 +112,17 @@ impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
             Some("") => Err("must not be empty".to_owned()),
             Some(text) => parse(text),
         };
-        parsed.map_err(|fault| self.faults.push(format!("{name} {fault}"))).ok()
+        parsed.map_err(|problem| self.problems.push(format!("{name} {problem}"))).ok()
     }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "every reader of a variable has this shape; emptiness is refused before")]
+#[expect(clippy::unnecessary_wraps, reason = "every parser of a variable has this signature; empty values are refused before")]
 fn non_empty(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
 fn queue_url(text: &str) -> Result<String, String> {
-    // A FIFO queue deduplicates and orders by rules of its own (contract section 4).
+    // Messages carry no deduplication id, which a FIFO queue needs.
     let is_fifo = std::path::Path::new(text).extension().is_some_and(|extension| extension == "fifo");
     if is_fifo {
         return Err("must name a standard queue, not a FIFO queue".to_owned());
@@ -165,12 +134,12 @@ fn queue_url(text: &str) -> Result<String, String> {
 }
 
 fn events_per_message(text: &str) -> Result<NonZeroU16, String> {
-    let parsed = text.parse().ok().filter(|count: &NonZeroU16| count.get() <= 500);
+    let parsed = text.parse().ok().filter(|count: &NonZeroU16| usize::from(count.get()) <= MAX_EVENTS);
     parsed.ok_or_else(|| "must be a whole number from 1 to 500".to_owned())
 }
 
 fn dedup_window(text: &str) -> Result<Duration, String> {
-    // The upper bound, a hundred years, keeps every later sum inside what DynamoDB's TTL takes.
+    // The upper bound, a hundred years, keeps every later sum within the range of DynamoDB's TTL.
     let parsed = text.parse().ok().filter(|seconds| (60..=3_155_760_000).contains(seconds));
     parsed.map(Duration::from_secs).ok_or_else(|| "must be a whole number of seconds, at least 60".to_owned())
 }
@@ -181,11 +150,11 @@ fn rate_limit(text: &str) -> Result<Option<RateLimit>, String> {
 }
 
 fn log_filter(text: &str) -> Result<Targets, String> {
-    // Lambda has one level above the field's.
+    // Lambda has a level above `error`.
     let text = if text.eq_ignore_ascii_case("fatal") { "error".to_owned() } else { text.to_lowercase() };
-    // `Targets` takes a word that is no level for a target, and logs nothing else.
-    let is_plain = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
-    let parsed = if text.split(',').all(is_plain) { text.parse().ok() } else { None };
+    // `Targets` treats a word that is not a level as a target, and would log nothing else.
+    let is_directive = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
+    let parsed = if text.split(',').all(is_directive) { text.parse().ok() } else { None };
     parsed.ok_or_else(|| "must be a log level such as info, or a list of target=level".to_owned())
 }
 
@@ -219,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_is_named_at_once() {
+    fn every_problem_is_named_at_once() {
         let message = parse(&[
             ("EVENTS_QUEUE_URL", None),
             ("STATE_TABLE", Some("")),
@@ -277,14 +246,8 @@ mod tests {
         assert_eq!(level(&[("AWS_LAMBDA_LOG_LEVEL", Some("DEBUG")), ("RUST_LOG", Some("warn"))]), "warn");
         assert_eq!(level(&[("AWS_LAMBDA_LOG_LEVEL", Some("FATAL"))]), "error");
         assert_eq!(level(&[("RUST_LOG", Some("warn,event_ingest=debug"))]), "event_ingest=debug,warn");
-        for none in ["inof", "verbose", "warn,event_ingest"] {
-            assert!(parse(&[("RUST_LOG", Some(none))]).is_err_and(|fault| fault.contains("RUST_LOG")), "{none}");
+        for invalid in ["inof", "verbose", "warn,event_ingest"] {
+            assert!(parse(&[("RUST_LOG", Some(invalid))]).is_err_and(|problem| problem.contains("RUST_LOG")), "{invalid}");
         }
-    }
-
-    #[test]
-    fn a_stored_limit_below_the_least_counts_as_the_least() {
-        let stored = |n| RateLimit::at_least_min(n).map(RateLimit::events_per_second);
-        assert_eq!([0, 1, 49, 50, 51].map(stored), [None, Some(50), Some(50), Some(50), Some(51)]);
     }
 }

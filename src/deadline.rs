@@ -1,43 +1,47 @@
-//! The time budget of one request: until when it may send, write, wait and hold its lease.
+//! The time budget of one request: until when it may send, write the record and wait, and how long
+//! its lease lasts.
 //!
 //! ```text
-//! start                      stop-700        stop-300   stop-100  stop       stop+700
-//!   |---- sends may start -----|--- running sends --|-- write --|-- answer --|... lease
+//! start                        stop-700          stop-300         stop-100   stop       stop+700
+//!   |--- sends and claims start ---|-- sends end --|- record writes -|- reserve -|-- lease --|
 //! ```
+//!
+//! `stop` is the moment at which Lambda ends the sandbox. A failed attempt writes the record (its
+//! release) before the response; a successful one (its completion) after it.
 
 use crate::clock::Timestamp;
 use std::time::Duration;
 
-/// The longest a request may run, and the template's function time-out (contract section 2).
+/// The longest time that a request may run. It is also the function's time-out in template.yaml.
 pub const FUNCTION_TIMEOUT: Duration = Duration::from_secs(4);
-/// The longest a request waits for a running twin (contract section 3).
-pub const TWIN_WAIT: Duration = Duration::from_secs(3);
-/// The longest one send may take. SQS usually answers within a tenth of it; a call that has
-/// not answered by then most likely never will, and one retry still fits the deadline.
+/// The longest time that a request waits for the owner of its key.
+pub const OWNER_WAIT: Duration = Duration::from_secs(3);
+/// The longest time for one send. SQS usually responds within a tenth of it. A call without a response
+/// by then will most likely never get one, and one retry still fits the deadline.
 pub const SEND_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// The shortest time-out worth giving a send of up to 1 MiB.
+/// The shortest useful time-out for a send of up to 1 MiB.
 const SHORTEST_SEND: Duration = Duration::from_millis(400);
-/// What is kept for writing the record after the last send.
+/// The time reserved for writing the record after the last send.
 const RECORD_WRITE: Duration = Duration::from_millis(200);
-/// What is kept for handing the answer to Lambda before it ends the sandbox.
-const ANSWER: Duration = Duration::from_millis(100);
-/// No send starts unless this much is left: it and the record write must fit.
+/// The time reserved for the response, and for the end of the last write, before Lambda ends the sandbox.
+const RESPONSE: Duration = Duration::from_millis(100);
+/// The time that must be left when a send starts, so that the send and the record write fit.
 pub const RESERVE: Duration = Duration::from_millis(700);
-/// How long the lease outlives the deadline: clock skew between sandboxes, and requests that
-/// a killed sandbox had already put on the wire.
+/// The time by which the lease outlives the deadline. It covers clock skew between sandboxes, and
+/// requests that a killed sandbox had already sent.
 const LEASE_MARGIN: Duration = Duration::from_millis(700);
 
 const _: () = assert!(
-    RESERVE.as_millis() == (SHORTEST_SEND.as_millis() + RECORD_WRITE.as_millis() + ANSWER.as_millis()),
-    "a send that starts at the last moment must leave time for its record"
+    RESERVE.as_millis() == (SHORTEST_SEND.as_millis() + RECORD_WRITE.as_millis() + RESPONSE.as_millis()),
+    "a send that starts at the last moment must leave time for the record write"
 );
 const _: () = assert!(
     FUNCTION_TIMEOUT.as_millis() + LEASE_MARGIN.as_millis() <= 5000,
-    "contract section 3, guarantee 6: a dead holder keeps its key for at most 5 s"
+    "docs/contract.md, Guarantees, 6: a dead owner keeps its key for at most 5 s"
 );
 
-/// When a request began and when Lambda ends it.
+/// The start of a request, and the time at which Lambda ends it.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
     start: Timestamp,
@@ -45,9 +49,9 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// The budget of a request that begins at `start` and that Lambda ends at `lambda_deadline`.
+    /// The budget of a request that starts at `start` and that Lambda ends at `lambda_deadline`.
     ///
-    /// An emulator's deadline may be constant; one in the past is taken as absent.
+    /// A deadline in the past counts as absent, because some emulators send a constant.
     #[must_use]
     pub fn new(start: Timestamp, lambda_deadline: Timestamp) -> Self {
         let longest = start + FUNCTION_TIMEOUT;
@@ -55,46 +59,46 @@ impl Deadline {
         Self { start, stop }
     }
 
-    /// When the request began.
+    /// The start of the request.
     #[must_use]
     pub fn start(&self) -> Timestamp {
         self.start
     }
 
-    /// Until when a claim made by this request bars others.
+    /// The end of the lease of a claim that this request makes.
     #[must_use]
     pub fn lease_until(&self) -> Timestamp {
         self.stop + LEASE_MARGIN
     }
 
-    /// Whether a send that starts now can still be recorded.
+    /// Whether a send that starts at `now` leaves time for the record write.
     #[must_use]
     pub fn may_send(&self, now: Timestamp) -> bool {
         now + RESERVE <= self.stop
     }
 
-    /// When a claim is given up, since nothing could be sent under it any more.
+    /// The time by which a claim must return. After it, nothing could be sent.
     #[must_use]
     pub fn claim_by(&self) -> Timestamp {
         self.stop.minus(RESERVE)
     }
 
-    /// When a send that starts now is given up.
+    /// The time by which a send that starts at `now` must return.
     #[must_use]
     pub fn send_by(&self, now: Timestamp) -> Timestamp {
-        (now + SEND_TIMEOUT).min(self.stop.minus(RECORD_WRITE + ANSWER))
+        (now + SEND_TIMEOUT).min(self.stop.minus(RECORD_WRITE + RESPONSE))
     }
 
-    /// When the last write of the record is given up, so that an answer still gets out.
+    /// The time by which the last write of the record must return.
     #[must_use]
     pub fn write_by(&self) -> Timestamp {
-        self.stop.minus(ANSWER)
+        self.stop.minus(RESPONSE)
     }
 
-    /// Until when to wait for a running twin.
+    /// The time until which the request waits for the owner of its key.
     #[must_use]
     pub fn wait_until(&self) -> Timestamp {
-        (self.start + TWIN_WAIT).min(self.claim_by())
+        (self.start + OWNER_WAIT).min(self.claim_by())
     }
 }
 
@@ -110,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_in_the_past_or_absurdly_late_counts_as_four_seconds() {
+    fn a_deadline_in_the_past_or_far_in_the_future_counts_as_four_seconds() {
         for odd in [-1_700_000_000_000, -1, 0, 4001, 900_000] {
             assert_eq!(deadline(odd).lease_until(), START + Duration::from_millis(4700), "{odd}");
         }
@@ -119,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn a_send_may_start_exactly_at_the_reserve_and_not_after() {
+    fn a_send_may_start_at_the_reserve_but_not_after() {
         let deadline = deadline(4000);
         assert!(deadline.may_send(START + Duration::from_millis(3300)));
         assert!(!deadline.may_send(START + Duration::from_millis(3301)));
     }
 
     #[test]
-    fn every_send_ends_in_time_for_its_record() {
+    fn every_send_ends_in_time_for_the_record_write() {
         let deadline = deadline(4000);
         for offset in 0..=3300 {
             let now = START + Duration::from_millis(offset);
@@ -137,8 +141,8 @@ mod tests {
     }
 
     #[test]
-    fn waiting_ends_while_a_take_over_still_fits() {
-        assert_eq!(deadline(4000).wait_until(), START + TWIN_WAIT);
+    fn waiting_ends_in_time_for_a_take_over() {
+        assert_eq!(deadline(4000).wait_until(), START + OWNER_WAIT);
         assert_eq!(deadline(2000).wait_until(), START + Duration::from_millis(1300));
     }
 }

@@ -1,79 +1,78 @@
-//! Events → messages → SQS: packing, the port to the queue, and the knowing retry.
+//! Events → messages → SQS: packing, the port to the queue, and the retry of unacknowledged messages.
 
-use crate::auth::{Mode, ProjectId};
-use crate::batch::Batch;
 use crate::clock::{Clock, Timestamp};
 use crate::deadline::Deadline;
 use crate::idempotency::{BatchId, Delivered};
+use contract::batch::Batch;
+use contract::tenant::Tenant;
 use futures_util::StreamExt;
 use futures_util::stream;
 use std::fmt::Write;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
-/// The version of the message's shape (contract section 4).
+/// The version of the message format (docs/contract.md, "The queue message").
 pub const SCHEMA: &str = "event-batch/1";
-/// The most bytes of a message, and of a call's messages together (AWS quota).
+/// The most bytes in a message, and in all messages of a call together (AWS quota).
 pub const MAX_CALL_BYTES: usize = 1_048_576;
 /// The most messages in one `SendMessageBatch` call (AWS quota).
 pub const MAX_CALL_MESSAGES: usize = 10;
 
-/// How many calls run at once: enough for 5 MB in one go, few enough to bound memory.
+/// The most calls in flight: enough for 5 MB at once, few enough to bound memory.
 const CALLS_IN_FLIGHT: usize = 6;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_millis(800);
 
-/// What the messages of one batch have in common.
+/// The parts that all messages of a batch share.
 #[derive(Clone, Debug)]
 pub struct Envelope {
-    /// Also the message group, which makes the queue fair between tenants.
-    pub project: ProjectId,
-    /// A message attribute.
-    pub mode: Mode,
-    /// A system attribute, by which a consumer's trace joins this one's.
+    /// The owner of the events. The project is also the message group, which makes the queue fair.
+    pub tenant: Tenant,
+    /// A system attribute that connects the consumer's trace with this one.
     pub trace: Option<TraceHeader>,
     batch_id: BatchId,
-    /// The body up to its first event.
+    /// The body up to the first event.
     head: String,
 }
 
 impl Envelope {
     const TAIL: &str = "]}";
 
-    /// The envelope of a batch.
+    /// Creates the envelope of a batch.
     #[must_use]
-    pub fn new(project: ProjectId, mode: Mode, batch_id: BatchId) -> Self {
+    pub fn new(tenant: Tenant, batch_id: BatchId) -> Self {
         let received_at = batch_id.received_at();
-        // Nothing in it needs escaping: the alphabets of all five values are narrow.
+        let Tenant { project, mode } = &tenant;
+        // None of the values contains a character that JSON escapes.
         let head = format!(
             r#"{{"schema":"{SCHEMA}","batch_id":"{batch_id}","project_id":"{project}","mode":"{mode}","received_at":"{received_at}","events":["#
         );
-        Self { project, mode, trace: None, batch_id, head }
+        Self { tenant, trace: None, batch_id, head }
     }
 
-    /// The same, within a trace.
+    /// Adds a trace.
     #[must_use]
     pub fn traced(self, trace: Option<TraceHeader>) -> Self {
         Self { trace, ..self }
     }
 
-    /// The message attributes, all of them strings (contract section 4).
+    /// The message attributes. All are strings.
     #[must_use]
     pub fn attributes(&self) -> [(&'static str, &str); 3] {
-        [("schema", SCHEMA), ("project_id", self.project.as_str()), ("mode", self.mode.as_str())]
+        [("schema", SCHEMA), ("project_id", self.tenant.project.as_str()), ("mode", self.tenant.mode.as_str())]
     }
 
-    /// What a message counts before its first event: SQS adds to the body each attribute's
-    /// name, type and value.
+    /// The size of a message without events. SQS counts the body and each attribute's name, type and
+    /// value.
     fn fixed_bytes(&self) -> usize {
         let attributes = self.attributes().into_iter().map(|(name, value)| name.len() + "String".len() + value.len());
         self.head.len() + Self::TAIL.len() + attributes.sum::<usize>()
     }
 
-    fn message(&self, batch: &Batch<'_>, parcel: &Parcel) -> Message {
-        let mut body = String::with_capacity(parcel.bytes);
+    fn message(&self, batch: &Batch<'_>, planned: &PlannedMessage) -> Message {
+        let mut body = String::with_capacity(planned.bytes);
         body.push_str(&self.head);
-        for (position, &index) in parcel.events.iter().enumerate() {
+        for (position, &index) in planned.events.iter().enumerate() {
             let separator = if position == 0 { "" } else { "," };
             // Writing to a string cannot fail.
             let _ = write!(body, r#"{separator}{{"id":"{}-{index}","event":"#, self.batch_id);
@@ -85,12 +84,12 @@ impl Envelope {
     }
 }
 
-/// An X-Ray tracing header, such as `Root=1-…;Parent=…;Sampled=1`.
+/// An X-Ray trace header, such as `Root=1-…;Parent=…;Sampled=1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceHeader(String);
 
 impl TraceHeader {
-    /// Takes what Lambda says of the trace; `None` if SQS might refuse it.
+    /// Parses the trace header that Lambda provides; `None` if SQS might refuse it.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let in_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || b"=;:-_.".contains(&byte);
@@ -112,76 +111,76 @@ pub struct Message {
     pub body: String,
 }
 
-/// What became of a message that was sent.
+/// The result of sending one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fate {
-    /// SQS has it.
+pub enum SendResult {
+    /// SQS has the message.
     Acknowledged,
-    /// SQS does not have it, and may take it later.
-    Refused,
-    /// Nobody knows: the call timed out or broke.
+    /// SQS does not have the message and may accept it later.
+    Retryable,
+    /// The call timed out or the connection failed: SQS may or may not have the message.
     Unknown,
-    /// SQS will never take it: a defect of ours.
-    Rejected,
+    /// SQS will never accept the message, which is a defect of this function.
+    Permanent,
 }
 
 /// The queue, at the level of the protocol.
 #[expect(async_fn_in_trait, reason = "everything runs on one thread; no caller needs a Send future")]
 pub trait Queue {
-    /// Sends up to [`MAX_CALL_MESSAGES`] messages in one call, once, and tells in their order
-    /// what became of each. Answers by the time `by`, if need be with [`Fate::Unknown`].
-    async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<Fate>;
+    /// Sends up to [`MAX_CALL_MESSAGES`] messages in one call, once. Returns a result for each message,
+    /// in order, by the time `by`; the result is [`SendResult::Unknown`] if there is no response by then.
+    async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult>;
 }
 
-/// A planned message: events of one batch, by index.
+/// A message to be sent: events of one batch, by index.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Parcel {
+struct PlannedMessage {
     events: Vec<usize>,
-    /// What SQS will count for it.
+    /// The size that SQS will count.
     bytes: usize,
 }
 
 /// Packs the events that are not yet delivered.
 ///
-/// The cuts are those of the whole batch, whatever is delivered: an event that the queue
-/// refuses for ever never gets new company. Whole calls are filled first and cut into messages
-/// second, so that there are as few calls as bytes allow.
-fn plan(envelope: &Envelope, batch: &Batch<'_>, most_events: NonZeroU16, delivered: &Delivered) -> Vec<Parcel> {
-    let most_events = usize::from(most_events.get());
+/// Retries keep the original message boundaries, so a message that SQS never accepts takes no other
+/// events down with it. Calls are filled first and divided into messages second, so that there are as
+/// few calls as the size limits allow.
+fn plan(envelope: &Envelope, batch: &Batch<'_>, max_events: NonZeroU16, delivered: &Delivered) -> Vec<PlannedMessage> {
+    let max_events = usize::from(max_events.get());
     let fixed = envelope.fixed_bytes();
-    let mut parcels: Vec<Parcel> = Vec::new();
+    let mut messages: Vec<PlannedMessage> = Vec::new();
     let mut call = CallSize::default();
     for index in 0..batch.events().len() {
         let bytes = event_bytes(batch, index);
-        match parcels.last_mut() {
-            Some(parcel) if parcel.events.len() < most_events && call.takes(bytes) => {
+        match messages.last_mut() {
+            Some(message) if message.events.len() < max_events && call.has_room_for(bytes) => {
                 call.bytes += bytes;
-                parcel.bytes += bytes;
-                parcel.events.push(index);
+                message.bytes += bytes;
+                message.events.push(index);
             }
             _ => {
-                let parcel = Parcel { events: vec![index], bytes: fixed + bytes };
-                call.add_message(&parcel);
-                parcels.push(parcel);
+                let message = PlannedMessage { events: vec![index], bytes: fixed + bytes };
+                call.add(&message);
+                messages.push(message);
             }
         }
     }
-    for parcel in &mut parcels {
-        parcel.events.retain(|&index| !delivered.contains(index));
-        parcel.bytes = fixed + parcel.events.iter().map(|&index| event_bytes(batch, index)).sum::<usize>();
+    for message in &mut messages {
+        message.events.retain(|&index| !delivered.contains(index));
+        message.bytes = fixed + message.events.iter().map(|&index| event_bytes(batch, index)).sum::<usize>();
     }
-    parcels.retain(|parcel| !parcel.events.is_empty());
-    parcels
+    messages.retain(|message| !message.events.is_empty());
+    messages
 }
 
-/// What an event adds to a message, its separator included.
+/// The bytes that an event adds to a message, including its separator.
 fn event_bytes(batch: &Batch<'_>, index: usize) -> usize {
     let digits = index.checked_ilog10().unwrap_or(0) as usize + 1;
     let around = r#"{"id":"-","event":},"#.len() + uuid::fmt::Hyphenated::LENGTH;
     around + digits + batch.events()[index].message_len()
 }
 
-/// How full one `SendMessageBatch` call is.
+/// The messages and bytes in one `SendMessageBatch` call.
 #[derive(Default)]
 struct CallSize {
     messages: usize,
@@ -189,45 +188,45 @@ struct CallSize {
 }
 
 impl CallSize {
-    fn takes(&self, bytes: usize) -> bool {
+    fn has_room_for(&self, bytes: usize) -> bool {
         self.bytes + bytes <= MAX_CALL_BYTES
     }
 
-    /// Adds a message to this call, or begins the next one; tells whether it began one.
-    fn add_message(&mut self, parcel: &Parcel) -> bool {
-        let begins = self.messages == 0 || self.messages == MAX_CALL_MESSAGES || !self.takes(parcel.bytes);
-        if begins {
+    /// Adds a message to this call, or starts the next call with it. Returns whether it started one.
+    fn add(&mut self, message: &PlannedMessage) -> bool {
+        let starts = self.messages == 0 || self.messages == MAX_CALL_MESSAGES || !self.has_room_for(message.bytes);
+        if starts {
             *self = Self::default();
         }
         self.messages += 1;
-        self.bytes += parcel.bytes;
-        begins
+        self.bytes += message.bytes;
+        starts
     }
 }
 
 /// Groups planned messages into calls, in order.
-fn calls(parcels: Vec<Parcel>) -> Vec<Vec<Parcel>> {
-    let mut calls: Vec<Vec<Parcel>> = Vec::new();
+fn calls(messages: Vec<PlannedMessage>) -> Vec<Vec<PlannedMessage>> {
+    let mut calls: Vec<Vec<PlannedMessage>> = Vec::new();
     let mut size = CallSize::default();
-    for parcel in parcels {
-        if size.add_message(&parcel) {
+    for message in messages {
+        if size.add(&message) {
             calls.push(Vec::new());
         }
         if let Some(call) = calls.last_mut() {
-            call.push(parcel);
+            call.push(message);
         }
     }
     calls
 }
 
-/// How a delivery ended.
+/// The result of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// Inherited and own acknowledgements.
+    /// The events acknowledged in this attempt and in earlier ones.
     pub delivered: Delivered,
-    /// Messages that SQS will never take.
-    pub rejected: usize,
-    /// Messages acknowledged.
+    /// Messages that SQS will never accept.
+    pub permanent_failures: usize,
+    /// Messages acknowledged in this attempt.
     pub messages: usize,
     /// Calls made.
     pub calls: usize,
@@ -235,29 +234,31 @@ pub struct Delivery {
     pub retries: usize,
 }
 
-/// Takes one batch to the queue.
-pub struct Courier<'a, Q, C> {
-    /// Where to.
+/// Sends one batch to the queue.
+pub struct Sender<'a, Q, C> {
+    /// The queue.
     pub queue: &'a Q,
-    /// Tells when to stop.
+    /// The clock for the deadline and the pauses.
     pub clock: &'a C,
-    /// Of the request.
+    /// The request's deadline.
     pub deadline: &'a Deadline,
-    /// Around each message's events.
+    /// The shared parts of the messages.
     pub envelope: &'a Envelope,
-    /// What is sent.
+    /// The events.
     pub batch: &'a Batch<'a>,
     /// The most events in one message.
-    pub most_events: NonZeroU16,
+    pub max_events_per_message: NonZeroU16,
 }
 
-impl<Q: Queue, C: Clock> Courier<'_, Q, C> {
-    /// Sends what is not in `delivered`, and again what SQS refuses, until the deadline's reserve.
+impl<Q: Queue, C: Clock> Sender<'_, Q, C> {
+    /// Sends the events that are not in `delivered`. Repeats messages without acknowledgement until the
+    /// deadline's reserve.
     ///
-    /// Every send has ended when this returns: a call left running would thaw into a later request.
+    /// Every call has ended when this returns. Lambda freezes the sandbox between requests, so a call
+    /// left running would continue during a later request.
     pub async fn deliver(&self, delivered: Delivered) -> Delivery {
-        let mut waiting = plan(self.envelope, self.batch, self.most_events, &delivered);
-        let mut delivery = Delivery { delivered, rejected: 0, messages: 0, calls: 0, retries: 0 };
+        let mut waiting = plan(self.envelope, self.batch, self.max_events_per_message, &delivered);
+        let mut delivery = Delivery { delivered, permanent_failures: 0, messages: 0, calls: 0, retries: 0 };
         let mut backoff = FIRST_BACKOFF;
         loop {
             let sends = calls(waiting).into_iter().map(|call| self.send(call));
@@ -265,14 +266,14 @@ impl<Q: Queue, C: Clock> Courier<'_, Q, C> {
             waiting = Vec::new();
             while let Some(sent) = sends.next().await {
                 delivery.calls += usize::from(sent.is_some());
-                for (parcel, fate) in sent.into_iter().flatten() {
-                    match fate {
-                        Fate::Acknowledged => {
+                for (message, result) in sent.into_iter().flatten() {
+                    match result {
+                        SendResult::Acknowledged => {
                             delivery.messages += 1;
-                            parcel.events.into_iter().for_each(|index| delivery.delivered.insert(index));
+                            message.events.into_iter().for_each(|index| delivery.delivered.insert(index));
                         }
-                        Fate::Refused | Fate::Unknown => waiting.push(parcel),
-                        Fate::Rejected => delivery.rejected += 1,
+                        SendResult::Retryable | SendResult::Unknown => waiting.push(message),
+                        SendResult::Permanent => delivery.permanent_failures += 1,
                     }
                 }
             }
@@ -280,21 +281,21 @@ impl<Q: Queue, C: Clock> Courier<'_, Q, C> {
             if waiting.is_empty() || !self.deadline.may_send(self.clock.now() + pause) {
                 return delivery;
             }
-            waiting.sort_unstable_by_key(|parcel| parcel.events.first().copied());
+            waiting.sort_unstable_by_key(|message| message.events.first().copied());
             delivery.retries += waiting.len();
             self.clock.sleep(pause).await;
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
     }
 
-    /// Makes one call, unless what it sends could no longer be recorded.
-    async fn send(&self, call: Vec<Parcel>) -> Option<impl Iterator<Item = (Parcel, Fate)>> {
+    /// Makes one call, unless too little time is left to record its result.
+    async fn send(&self, call: Vec<PlannedMessage>) -> Option<impl Iterator<Item = (PlannedMessage, SendResult)>> {
         let now = self.clock.now();
         if !self.deadline.may_send(now) {
             return None;
         }
-        let messages: Vec<Message> = call.iter().map(|parcel| self.envelope.message(self.batch, parcel)).collect();
-        let fates = self.queue.send(self.envelope, &messages, self.deadline.send_by(now)).await;
-        Some(call.into_iter().zip(fates.into_iter().chain(std::iter::repeat(Fate::Unknown))))
+        let messages: Vec<Message> = call.iter().map(|planned| self.envelope.message(self.batch, planned)).collect();
+        let results = self.queue.send(self.envelope, &messages, self.deadline.send_by(now)).await;
+        Some(call.into_iter().zip(results.into_iter().chain(std::iter::repeat(SendResult::Unknown))))
     }
 }

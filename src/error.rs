@@ -1,8 +1,9 @@
-//! Everything that is not a 202: one enum, one table (contract section 2).
+//! Every response that is not a success: one enum, and for each variant its code, message, header
+//! and log level (docs/contract.md, "Order of checks").
 
-use crate::batch::Fault;
-use crate::idempotency::StoreError;
-use lambda_http::http::StatusCode;
+use crate::store::StoreError;
+use contract::batch::Violation;
+use contract::error_code::ErrorCode;
 use serde::Serialize;
 use std::borrow::Cow;
 use std::time::Duration;
@@ -11,150 +12,120 @@ use tracing::Level;
 /// Why a request is not accepted, in the order of the checks.
 #[derive(Debug)]
 pub enum Error {
-    /// Row 1.
+    /// Check 1: unknown path.
     NotFound,
-    /// Row 2.
+    /// Check 2: method other than POST.
     MethodNotAllowed,
-    /// Row 3.
+    /// Check 3: no valid API key.
     AuthRequired,
-    /// Row 4.
+    /// Check 4: the API key lacks the scope.
     Forbidden,
-    /// Row 5: which header, and what it may be.
+    /// Check 5: names the header and its allowed values.
     UnsupportedMediaType(&'static str),
-    /// Row 6.
+    /// Check 6: no idempotency key.
     IdempotencyKeyRequired,
-    /// Row 6.
+    /// Check 6: a malformed idempotency key.
     IdempotencyKeyInvalid,
-    /// Row 7: which size.
+    /// Check 7: says which size is too large.
     PayloadTooLarge(&'static str),
-    /// Row 8: what is wrong and what to do.
+    /// Check 8: says what is wrong and what to do.
     MalformedEncoding(&'static str),
-    /// Row 8: what, line and column.
+    /// Check 8: says what is wrong, with line and column.
     MalformedJson(String),
-    /// Row 9: 1 to 100 faults.
-    ValidationFailed(Vec<Fault>),
-    /// Row 10.
+    /// Check 9: 1 to 100 violations.
+    ValidationFailed(Vec<Violation>),
+    /// Check 10: the tenant is over its rate limit.
     RateLimited {
-        /// Until the next window starts.
+        /// The time until the next window starts.
         wait: Duration,
     },
-    /// Row 11.
+    /// Check 11: the idempotency key belongs to another body.
     KeyReused,
-    /// Row 12.
+    /// Check 12: another request owns the idempotency key and may still be running.
     InProgress {
-        /// Until the running request can no longer hold the key.
+        /// The time until that request's lease ends.
         lease_left: Duration,
     },
-    /// Row 13: for the log, what could not be reached and why.
+    /// Check 13: for the log, what could not be reached and why.
     Unavailable(String),
-    /// Row 14: for the log, the defect.
+    /// Check 14: for the log, the defect.
     Internal(String),
 }
 
-/// One row of the contract's table of errors.
-pub struct Row {
-    /// The HTTP status.
-    pub status: StatusCode,
-    /// The wire name.
-    pub code: &'static str,
-    /// For the client; holds no key, header or value, and of a 5xx no internals.
-    pub message: Cow<'static, str>,
-    /// A header beside the usual ones.
-    pub header: Option<(&'static str, Cow<'static, str>)>,
-    /// How loud the log line is.
-    pub level: Level,
-}
-
-/// One element of `errors` in an answer.
-#[derive(Serialize)]
-struct Item<'a> {
-    code: &'static str,
-    message: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<&'a str>,
-}
-
 impl Error {
-    /// The error's row in the table.
+    /// The wire name, which also determines the HTTP status.
     #[must_use]
-    pub fn row(&self) -> Row {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NotFound => Row::client(
-                StatusCode::NOT_FOUND,
-                "not_found",
-                "no such resource; events go to POST /api/v1/events/batch or POST /api/v1/events",
-            ),
-            Self::MethodNotAllowed => {
-                Row::client(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this resource takes POST only")
-                    .with("allow", "POST")
-            }
-            Self::AuthRequired => Row::client(
-                StatusCode::UNAUTHORIZED,
-                "auth_required",
-                "an active API key is required, sent as `Authorization: Bearer <key>`",
-            )
-            .with("www-authenticate", "Bearer"),
-            Self::Forbidden => Row::client(
-                StatusCode::FORBIDDEN,
-                "forbidden",
-                "this API key may not send events; it lacks the scope events:write",
-            ),
-            Self::UnsupportedMediaType(what) => {
-                Row::client(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", *what)
-            }
-            Self::IdempotencyKeyRequired => Row::client(
-                StatusCode::BAD_REQUEST,
-                "idempotency_key_required",
-                "the header Idempotency-Key is required: a unique value per batch, the same for each of its retries",
-            ),
-            Self::IdempotencyKeyInvalid => Row::client(
-                StatusCode::BAD_REQUEST,
-                "idempotency_key_invalid",
-                "the header Idempotency-Key must be 1 to 255 visible ASCII characters",
-            ),
-            Self::PayloadTooLarge(what) => Row::client(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", *what),
-            Self::MalformedEncoding(what) => Row::client(StatusCode::BAD_REQUEST, "malformed_encoding", *what),
-            Self::MalformedJson(what) => {
-                Row::client(StatusCode::BAD_REQUEST, "malformed_json", format!("the body is not JSON: {what}"))
-            }
-            Self::ValidationFailed(_) => {
-                Row::client(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", "the batch breaks a rule")
-            }
-            Self::RateLimited { wait } => Row::client(
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limited",
-                "the project is over its limit of events; retry after Retry-After with the same Idempotency-Key",
-            )
-            .with("retry-after", whole_seconds(*wait)),
-            Self::KeyReused => Row::client(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "idempotency_key_reuse",
-                "this Idempotency-Key was used with another body; a new batch needs a new key",
-            ),
-            Self::InProgress { lease_left } => Row::server(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "request_in_progress",
-                "the same request is still running; retry with the same Idempotency-Key",
-                Level::INFO,
-            )
-            .with("retry-after", whole_seconds(*lease_left)),
-            Self::Unavailable(_) => Row::server(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "service_unavailable",
-                "the events cannot be taken now; retry with the same Idempotency-Key",
-                Level::WARN,
-            )
-            .with("retry-after", "1"),
-            Self::Internal(_) => Row::server(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal_error",
-                "an error on our side; retry with the same Idempotency-Key",
-                Level::ERROR,
-            ),
+            Self::NotFound => ErrorCode::NotFound,
+            Self::MethodNotAllowed => ErrorCode::MethodNotAllowed,
+            Self::AuthRequired => ErrorCode::AuthRequired,
+            Self::Forbidden => ErrorCode::Forbidden,
+            Self::UnsupportedMediaType(_) => ErrorCode::UnsupportedMediaType,
+            Self::IdempotencyKeyRequired => ErrorCode::IdempotencyKeyRequired,
+            Self::IdempotencyKeyInvalid => ErrorCode::IdempotencyKeyInvalid,
+            Self::PayloadTooLarge(_) => ErrorCode::PayloadTooLarge,
+            Self::MalformedEncoding(_) => ErrorCode::MalformedEncoding,
+            Self::MalformedJson(_) => ErrorCode::MalformedJson,
+            Self::ValidationFailed(_) => ErrorCode::ValidationFailed,
+            Self::RateLimited { .. } => ErrorCode::RateLimited,
+            Self::KeyReused => ErrorCode::IdempotencyKeyReuse,
+            Self::InProgress { .. } => ErrorCode::RequestInProgress,
+            Self::Unavailable(_) => ErrorCode::ServiceUnavailable,
+            Self::Internal(_) => ErrorCode::InternalError,
         }
     }
 
-    /// What the log says beyond the row, and the client never sees.
+    /// The message for the client. It contains no key, header or value, and for a 5xx no internals.
+    #[must_use]
+    pub fn message(&self) -> Cow<'static, str> {
+        match self {
+            Self::NotFound => "no such resource; send events to POST /api/v1/events/batch or POST /api/v1/events",
+            Self::MethodNotAllowed => "this resource supports only POST",
+            Self::AuthRequired => "an active API key is required, sent as `Authorization: Bearer <key>`",
+            Self::Forbidden => "this API key may not send events; it lacks the scope events:write",
+            Self::IdempotencyKeyRequired => {
+                "the header Idempotency-Key is required: a unique value per batch, the same for each of its retries"
+            }
+            Self::IdempotencyKeyInvalid => "the header Idempotency-Key must be 1 to 255 visible ASCII characters",
+            Self::UnsupportedMediaType(what) | Self::PayloadTooLarge(what) | Self::MalformedEncoding(what) => what,
+            Self::MalformedJson(what) => return format!("the body is not JSON: {what}").into(),
+            Self::ValidationFailed(_) => "the batch breaks a rule",
+            Self::RateLimited { .. } => {
+                "the project is over its event limit; retry with the same Idempotency-Key after the time in Retry-After"
+            }
+            Self::KeyReused => "this Idempotency-Key was used with another body; use a new key for a new batch",
+            Self::InProgress { .. } => "the same request is still running; retry with the same Idempotency-Key",
+            Self::Unavailable(_) => "the service cannot accept events now; retry with the same Idempotency-Key",
+            Self::Internal(_) => "internal error; retry with the same Idempotency-Key",
+        }
+        .into()
+    }
+
+    /// A header that this response carries in addition to the usual ones.
+    #[must_use]
+    pub fn header(&self) -> Option<(&'static str, Cow<'static, str>)> {
+        match self {
+            Self::MethodNotAllowed => Some(("allow", "POST".into())),
+            Self::AuthRequired => Some(("www-authenticate", "Bearer".into())),
+            Self::RateLimited { wait } => Some(("retry-after", whole_seconds(*wait).into())),
+            Self::InProgress { lease_left } => Some(("retry-after", whole_seconds(*lease_left).into())),
+            Self::Unavailable(_) => Some(("retry-after", "1".into())),
+            _ => None,
+        }
+    }
+
+    /// The level of the request's log line.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        match self {
+            Self::Internal(_) => Level::ERROR,
+            Self::Unavailable(_) => Level::WARN,
+            _ => Level::INFO,
+        }
+    }
+
+    /// The cause for the log. The client never sees it.
     #[must_use]
     pub fn cause(&self) -> Option<&str> {
         match self {
@@ -163,45 +134,38 @@ impl Error {
         }
     }
 
-    /// The value of `errors` in the answer.
-    fn items<'a>(&'a self, row: &'a Row) -> Vec<Item<'a>> {
-        match self {
-            Self::ValidationFailed(faults) => faults
-                .iter()
-                .map(|fault| Item { code: row.code, message: &fault.message, field: fault.field.as_deref() })
-                .collect(),
-            _ => vec![Item { code: row.code, message: &row.message, field: None }],
-        }
-    }
-
-    /// The body of the answer: `{"errors":[…]}`.
+    /// The body of the response: `{"errors":[…]}`.
     #[must_use]
-    pub fn body(&self, row: &Row) -> String {
+    pub fn body(&self) -> String {
         #[derive(Serialize)]
         struct Body<'a> {
             errors: Vec<Item<'a>>,
         }
-        serde_json::to_string(&Body { errors: self.items(row) }).unwrap_or_default()
+        let code = self.code().as_str();
+        let message = self.message();
+        let errors = match self {
+            Self::ValidationFailed(violations) => violations
+                .iter()
+                .map(|violation| Item { code, message: &violation.message, field: violation.field.as_deref() })
+                .collect(),
+            _ => vec![Item { code, message: &message, field: None }],
+        };
+        serde_json::to_string(&Body { errors }).unwrap_or_default()
     }
+}
+
+/// One element of `errors` in a response.
+#[derive(Serialize)]
+struct Item<'a> {
+    code: &'static str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
 }
 
 /// A value of `Retry-After`: whole seconds, rounded up, at least 1.
 fn whole_seconds(wait: Duration) -> String {
     wait.as_millis().div_ceil(1000).max(1).to_string()
-}
-
-impl Row {
-    fn client(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, code, message: message.into(), header: None, level: Level::INFO }
-    }
-
-    fn server(status: StatusCode, code: &'static str, message: &'static str, level: Level) -> Self {
-        Self { status, code, message: message.into(), header: None, level }
-    }
-
-    fn with(self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
-        Self { header: Some((name, value.into())), ..self }
-    }
 }
 
 impl From<StoreError> for Error {

@@ -1,29 +1,25 @@
-//! A gateway event → a request → the pipeline → an answer.
-//!
-//! The checks stand in the order of contract section 2: the first that fails answers.
+//! A gateway event → the checks, in the order of docs/contract.md ("Order of checks") → the pipeline
+//! → a response.
 
-use crate::auth::{ApiKey, AuthError, Authenticator, Caller, KeyStore};
-use crate::batch::{Batch, BatchError, MAX_BODY_BYTES};
+use crate::auth::{AuthError, Authenticator, Caller, KeyStore};
+use crate::body::{self, Encoding};
 use crate::clock::{Clock, Timestamp};
-use crate::config::RateLimit;
 use crate::deadline::Deadline;
 use crate::delivery::{Queue, TraceHeader};
 use crate::error::Error;
 use crate::gateway::{GatewayEvent, GatewayResponse, Header};
-use crate::idempotency::{Claimant, IdempotencyKey, RecordKey, StateStore};
-use crate::ingest::{Outcome, Pipeline, Request};
-use crate::rate_limit::{RateLimiter, Tenant, Verdict, Window, WindowStore};
-use crate::telemetry::{Completion, Facts, Telemetry};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use flate2::read::MultiGzDecoder;
+use crate::idempotency::{Claimant, RecordKey, StateStore};
+use crate::ingest::{Completion, Ingested, Pipeline, Request, Success};
+use crate::rate_limit::{Admission, Charge, RateLimiter, Window, WindowStore};
+use crate::telemetry::{Facts, Telemetry};
+use contract::api_key::ApiKey;
+use contract::batch::{Batch, BatchError};
+use contract::idempotency_key::IdempotencyKey;
+use contract::tenant::Tenant;
 use futures_util::FutureExt;
 use lambda_http::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use lambda_http::http::{Method, StatusCode};
 use lambda_runtime::LambdaEvent;
-use serde::de::IgnoredAny;
-use std::cell::RefCell;
-use std::io::Read;
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
@@ -31,269 +27,194 @@ const ACCEPTED_BODY: &str = r#"{"data":{"accepted":true}}"#;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// The function: everything one sandbox keeps between requests.
+/// The function. Between requests it keeps only caches and clients.
 pub struct App<K, W, S, Q, C> {
-    /// Lets callers in.
+    /// Authenticates callers.
     pub auth: Authenticator<K>,
-    /// Holds projects to their limits.
+    /// Enforces rate limits.
     pub limiter: RateLimiter<W>,
-    /// Gets their events into the queue.
+    /// Puts batches into the queue.
     pub pipeline: Pipeline<S, Q, C>,
-    /// Says what happened.
+    /// Writes the log line of each request.
     pub telemetry: Telemetry,
-    /// What is left to do for the request just answered; at first nothing.
-    pub answered: RefCell<Option<Answered>>,
 }
 
-/// A request whose answer is made.
-pub struct Answered {
-    result: Result<Outcome, Error>,
+/// The work that is left after the response: the completion of an accepted batch, and the log line.
+#[must_use = "pass it to `App::finish` after the response is sent and before the next invocation"]
+pub struct Unfinished {
+    result: Result<Success, Error>,
     facts: Facts,
 }
 
 impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S, Q, C> {
-    /// Answers one invocation. There is no outcome without an answer: a panic is one too.
-    ///
-    /// [`Self::finish`] must follow, once the answer is out and before the next invocation.
-    pub async fn handle(&self, invocation: LambdaEvent<GatewayEvent>) -> GatewayResponse {
+    /// Handles one invocation. It always returns a response: a panic becomes a 500.
+    pub async fn handle(&self, invocation: LambdaEvent<GatewayEvent>) -> (GatewayResponse, Unfinished) {
         let LambdaEvent { payload: event, context } = invocation;
-        let begun = Instant::now();
-        let start = self.pipeline.clock.now();
+        let started = Instant::now();
         let version = event.payload_version();
         let mut facts = Facts {
             request_id: event.request_id().unwrap_or(&context.request_id).to_owned(),
             trace_id: context.xray_trace_id.clone(),
             ..Facts::default()
         };
-        let deadline = Deadline::new(start, Timestamp::from_millis(context.deadline));
+        let deadline = Deadline::new(self.pipeline.clock.now(), Timestamp::from_millis(context.deadline));
         let result = AssertUnwindSafe(self.accept(event, &deadline, &mut facts)).catch_unwind().await;
         let result = result.unwrap_or_else(|_| Err(Error::Internal("panic".to_owned())));
 
-        let Answer { status, mut headers, body } = Answer::new(&result);
+        let Response { status, mut headers, body } = Response::new(&result);
         headers.insert(REQUEST_ID, header_value(&facts.request_id));
-        facts.duration = begun.elapsed();
-        self.answered.replace(Some(Answered { result, facts }));
-        GatewayResponse::new(version, status, headers, body)
+        facts.duration = started.elapsed();
+        (GatewayResponse::new(version, status, headers, body), Unfinished { result, facts })
     }
 
-    /// Does what no client need wait for: records what was accepted, and writes the line.
-    pub async fn finish(&self) {
-        let Some(Answered { result, mut facts }) = self.answered.take() else { return };
-        if let Ok(Outcome::Accepted(unrecorded)) = &result {
-            let begun = Instant::now();
-            let completion = AssertUnwindSafe(self.pipeline.complete(unrecorded)).catch_unwind().await;
+    /// Records an accepted batch and writes the log line. The client does not wait for either.
+    pub async fn finish(&self, Unfinished { result, mut facts }: Unfinished) {
+        if let Ok(Success::Accepted(pending)) = &result {
+            let started = Instant::now();
+            let completion = AssertUnwindSafe(self.pipeline.complete(pending)).catch_unwind().await;
             facts.completion = Some(completion.unwrap_or(Completion::Failed));
-            facts.complete_time = Some(begun.elapsed());
+            facts.complete_time = Some(started.elapsed());
         }
         self.telemetry.write(facts, &result);
     }
 
-    async fn accept(&self, event: GatewayEvent, deadline: &Deadline, facts: &mut Facts) -> Result<Outcome, Error> {
+    async fn accept(&self, event: GatewayEvent, deadline: &Deadline, facts: &mut Facts) -> Result<Success, Error> {
         let endpoint = Endpoint::of(&event)?;
-
-        let key = event.header(Header::Authorization).and_then(ApiKey::from_header);
-        let begun = Instant::now();
-        let caller = self.auth.authenticate(key, &self.pipeline.clock, deadline.claim_by()).await;
-        facts.auth_time = Some(begun.elapsed());
-        let caller = caller?;
-        facts.project_id = Some(caller.project.to_string());
-        facts.mode = Some(caller.mode);
-        facts.key_hint = Some(caller.key_hint.clone());
-
+        let caller = self.identify(&event, deadline, facts).await?;
         let encoding = Encoding::of(&event)?;
-        let key = event.header(Header::IdempotencyKey).ok_or(Error::IdempotencyKeyRequired)?;
-        let key = IdempotencyKey::parse(key).ok_or(Error::IdempotencyKeyInvalid)?;
-        let key = endpoint.record_key(&caller, key);
+        let record_key = endpoint.record_key(&caller.tenant, idempotency_key(&event)?);
 
-        let begun = Instant::now();
-        let body = transported(event)?;
-        facts.bytes_in = Some(body.len());
-        let body = encoding.decode(body)?;
-        facts.bytes_decoded = Some(body.len());
+        let started = Instant::now();
+        let body = read(event, encoding, facts)?;
         let batch = endpoint.parse(&body)?;
         facts.events = Some(batch.events().len());
-        facts.decode_time = Some(begun.elapsed());
+        facts.decode_time = Some(started.elapsed());
 
-        let tenant = Tenant { project: caller.project.clone(), mode: caller.mode };
-        let events = batch.events().len();
         let arrived = self.pipeline.clock.now();
-        let counted_in = self.admit(&tenant, caller.rate_limit, events, facts).await?;
-
+        let charge = self.admit(&caller, &batch, facts).await?;
         let request = Request {
-            project: &caller.project,
-            mode: caller.mode,
-            key: &key,
-            me: &Claimant::new(arrived, &body),
+            tenant: &caller.tenant,
+            record_key: &record_key,
+            claimant: &Claimant::new(arrived, &body),
             batch: &batch,
             trace: facts.trace_id.as_deref().and_then(TraceHeader::parse),
             deadline,
         };
-        let result = self.pipeline.ingest(&request, facts).await;
-        if let Some(window) = counted_in
-            && !stays_counted(&result, facts, window)
-        {
-            self.limiter.give_back(&tenant, window, events);
+        let ingested = self.pipeline.ingest(&request).await;
+        match charge {
+            Some(charge) if counts_in(charge.window(), &ingested) => charge.keep(),
+            Some(charge) => charge.refund(),
+            None => {}
         }
-        result
+        facts.findings = ingested.findings;
+        ingested.result
     }
 
-    /// Row 10: counts the batch against the project's limit, if it has one; tells in which window.
-    async fn admit(
+    /// Checks 3 and 4: the caller.
+    async fn identify(
         &self,
-        tenant: &Tenant,
-        limit: Option<RateLimit>,
-        events: usize,
+        event: &GatewayEvent,
+        deadline: &Deadline,
         facts: &mut Facts,
-    ) -> Result<Option<Window>, Error> {
-        let Some(limit) = limit else { return Ok(None) };
+    ) -> Result<Caller, Error> {
+        let api_key = event.header(Header::Authorization).and_then(ApiKey::from_header);
+        let started = Instant::now();
+        let caller = self.auth.authenticate(api_key, &self.pipeline.clock, deadline.claim_by()).await;
+        facts.auth_time = Some(started.elapsed());
+        let caller = caller?;
+        facts.caller = Some(caller.clone());
+        Ok(caller)
+    }
+
+    /// Check 10: charges the batch against the caller's rate limit. Returns `None` if there is no limit
+    /// or the counter failed.
+    async fn admit<'a>(
+        &'a self,
+        caller: &'a Caller,
+        batch: &Batch<'_>,
+        facts: &mut Facts,
+    ) -> Result<Option<Charge<'a, W>>, Error> {
+        let Some(limit) = caller.rate_limit else { return Ok(None) };
         let clock = &self.pipeline.clock;
-        let begun = Instant::now();
-        let verdict = self.limiter.admit(clock, tenant, limit, events).await;
-        facts.limit_time = Some(begun.elapsed());
-        match verdict {
-            Verdict::Pass(window) => Ok(Some(window)),
-            Verdict::PassUncounted(error) => {
+        let started = Instant::now();
+        let admission = self.limiter.admit(clock, &caller.tenant, limit, batch.events().len()).await;
+        facts.limit_time = Some(started.elapsed());
+        match admission {
+            Admission::Admitted(charge) => Ok(Some(charge)),
+            Admission::Uncounted(error) => {
                 facts.limiter_failure = Some(Error::from(error).cause().unwrap_or_default().to_owned());
                 Ok(None)
             }
-            Verdict::Over { until } => Err(Error::RateLimited { wait: clock.now().until(until) }),
+            Admission::Refused { until } => Err(Error::RateLimited { wait: clock.now().until(until) }),
         }
     }
 }
 
-/// Whether what the limiter counted for a request in `window` stays counted. An attempt that broke
-/// off keeps its count, and the one that resumes it in the same window is not counted again.
-fn stays_counted(result: &Result<Outcome, Error>, facts: &Facts, window: Window) -> bool {
-    match result {
-        Ok(Outcome::Replayed) | Err(Error::KeyReused | Error::InProgress { .. }) => false,
-        Ok(Outcome::Accepted(_)) => {
-            facts.attempt == Some(1) || facts.first_arrival.is_none_or(|first| Window::at(first) != window)
+/// Whether a batch that was charged in `window` counts against the limit of that window.
+///
+/// A failed attempt stays charged, so the attempt that resumes it in the same window is free.
+fn counts_in(window: Window, ingested: &Ingested) -> bool {
+    match &ingested.result {
+        Ok(Success::Replayed) | Err(Error::KeyReused | Error::InProgress { .. }) => false,
+        Ok(Success::Accepted(_)) => {
+            let findings = &ingested.findings;
+            findings.attempt == Some(1) || findings.first_arrival.is_none_or(|first| Window::at(first) != window)
         }
         Err(_) => true,
     }
 }
 
-/// What a request is sent to.
+/// The resource that a request addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Endpoint {
     Batch,
-    Single,
+    Event,
 }
 
 impl Endpoint {
-    const PATHS: [(Self, &str); 2] = [(Self::Batch, "/api/v1/events/batch"), (Self::Single, "/api/v1/events")];
+    const PATHS: [(Self, &str); 2] = [(Self::Batch, "/api/v1/events/batch"), (Self::Event, "/api/v1/events")];
 
-    /// Rows 1 and 2: the path, possibly behind a stage, and the method.
+    /// Checks 1 and 2: the path, which may have a stage prefix, and the method.
     fn of(event: &GatewayEvent) -> Result<Self, Error> {
         let known = Self::PATHS.into_iter().find(|(_, path)| event.path().strip_suffix(path).is_some_and(is_stage));
         let (endpoint, _) = known.ok_or(Error::NotFound)?;
         if event.method() == Method::POST.as_str() { Ok(endpoint) } else { Err(Error::MethodNotAllowed) }
     }
 
-    fn record_key(self, caller: &Caller, key: IdempotencyKey<'_>) -> RecordKey {
+    fn record_key(self, tenant: &Tenant, key: IdempotencyKey<'_>) -> RecordKey {
         match self {
-            Self::Batch => RecordKey::new(&caller.project, caller.mode, key),
-            Self::Single => RecordKey::single(&caller.project, caller.mode, key),
+            Self::Batch => RecordKey::of_batch(tenant, key),
+            Self::Event => RecordKey::of_event(tenant, key),
         }
     }
 
+    /// Checks 8 and 9: the body's syntax and rules.
     fn parse(self, body: &[u8]) -> Result<Batch<'_>, BatchError> {
         match self {
             Self::Batch => Batch::parse(body),
-            Self::Single => Batch::parse_single(body),
+            Self::Event => Batch::parse_single(body),
         }
     }
 }
 
-/// Whether what stands before a path is nothing or one segment.
+/// Whether a path's prefix is empty or one segment.
 fn is_stage(prefix: &str) -> bool {
     prefix.is_empty() || prefix.strip_prefix('/').is_some_and(|stage| !stage.is_empty() && !stage.contains('/'))
 }
 
-/// How the body is encoded beyond what the gateway does to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Encoding {
-    Identity,
-    Gzip,
+/// Check 6: the idempotency key.
+fn idempotency_key(event: &GatewayEvent) -> Result<IdempotencyKey<'_>, Error> {
+    let key = event.header(Header::IdempotencyKey).ok_or(Error::IdempotencyKeyRequired)?;
+    IdempotencyKey::parse(key).ok_or(Error::IdempotencyKeyInvalid)
 }
 
-impl Encoding {
-    /// Row 5: content type and encoding.
-    fn of(event: &GatewayEvent) -> Result<Self, Error> {
-        let encoding = match event.header(Header::ContentEncoding) {
-            None => Self::Identity,
-            Some(value) if value.eq_ignore_ascii_case("identity") => Self::Identity,
-            Some(value) if value.eq_ignore_ascii_case("gzip") => Self::Gzip,
-            Some(_) => {
-                return Err(Error::UnsupportedMediaType("Content-Encoding must be absent, identity or gzip"));
-            }
-        };
-        let media_type = event.header(Header::ContentType).unwrap_or_default();
-        let media_type = media_type.split(';').next().unwrap_or_default().trim();
-        let is = |name: &str| media_type.eq_ignore_ascii_case(name);
-        match encoding {
-            _ if is("application/json") => Ok(encoding),
-            Self::Gzip if is("application/gzip") || is("application/octet-stream") => Ok(encoding),
-            Self::Gzip => Err(Error::UnsupportedMediaType(
-                "Content-Type must be application/json, application/gzip or application/octet-stream",
-            )),
-            Self::Identity => Err(Error::UnsupportedMediaType("Content-Type must be application/json")),
-        }
-    }
-
-    /// Rows 7 and 8: the body's bytes as the client meant them.
-    fn decode(self, body: Vec<u8>) -> Result<Vec<u8>, Error> {
-        match self {
-            Self::Identity => Ok(body),
-            Self::Gzip if body.starts_with(&GZIP_MAGIC) => gunzip(&body),
-            // A gateway in between decompressed it and left the header.
-            Self::Gzip if body.trim_ascii_start().starts_with(b"{") || is_json(&body) => Ok(body),
-            Self::Gzip if body.first() == GZIP_MAGIC.first() => Err(Error::MalformedEncoding(
-                "the gzip body was garbled on its way: API Gateway takes a body of a JSON content type for text; \
-                 send it as Content-Type: application/gzip",
-            )),
-            Self::Gzip => Err(Error::MalformedEncoding(
-                "the body is not gzip; compress it, or leave out the header Content-Encoding",
-            )),
-        }
-    }
-}
-
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-
-fn is_json(body: &[u8]) -> bool {
-    serde_json::from_slice::<IgnoredAny>(body).is_ok()
-}
-
-/// Decompresses at most [`MAX_BODY_BYTES`].
-fn gunzip(body: &[u8]) -> Result<Vec<u8>, Error> {
-    let mut decoded = Vec::new();
-    let limit = MAX_BODY_BYTES as u64 + 1;
-    match MultiGzDecoder::new(body).take(limit).read_to_end(&mut decoded) {
-        Ok(_) if decoded.len() > MAX_BODY_BYTES => Err(Error::PayloadTooLarge(
-            "the body is larger than 5 MB (5,242,880 bytes) when decompressed; send fewer events a batch",
-        )),
-        Ok(_) => Ok(decoded),
-        Err(_) => Err(Error::MalformedEncoding("the gzip body is damaged or cut short; compress it and send it again")),
-    }
-}
-
-/// Row 7 and the gateway's part of row 8: the bytes that the client sent.
-fn transported(event: GatewayEvent) -> Result<Vec<u8>, Error> {
-    let body = event.body.unwrap_or_default();
-    let bytes = if event.is_base64_encoded {
-        BASE64_STANDARD
-            .decode(body)
-            .map_err(|_| Error::MalformedEncoding("the gateway marked the body as base64, which it is not"))?
-    } else {
-        body.into_bytes()
-    };
-    if bytes.len() > MAX_BODY_BYTES {
-        return Err(Error::PayloadTooLarge(
-            "the body is larger than 5 MB (5,242,880 bytes); send fewer events a batch",
-        ));
-    }
-    Ok(bytes)
+/// Checks 7 and 8: the decoded body.
+fn read(event: GatewayEvent, encoding: Encoding, facts: &mut Facts) -> Result<Vec<u8>, Error> {
+    let received = body::received(event)?;
+    facts.bytes_in = Some(received.len());
+    let decoded = encoding.decode(received)?;
+    facts.bytes_decoded = Some(decoded.len());
+    Ok(decoded)
 }
 
 impl From<AuthError> for Error {
@@ -310,36 +231,35 @@ impl From<BatchError> for Error {
     fn from(error: BatchError) -> Self {
         match error {
             BatchError::Malformed(what) => Self::MalformedJson(what),
-            BatchError::Invalid(faults) => Self::ValidationFailed(faults),
+            BatchError::Invalid(violations) => Self::ValidationFailed(violations),
         }
     }
 }
 
-struct Answer {
+struct Response {
     status: StatusCode,
     headers: HeaderMap,
     body: String,
 }
 
-impl Answer {
-    fn new(result: &Result<Outcome, Error>) -> Self {
+impl Response {
+    fn new(result: &Result<Success, Error>) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match result {
-            Ok(outcome) => {
-                if matches!(outcome, Outcome::Replayed) {
+            Ok(success) => {
+                if matches!(success, Success::Replayed) {
                     headers.insert(REPLAYED, HeaderValue::from_static("true"));
                 }
-                let body = ACCEPTED_BODY.to_owned();
-                Self { status: StatusCode::ACCEPTED, headers, body }
+                Self { status: StatusCode::ACCEPTED, headers, body: ACCEPTED_BODY.to_owned() }
             }
             Err(error) => {
-                let row = error.row();
-                if let Some((name, value)) = &row.header {
-                    headers.insert(HeaderName::from_static(name), header_value(value));
+                if let Some((name, value)) = error.header() {
+                    headers.insert(HeaderName::from_static(name), header_value(&value));
                 }
-                let body = error.body(&row);
-                Self { status: row.status, headers, body }
+                let status =
+                    StatusCode::from_u16(error.code().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                Self { status, headers, body: error.body() }
             }
         }
     }

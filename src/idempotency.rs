@@ -1,11 +1,13 @@
-//! The idempotency record: what it holds, what it means, and the port to where it lives.
+//! The idempotency record: its contents, the decisions about it, and the port to its store.
 //!
-//! [`decide`] is the heart of the protocol: a pure function from what a record says to what a
-//! request must do. `ingest` carries it out. `idempotency.md` beside this file states the
-//! invariants and which line keeps each.
+//! [`decide`] is the core of the protocol: a pure function from a record to a request's next step.
+//! `ingest` carries the step out. `idempotency.md` beside this file lists the invariants and the
+//! code that keeps each.
 
-use crate::auth::{Mode, ProjectId};
 use crate::clock::Timestamp;
+use crate::store::StoreError;
+use contract::idempotency_key::IdempotencyKey;
+use contract::tenant::Tenant;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::ops::Range;
@@ -13,40 +15,28 @@ use time::format_description::well_known::iso8601::{Config as Iso8601Config, Enc
 use time::{OffsetDateTime, UtcDateTime};
 use uuid::{NoContext, Uuid};
 
-/// A client's idempotency key: 1 to 255 visible ASCII characters, otherwise opaque.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct IdempotencyKey<'request>(&'request str);
-
-impl<'request> IdempotencyKey<'request> {
-    /// The most characters of a key (contract section 1).
-    pub const MAX_LEN: usize = 255;
-
-    /// Takes a header's value as a key; `None` if it is none.
-    #[must_use]
-    pub fn parse(text: &'request str) -> Option<Self> {
-        let is_key = (1..=Self::MAX_LEN).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-        is_key.then_some(Self(text))
-    }
-}
-
-/// The partition key of an idempotency record: project, mode and idempotency key.
+/// The partition key of an idempotency record: endpoint, tenant and idempotency key.
 ///
-/// It holds the client's key in clear and so has neither `Debug` nor `Display`.
+/// It contains the client's key in clear, so it implements neither `Debug` nor `Display`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RecordKey(String);
 
 impl RecordKey {
-    /// Scopes `key` to its project and mode. Neither of those can hold a `#`.
+    /// The key of a request to `POST /api/v1/events/batch`.
     #[must_use]
-    pub fn new(project: &ProjectId, mode: Mode, IdempotencyKey(key): IdempotencyKey<'_>) -> Self {
-        Self(format!("idem#{project}#{mode}#{key}"))
+    pub fn of_batch(tenant: &Tenant, key: IdempotencyKey<'_>) -> Self {
+        Self::new("idem", tenant, key)
     }
 
-    /// The same for the endpoint of single events, where a key stands for another request. No key
-    /// of the one begins like a key of the other.
+    /// The key of a request to `POST /api/v1/events`.
     #[must_use]
-    pub fn single(project: &ProjectId, mode: Mode, IdempotencyKey(key): IdempotencyKey<'_>) -> Self {
-        Self(format!("idem-event#{project}#{mode}#{key}"))
+    pub fn of_event(tenant: &Tenant, key: IdempotencyKey<'_>) -> Self {
+        Self::new("idem-event", tenant, key)
+    }
+
+    /// Unambiguous, because neither a project nor a mode can contain a `#`.
+    fn new(prefix: &str, Tenant { project, mode }: &Tenant, key: IdempotencyKey<'_>) -> Self {
+        Self(format!("{prefix}#{project}#{mode}#{}", key.as_str()))
     }
 
     /// The value of the table's `pk` attribute.
@@ -56,7 +46,7 @@ impl RecordKey {
     }
 }
 
-/// SHA-256 over the decoded body: tells a retry from another request under the same key.
+/// SHA-256 over the decoded body. It tells a retry from another request with the same key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 32]);
 
@@ -68,32 +58,32 @@ impl Fingerprint {
     }
 }
 
-/// A batch's id, a `UUIDv7`: made when its key is first claimed and kept by every retry.
+/// A batch's id, a `UUIDv7`. It is created when the batch's key is first claimed, and every retry keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BatchId(Uuid);
 
 impl BatchId {
-    /// A new id that carries the time of arrival.
+    /// Creates an id that contains the time of arrival.
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
         let nanos = u32::try_from(now.millis() % 1000 * 1_000_000).unwrap_or_default();
         Self(Uuid::new_v7(uuid::Timestamp::from_unix(NoContext, now.seconds(), nanos)))
     }
 
-    /// The id in its usual text form; `None` if the text is none.
+    /// Parses the usual text form; `None` if the text is not a UUIDv7.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Uuid::try_parse(text).ok().filter(|id| id.get_version_num() == 7).map(Self)
     }
 
-    /// When the batch first arrived.
+    /// The time at which the batch first arrived.
     #[must_use]
     pub fn arrival(self) -> Timestamp {
         let (seconds, nanos) = self.0.get_timestamp().map_or((0, 0), |time| time.to_unix());
         Timestamp::from_millis(seconds * 1000 + u64::from(nanos / 1_000_000))
     }
 
-    /// The same as RFC 3339 in UTC with milliseconds.
+    /// The time of arrival in RFC 3339: UTC, with milliseconds.
     #[must_use]
     pub fn received_at(self) -> String {
         const MILLISECONDS: EncodedConfig = Iso8601Config::DEFAULT
@@ -112,49 +102,49 @@ impl fmt::Display for BatchId {
     }
 }
 
-/// The fencing token: 128 random bits made by each request. Only the request whose token the
-/// record holds may change it.
+/// The owner of a key: a fencing token of 128 random bits that each request creates. Only the request
+/// whose token is in the record may change the record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Owner(String);
 
 impl Owner {
-    /// A token that no other request has.
+    /// Creates a token that no other request has.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4().simple().to_string())
     }
 
-    /// The token that a record holds.
+    /// The token in a record.
     #[must_use]
     pub fn from_record(text: String) -> Self {
         Self(text)
     }
 
-    /// The token as the record holds it.
+    /// The token as text, for the record.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Which events SQS has acknowledged: a bitmap by event index, least significant bit first.
+/// The events that SQS has acknowledged: a bitmap by event index, least significant bit first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Delivered(Vec<u8>);
 
 impl Delivered {
-    /// None of `events` events.
+    /// A bitmap for `events` events, none of them delivered.
     #[must_use]
     pub fn none(events: usize) -> Self {
         Self(vec![0; events.div_ceil(8)])
     }
 
-    /// The bitmap that a record holds.
+    /// The bitmap in a record.
     #[must_use]
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }
 
-    /// The bitmap as the record holds it.
+    /// The bitmap as bytes, for the record.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -166,7 +156,7 @@ impl Delivered {
         self.0.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1)
     }
 
-    /// Notes an acknowledgement.
+    /// Marks the event at `index` as acknowledged.
     pub fn insert(&mut self, index: usize) {
         if self.0.len() <= index / 8 {
             self.0.resize(index / 8 + 1, 0);
@@ -180,152 +170,142 @@ impl Delivered {
         range.all(|index| self.contains(index))
     }
 
-    /// How many events were acknowledged.
+    /// The number of acknowledged events.
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.iter().map(|byte| byte.count_ones() as usize).sum()
     }
 }
 
-/// How far a batch has come.
+/// The state of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
-    /// Claimed; not known to be in the queue.
+    /// The key is claimed. The batch may not be in the queue yet.
     InProgress,
-    /// In the queue, every event.
+    /// Every event is in the queue.
     Accepted,
 }
 
-/// What the state table knows of one idempotency key (contract section 6).
+/// The state table's record of one idempotency key (docs/contract.md, "State table").
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
-    /// How far the batch has come.
+    /// The state of the batch.
     pub state: State,
-    /// Of the body that claimed the key.
+    /// The fingerprint of the body that claimed the key.
     pub fingerprint: Fingerprint,
-    /// Kept across take-overs.
+    /// The id of the batch, kept across take-overs.
     pub batch_id: BatchId,
-    /// Who holds the key.
+    /// The request that owns the key.
     pub owner: Owner,
-    /// Counts claims, for people to read.
+    /// The number of claims and take-overs so far. Only people read it.
     pub attempt: u64,
-    /// Until when the holder may be alive.
+    /// The time until which the owner may be alive.
     pub lease_until: Timestamp,
-    /// What SQS acknowledged and was recorded.
+    /// The events that SQS acknowledged, as far as an earlier attempt recorded them.
     pub delivered: Delivered,
-    /// Epoch seconds from which the record counts as absent.
+    /// The time from which the record counts as absent, in epoch seconds.
     pub expires_at: u64,
 }
 
-/// A request that asks for a key: its fencing token, the id its batch would get, and what it
-/// is compared by.
+/// A request that wants to own a key.
 #[derive(Clone, Debug)]
 pub struct Claimant {
-    /// The fencing token.
+    /// Its fencing token.
     pub owner: Owner,
-    /// The id of the batch if this request is the first to claim the key.
+    /// The batch's id, if this request is the first to claim the key.
     pub batch_id: BatchId,
-    /// Of this request's body.
+    /// The fingerprint of its body.
     pub fingerprint: Fingerprint,
 }
 
 impl Claimant {
-    /// A claimant for a body that arrived at `now`.
+    /// Creates a claimant for a body that arrived at `now`.
     #[must_use]
     pub fn new(now: Timestamp, body: &[u8]) -> Self {
         Self { owner: Owner::random(), batch_id: BatchId::new(now), fingerprint: Fingerprint::of(body) }
     }
 }
 
-/// What a request must do next.
+/// A request's next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Nobody holds the key: claim it.
+    /// No request owns the key: claim it.
     Claim,
-    /// The key stands for another body: refuse.
+    /// The key belongs to another body: refuse.
     KeyReused,
-    /// The batch is in the queue: say so.
+    /// The batch is in the queue: replay the response.
     Replay,
-    /// This request holds the key: send what is left.
-    Mine(Record),
-    /// Another request holds the key and may be alive.
+    /// This request owns the key: send the events that are not delivered.
+    Send(Record),
+    /// Another request owns the key and may be alive: wait.
     Wait {
-        /// When it no longer can be.
+        /// The end of its lease.
         until: Timestamp,
     },
-    /// The holder failed or can no longer be alive: take the key from it.
+    /// The owner failed or can no longer be alive: take over.
     TakeOver {
-        /// Whom the key is taken from.
+        /// The owner in the record.
         seen: Owner,
     },
 }
 
-/// What `me` must do about what the table holds.
+/// Decides the next step of `claimant`, given the record in the table.
 ///
-/// The order matters. Expiry comes first, as the table's TTL deletes up to days late. The
-/// fingerprint comes before state and lease, so that a reused key never hides behind them.
+/// The order matters. Expiry comes first, because the table's TTL may delete a record days late. The
+/// fingerprint comes before state and lease, so that a reused key is reported whatever they are.
 #[must_use]
-pub fn decide(record: Option<Record>, me: &Claimant, now: Timestamp) -> Decision {
+pub fn decide(record: Option<Record>, claimant: &Claimant, now: Timestamp) -> Decision {
     match record {
         None => Decision::Claim,
         Some(record) if record.expires_at <= now.seconds() => Decision::Claim,
-        Some(record) if record.fingerprint != me.fingerprint => Decision::KeyReused,
+        Some(record) if record.fingerprint != claimant.fingerprint => Decision::KeyReused,
         Some(Record { state: State::Accepted, .. }) => Decision::Replay,
-        // A conditional write retried after a lost reply meets its own effect.
-        Some(record) if record.owner == me.owner && now < record.lease_until => Decision::Mine(record),
+        // A conditional write that was repeated after a lost response finds its own effect.
+        Some(record) if record.owner == claimant.owner && now < record.lease_until => Decision::Send(record),
         Some(record) if now < record.lease_until => Decision::Wait { until: record.lease_until },
         Some(record) => Decision::TakeOver { seen: record.owner },
     }
 }
 
-/// How the table took a claim or a take-over.
+/// The result of a claim or a take-over.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Claimed {
-    /// The key is the claimant's, under this record.
+    /// The claimant owns the key, with this record.
     Done(Record),
-    /// The condition failed; this is what the table holds.
+    /// The condition failed. The record in the table, if there is one.
     Refused(Option<Record>),
 }
 
-/// How the table took a write that only the holder may make.
+/// The result of a write that only the owner may make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fenced {
-    /// Written.
+    /// The record is written.
     Done,
-    /// The key has another holder, or is gone.
+    /// The key has another owner or no record.
     Lost,
 }
 
-/// Why a call to a store has no answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StoreError {
-    /// It could not be reached or refused for now; a write may or may not have had effect.
-    Unavailable(String),
-    /// It holds what we cannot have written, or refuses what we write.
-    Defect(String),
-}
-
-/// A take-over's new values.
+/// The values of a take-over.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TakeOver {
-    /// Whom the key is taken from; nobody else may hold it.
+    /// The owner that the record must still have.
     pub seen: Owner,
-    /// The new holder.
+    /// The new owner.
     pub owner: Owner,
-    /// The new holder's lease.
+    /// The new owner's lease.
     pub lease_until: Timestamp,
-    /// Epoch seconds.
+    /// The record's new expiry, in epoch seconds.
     pub expires_at: u64,
 }
 
-/// The state table, at the level of the protocol. Each call is one atomic operation and
-/// answers by the time `by`, if need be with [`StoreError::Unavailable`].
+/// The state table, at the level of the protocol. Each call is one atomic operation. It returns by
+/// the time `by`, with [`StoreError::Unavailable`] if there is no response by then.
 #[expect(async_fn_in_trait, reason = "everything runs on one thread; no caller needs a Send future")]
 pub trait StateStore {
-    /// Reads a record, seeing every write acknowledged before.
+    /// Reads a record. The read sees every write acknowledged before.
     async fn get(&self, key: &RecordKey, by: Timestamp) -> Result<Option<Record>, StoreError>;
 
-    /// Writes `record` if there is none, or if the one there expired by `now`.
+    /// Writes `record` if there is none, or if the existing one expired by `now`.
     async fn claim(
         &self,
         key: &RecordKey,
@@ -334,8 +314,8 @@ pub trait StateStore {
         by: Timestamp,
     ) -> Result<Claimed, StoreError>;
 
-    /// Makes `take_over.owner` the holder and counts an attempt, if the holder is the one seen,
-    /// its lease has lapsed by `now` and the batch is still in progress.
+    /// Makes `take_over.owner` the owner and counts an attempt, if the owner is still
+    /// `take_over.seen`, its lease ended by `now` and the batch is still in progress.
     async fn take_over(
         &self,
         key: &RecordKey,
@@ -344,7 +324,7 @@ pub trait StateStore {
         by: Timestamp,
     ) -> Result<Claimed, StoreError>;
 
-    /// Marks the batch accepted until `expires_at`, if `owner` still holds the key.
+    /// Marks the batch accepted until `expires_at`, if `owner` still owns the key.
     async fn complete(
         &self,
         key: &RecordKey,
@@ -353,8 +333,8 @@ pub trait StateStore {
         by: Timestamp,
     ) -> Result<Fenced, StoreError>;
 
-    /// Ends the lease at once and records what was delivered (`None` leaves that as it is), if
-    /// `owner` still holds the key and the batch is still in progress.
+    /// Ends the lease at once and records `delivered` (`None` leaves the bitmap as it is), if `owner`
+    /// still owns the key and the batch is still in progress.
     async fn release(
         &self,
         key: &RecordKey,
@@ -371,17 +351,17 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
-    fn me() -> Claimant {
-        let owner = Owner::from_record("me".to_owned());
+    fn claimant() -> Claimant {
+        let owner = Owner::from_record("claimant".to_owned());
         Claimant { owner, batch_id: BatchId::new(NOW), fingerprint: Fingerprint::of(b"body") }
     }
 
-    fn mine() -> Record {
+    fn own() -> Record {
         Record {
             state: State::InProgress,
-            fingerprint: me().fingerprint,
+            fingerprint: claimant().fingerprint,
             batch_id: BatchId::new(NOW),
-            owner: me().owner,
+            owner: claimant().owner,
             attempt: 1,
             lease_until: Timestamp::from_millis(NOW.millis() + 1),
             delivered: Delivered::none(1),
@@ -390,19 +370,19 @@ mod tests {
     }
 
     fn another() -> Record {
-        Record { owner: Owner::from_record("another".to_owned()), ..mine() }
+        Record { owner: Owner::from_record("another".to_owned()), ..own() }
     }
 
     fn decided(record: Record) -> Decision {
-        decide(Some(record), &me(), NOW)
+        decide(Some(record), &claimant(), NOW)
     }
 
     #[test]
-    fn an_expired_record_is_none_whatever_it_says() {
-        assert_eq!(decide(None, &me(), NOW), Decision::Claim);
-        for record in [mine(), another()] {
+    fn an_expired_record_counts_as_absent() {
+        assert_eq!(decide(None, &claimant(), NOW), Decision::Claim);
+        for record in [own(), another()] {
             for state in [State::InProgress, State::Accepted] {
-                for fingerprint in [me().fingerprint, Fingerprint::of(b"other")] {
+                for fingerprint in [claimant().fingerprint, Fingerprint::of(b"other")] {
                     let expired = Record { state, fingerprint, expires_at: NOW.seconds(), ..record.clone() };
                     assert_eq!(decided(expired), Decision::Claim);
                 }
@@ -411,8 +391,8 @@ mod tests {
     }
 
     #[test]
-    fn another_body_is_refused_whatever_the_record_says() {
-        for record in [mine(), another()] {
+    fn another_body_is_refused_in_every_state() {
+        for record in [own(), another()] {
             for state in [State::InProgress, State::Accepted] {
                 for lease_until in [NOW, record.lease_until] {
                     let fingerprint = Fingerprint::of(b"other");
@@ -424,14 +404,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_body_is_replayed_or_mine_or_waits_or_takes_over() {
-        for record in [mine(), another()] {
+    fn the_same_body_replays_sends_waits_or_takes_over() {
+        for record in [own(), another()] {
             assert_eq!(decided(Record { state: State::Accepted, ..record }), Decision::Replay);
         }
-        let held = mine();
-        assert_eq!(decided(held.clone()), Decision::Mine(held));
+        assert_eq!(decided(own()), Decision::Send(own()));
         assert_eq!(decided(another()), Decision::Wait { until: another().lease_until });
-        for record in [mine(), another()] {
+        for record in [own(), another()] {
             let seen = record.owner.clone();
             assert_eq!(decided(Record { lease_until: NOW, ..record }), Decision::TakeOver { seen });
         }

@@ -1,19 +1,18 @@
-//! The protocol: hold the key, send what is left, answer, record the result.
+//! The protocol: acquire the key, send the events that are left, respond, record the result.
 //!
-//! At each await: if the process dies here, the record says enough for the next request under
-//! the same key to go on. `idempotency.md` beside this file goes through the cases.
+//! If the process dies at any await, the record tells the next request with the same key how to
+//! continue. `idempotency.md` beside this file goes through the cases.
 
-use crate::auth::{Mode, ProjectId};
-use crate::batch::Batch;
 use crate::clock::{Clock, Timestamp};
 use crate::deadline::Deadline;
-use crate::delivery::{Courier, Envelope, Queue, TraceHeader};
+use crate::delivery::{Envelope, Queue, Sender, TraceHeader};
 use crate::error::Error;
 use crate::idempotency::{
-    Claimant, Claimed, Decision, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, StoreError, TakeOver,
-    decide,
+    Claimant, Claimed, Decision, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, TakeOver, decide,
 };
-use crate::telemetry::{Completion, Facts};
+use crate::store::StoreError;
+use contract::batch::Batch;
+use contract::tenant::Tenant;
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
@@ -22,122 +21,167 @@ const LONGEST_POLL: Duration = Duration::from_millis(400);
 const FIRST_BACKOFF: Duration = Duration::from_millis(25);
 const LONGEST_BACKOFF: Duration = Duration::from_millis(200);
 
-/// The state table, the queue and the clock, and how to use them.
+/// The state table, the queue, the clock and their settings.
 pub struct Pipeline<S, Q, C> {
-    /// Where idempotency records live.
+    /// The store of idempotency records.
     pub store: S,
-    /// Where events go.
+    /// The queue for events.
     pub queue: Q,
-    /// Tells when leases lapse and deadlines come.
+    /// The clock for leases and deadlines.
     pub clock: C,
     /// How long a key is remembered.
     pub dedup_window: Duration,
     /// The most events in one message.
-    pub most_events: NonZeroU16,
+    pub max_events_per_message: NonZeroU16,
 }
 
-/// A valid batch and who sends it.
+/// A valid batch, its sender and its deadline.
 pub struct Request<'a> {
-    /// Whose events these are.
-    pub project: &'a ProjectId,
-    /// Live or test.
-    pub mode: Mode,
-    /// The idempotency key in its scope.
-    pub key: &'a RecordKey,
-    /// This request, as the record knows it.
-    pub me: &'a Claimant,
-    /// What to send.
+    /// The owner of the events.
+    pub tenant: &'a Tenant,
+    /// The key of the idempotency record.
+    pub record_key: &'a RecordKey,
+    /// This request, as a claimant of that record.
+    pub claimant: &'a Claimant,
+    /// The events.
     pub batch: &'a Batch<'a>,
     /// The trace that the messages join.
     pub trace: Option<TraceHeader>,
-    /// Until when.
+    /// The request's time budget.
     pub deadline: &'a Deadline,
 }
 
-/// How a request succeeded. Either way its events are in the queue.
-pub enum Outcome {
-    /// This request put the last of them there, which the record is still to say.
-    Accepted(Unrecorded),
-    /// An earlier one did.
+/// The result of [`Pipeline::ingest`].
+pub struct Ingested {
+    /// The response: success, or checks 11 to 14. After a 5xx, a retry with the same key continues.
+    pub result: Result<Success, Error>,
+    /// Facts for the log and the rate limiter.
+    pub findings: Findings,
+}
+
+/// How a request succeeded. In both cases every event of the batch is in the queue.
+pub enum Success {
+    /// This request queued the last events. The record is marked accepted afterwards.
+    Accepted(PendingCompletion),
+    /// An earlier request queued the batch.
     Replayed,
 }
 
-/// A batch whose every event is in the queue, under a record that does not say so yet.
-pub struct Unrecorded {
-    /// Of the record.
-    pub key: RecordKey,
-    /// Who holds it.
+/// The completion of a batch whose events are all in the queue but whose record does not say so
+/// yet. [`Pipeline::complete`] carries it out.
+#[must_use = "pass it to `Pipeline::complete`"]
+pub struct PendingCompletion {
+    /// The key of the record.
+    pub record_key: RecordKey,
+    /// The request that owns the key.
     pub owner: Owner,
-    /// Until when it may be written.
+    /// The deadline of that request.
     pub deadline: Deadline,
 }
 
-impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
-    /// Gets a batch into the queue, once.
-    ///
-    /// # Errors
-    /// Rows 11 to 14 of contract section 2. After a 5xx, a retry under the same key goes on.
-    pub async fn ingest(&self, request: &Request<'_>, facts: &mut Facts) -> Result<Outcome, Error> {
-        let begun = Instant::now();
-        let held = self.hold(request).await;
-        facts.claim_time = Some(begun.elapsed());
-        let Some(record) = held? else {
-            return Ok(Outcome::Replayed);
-        };
-        facts.attempt = Some(record.attempt);
-        facts.first_arrival = Some(record.batch_id.arrival());
-        facts.resumed_events = record.delivered.count();
+/// The result of the write that marks a delivered batch accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// The record says accepted.
+    Written,
+    /// Another request owns the key by now and will complete the record.
+    LostClaim,
+    /// Every try failed, so a retry of this batch may send it again.
+    Failed,
+}
 
-        let envelope =
-            Envelope::new(request.project.clone(), request.mode, record.batch_id).traced(request.trace.clone());
-        let courier = Courier {
+/// What a request found out about its batch. A duration is absent if its stage did not run.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// The number of the attempt, from the record.
+    pub attempt: Option<u64>,
+    /// When the batch first arrived: for a resumed batch, in an earlier request.
+    pub first_arrival: Option<Timestamp>,
+    /// Events that earlier attempts delivered.
+    pub resumed_events: usize,
+    /// Messages that SQS acknowledged.
+    pub messages: usize,
+    /// `SendMessageBatch` calls.
+    pub send_calls: usize,
+    /// Messages sent again.
+    pub send_retries: usize,
+    /// Claiming the key, including the wait for another owner.
+    pub claim_time: Option<Duration>,
+    /// Sending to SQS.
+    pub send_time: Option<Duration>,
+    /// Releasing the key after a failed attempt.
+    pub release_time: Option<Duration>,
+}
+
+impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
+    /// Puts a batch into the queue, once.
+    pub async fn ingest(&self, request: &Request<'_>) -> Ingested {
+        let mut findings = Findings::default();
+        let result = self.run(request, &mut findings).await;
+        Ingested { result, findings }
+    }
+
+    async fn run(&self, request: &Request<'_>, findings: &mut Findings) -> Result<Success, Error> {
+        let started = Instant::now();
+        let acquired = self.acquire(request).await;
+        findings.claim_time = Some(started.elapsed());
+        let Some(record) = acquired? else {
+            return Ok(Success::Replayed);
+        };
+        findings.attempt = Some(record.attempt);
+        findings.first_arrival = Some(record.batch_id.arrival());
+        findings.resumed_events = record.delivered.count();
+
+        let envelope = Envelope::new(request.tenant.clone(), record.batch_id).traced(request.trace.clone());
+        let sender = Sender {
             queue: &self.queue,
             clock: &self.clock,
             deadline: request.deadline,
             envelope: &envelope,
             batch: request.batch,
-            most_events: self.most_events,
+            max_events_per_message: self.max_events_per_message,
         };
-        let begun = Instant::now();
-        let delivery = courier.deliver(record.delivered).await;
-        facts.send_time = Some(begun.elapsed());
-        facts.messages = delivery.messages;
-        facts.send_calls = delivery.calls;
-        facts.send_retries = delivery.retries;
+        let started = Instant::now();
+        let delivery = sender.deliver(record.delivered).await;
+        findings.send_time = Some(started.elapsed());
+        findings.messages = delivery.messages;
+        findings.send_calls = delivery.calls;
+        findings.send_retries = delivery.retries;
 
         if delivery.delivered.covers(0..request.batch.events().len()) {
-            let Request { key, me, deadline, .. } = *request;
-            return Ok(Outcome::Accepted(Unrecorded {
-                key: key.clone(),
-                owner: me.owner.clone(),
+            let Request { record_key, claimant, deadline, .. } = *request;
+            return Ok(Success::Accepted(PendingCompletion {
+                record_key: record_key.clone(),
+                owner: claimant.owner.clone(),
                 deadline: *deadline,
             }));
         }
-        let begun = Instant::now();
+        let started = Instant::now();
         self.release(request, &delivery.delivered).await;
-        facts.complete_time = Some(begun.elapsed());
-        Err(match delivery.rejected {
-            0 => Error::Unavailable("SQS did not take every message in time".to_owned()),
-            rejected => Error::Internal(format!("SQS will never take {rejected} of the messages")),
+        findings.release_time = Some(started.elapsed());
+        Err(match delivery.permanent_failures {
+            0 => Error::Unavailable("SQS did not accept every message in time".to_owned()),
+            failures => Error::Internal(format!("SQS will never accept {failures} of the messages")),
         })
     }
 
-    /// Marks a batch accepted, once its 202 is out and before the sandbox takes another request.
+    /// Marks a batch accepted, after the response and before the sandbox takes another request.
     ///
-    /// Whatever becomes of this write, the 202 was the truth; so no client need wait for it.
-    pub async fn complete(&self, Unrecorded { key, owner, deadline }: &Unrecorded) -> Completion {
+    /// The response is correct whether or not this write succeeds, so the client does not wait for it.
+    pub async fn complete(&self, pending: &PendingCompletion) -> Completion {
+        let PendingCompletion { record_key, owner, deadline } = pending;
         let by = deadline.write_by();
         let expires_at = self.expires_at(self.clock.now());
-        match self.write(by, async || self.store.complete(key, owner, expires_at, by).await).await {
+        match self.write(by, async || self.store.complete(record_key, owner, expires_at, by).await).await {
             Ok(Fenced::Done) => Completion::Written,
             Ok(Fenced::Lost) => Completion::LostClaim,
             Err(_) => Completion::Failed,
         }
     }
 
-    /// Makes this request the holder of its key; `None` where the batch is already in the queue.
-    async fn hold(&self, request: &Request<'_>) -> Result<Option<Record>, Error> {
-        let Request { key, me, deadline, .. } = request;
+    /// Makes this request the owner of its key. Returns `None` if the batch is already in the queue.
+    async fn acquire(&self, request: &Request<'_>) -> Result<Option<Record>, Error> {
+        let Request { record_key, claimant, deadline, .. } = request;
         let mut decision = Decision::Claim;
         let mut poll = FIRST_POLL;
         loop {
@@ -145,35 +189,35 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
             decision = match decision {
                 Decision::KeyReused => return Err(Error::KeyReused),
                 Decision::Replay => return Ok(None),
-                Decision::Mine(record) => return Ok(Some(record)),
+                Decision::Send(record) => return Ok(Some(record)),
                 Decision::Claim | Decision::TakeOver { .. } if !deadline.may_send(now) => {
                     return Err(Error::Unavailable("no time is left to send".to_owned()));
                 }
                 Decision::Claim => {
                     let record = self.first_claim(request, now);
-                    let claimed = self.store.claim(key, &record, now, deadline.claim_by()).await;
+                    let claimed = self.store.claim(record_key, &record, now, deadline.claim_by()).await;
                     self.after_claim(request, claimed).await?
                 }
                 Decision::TakeOver { seen } => {
                     let take_over = TakeOver {
                         seen,
-                        owner: me.owner.clone(),
+                        owner: claimant.owner.clone(),
                         lease_until: deadline.lease_until(),
                         expires_at: self.expires_at(now),
                     };
-                    let claimed = self.store.take_over(key, &take_over, now, deadline.claim_by()).await;
+                    let claimed = self.store.take_over(record_key, &take_over, now, deadline.claim_by()).await;
                     self.after_claim(request, claimed).await?
                 }
                 Decision::Wait { until } => {
                     let pause = poll.min(now.until(until));
-                    // A look after that would come too late to act upon it.
+                    // After `wait_until`, too little time is left to take over.
                     if now + pause >= deadline.wait_until() {
                         return Err(Error::InProgress { lease_left: now.until(until) });
                     }
                     self.clock.sleep(pause).await;
                     poll = (poll * 2).min(LONGEST_POLL);
-                    let record = self.store.get(key, deadline.claim_by()).await?;
-                    decide(record, me, self.clock.now())
+                    let record = self.store.get(record_key, deadline.claim_by()).await?;
+                    decide(record, claimant, self.clock.now())
                 }
             };
         }
@@ -182,9 +226,9 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
     fn first_claim(&self, request: &Request<'_>, now: Timestamp) -> Record {
         Record {
             state: State::InProgress,
-            fingerprint: request.me.fingerprint,
-            batch_id: request.me.batch_id,
-            owner: request.me.owner.clone(),
+            fingerprint: request.claimant.fingerprint,
+            batch_id: request.claimant.batch_id,
+            owner: request.claimant.owner.clone(),
             attempt: 1,
             lease_until: request.deadline.lease_until(),
             delivered: Delivered::none(request.batch.events().len()),
@@ -198,29 +242,30 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
         claimed: Result<Claimed, StoreError>,
     ) -> Result<Decision, Error> {
         match claimed {
-            Ok(Claimed::Done(record)) => Ok(Decision::Mine(record)),
-            Ok(Claimed::Refused(record)) => Ok(decide(record, request.me, self.clock.now())),
+            Ok(Claimed::Done(record)) => Ok(Decision::Send(record)),
+            Ok(Claimed::Refused(record)) => Ok(decide(record, request.claimant, self.clock.now())),
             Err(error) => {
-                // The claim may have had effect. What was delivered stays as it is: of a
-                // take-over whose answer was lost, it is not known here.
-                let Request { key, me, deadline, .. } = request;
+                // The claim may have taken effect. `delivered` stays as it is, because this request
+                // does not know the bitmap of a take-over whose response was lost.
+                let Request { record_key, claimant, deadline, .. } = request;
                 let expires_at = self.expires_at(self.clock.now());
-                let _ = self.store.release(key, &me.owner, None, expires_at, deadline.write_by()).await;
+                let _ = self.store.release(record_key, &claimant.owner, None, expires_at, deadline.write_by()).await;
                 Err(error.into())
             }
         }
     }
 
     async fn release(&self, request: &Request<'_>, delivered: &Delivered) {
-        let Request { key, me, deadline, .. } = request;
-        let by = deadline.write_by();
+        let Request { record_key, claimant, deadline, .. } = request;
+        let (by, delivered) = (deadline.write_by(), Some(delivered));
         let expires_at = self.expires_at(self.clock.now());
-        // If it cannot be written, the lease runs out by itself.
-        let _ =
-            self.write(by, async || self.store.release(key, &me.owner, Some(delivered), expires_at, by).await).await;
+        // If every try fails, the lease ends by itself.
+        let _ = self
+            .write(by, async || self.store.release(record_key, &claimant.owner, delivered, expires_at, by).await)
+            .await;
     }
 
-    /// Repeats a write that is safe to repeat until it has an answer or it is too late.
+    /// Repeats an idempotent write until it has a result or too little time is left.
     async fn write(
         &self,
         by: Timestamp,

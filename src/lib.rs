@@ -1,36 +1,38 @@
-//! The batch event ingest endpoint: `POST /api/v1/events/batch` → SQS, nothing lost, nothing
-//! doubled.
+//! The batch event ingest endpoint: `POST /api/v1/events/batch` → SQS, without loss or duplicates.
 //!
-//! A request flows down once and an answer comes back; nothing calls upward:
+//! A request passes through the modules from top to bottom; each imports only modules below it:
 //!
 //! ```text
-//! API Gateway event
-//!   → gateway       event of either shape → method, path, headers, body
-//!   → http          the checks, in the contract's order
-//!       → auth          bearer key → Caller            (API keys table, remembered 60 s)
-//!       → batch, event  body bytes → Batch<'body>      (borrowed; all faults collected)
-//!       → ingest        the protocol
-//!           ├ idempotency   claim · take over · complete · release     (state table)
-//!           └ delivery      pack → send → which events were acknowledged   (SQS)
-//!   → http          outcome → answer
+//! main               configuration → clients → run
+//! http               the checks in the contract's order → response
+//!   gateway          API Gateway's JSON ⇄ our types
+//!   auth             API key → caller                        (API keys table, cached for 60 s)
+//!   body             base64, gzip, size
+//!   rate_limit       the tenant's limit, shared by all sandboxes           (state table)
+//!   telemetry        one log line per request, which is also its metrics
+//!   ingest           the protocol
+//!     idempotency    the record: claim, take over, complete, release       (state table)
+//!     delivery       events → messages → acknowledgements                  (SQS)
+//!     deadline       the time budget of a request
+//! error              every response that is not a success
+//! store, clock       the error of all stores; the time
+//! aws                the implementations of the ports; the only code that calls the AWS SDK
 //! ```
 //!
-//! `deadline` is each request's time budget, `clock` the only source of time, `error` the one
-//! table of answers that are not 202, `telemetry` what is logged, `config` the environment, and
-//! `aws` the only code that calls the SDK.
+//! The rules for keys, tenants, events and batches are in the crate `contract`.
 
 pub mod auth;
 pub mod aws;
-pub mod batch;
+pub mod body;
 pub mod clock;
 pub mod config;
 pub mod deadline;
 pub mod delivery;
 pub mod error;
-pub mod event;
 pub mod gateway;
 pub mod http;
 pub mod idempotency;
 pub mod ingest;
 pub mod rate_limit;
+pub mod store;
 pub mod telemetry;

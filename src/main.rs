@@ -1,22 +1,21 @@
 //! The Lambda bootstrap: configuration → clients → run.
 
 use event_ingest::auth::Authenticator;
-use event_ingest::aws::{api_keys::ApiKeysTable, prewarm, queue::SqsQueue, sdk_config, state_table::StateTable};
+use event_ingest::aws::{api_keys::ApiKeysTable, calls, prewarm, queue::SqsQueue, sdk_config, state_table::StateTable};
 use event_ingest::clock::SystemClock;
 use event_ingest::config::Config;
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
 use event_ingest::ingest::Pipeline;
 use event_ingest::rate_limit::RateLimiter;
-use event_ingest::telemetry::{self, Telemetry};
-use futures_util::FutureExt;
+use event_ingest::telemetry::{self, AwsCalls, Telemetry};
 use lambda_runtime::{LambdaEvent, Runtime, service_fn};
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::process::ExitCode;
 use tower::util::ThenLayer;
 
-// One request runs at a time in a sandbox, so one thread is enough and starts fastest.
+// A sandbox handles one request at a time, so one thread is enough and starts fastest.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let config = match Config::from_env() {
@@ -26,7 +25,7 @@ async fn main() -> ExitCode {
     telemetry::init(&config.log_filter);
     telemetry::report_panics();
     let function_name = std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
-    let telemetry = Telemetry::new(function_name, Box::new(std::io::stdout()));
+    let telemetry = Telemetry::new(function_name, Box::new(std::io::stdout()), aws_calls);
     let sdk = sdk_config().await;
     let state_table = StateTable::new(&sdk, config.state_table);
     let queue = SqsQueue::new(&sdk, config.queue_url);
@@ -39,18 +38,28 @@ async fn main() -> ExitCode {
             queue,
             clock: SystemClock,
             dedup_window: config.dedup_window,
-            most_events: config.max_events_per_message,
+            max_events_per_message: config.max_events_per_message,
         },
         telemetry,
-        answered: RefCell::default(),
     };
-    let app = &app;
-    let handler = service_fn(|event: LambdaEvent<GatewayEvent>| Box::pin(app.handle(event).map(Ok::<_, Infallible>)));
-    // Around the posting of the answer: the client has it, and Lambda neither freezes the sandbox
-    // nor sends it another request until it asks for one.
-    let finish = ThenLayer::new(async |posted| {
-        app.finish().await;
-        posted
+    // The handler returns only the response to the runtime, so the rest waits here until the runtime
+    // has sent it.
+    let unfinished = Cell::new(None);
+    let (app, unfinished) = (&app, &unfinished);
+    let handler = service_fn(|event: LambdaEvent<GatewayEvent>| {
+        Box::pin(async move {
+            let (response, rest) = app.handle(event).await;
+            unfinished.set(Some(rest));
+            Ok::<_, Infallible>(response)
+        })
+    });
+    // Runs after the response is sent. Lambda does not freeze the sandbox, or give it another request,
+    // until the runtime asks for the next one.
+    let finish = ThenLayer::new(async |sent| {
+        if let Some(rest) = unfinished.take() {
+            app.finish(rest).await;
+        }
+        sent
     });
     match Box::pin(Runtime::new(handler).layer(finish).run()).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -58,7 +67,12 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Says why the function cannot run; Lambda then reports that it exited.
+fn aws_calls() -> AwsCalls {
+    let (calls, retries) = calls::take();
+    AwsCalls { calls, retries }
+}
+
+/// Logs why the function cannot run. Lambda then reports that it exited.
 fn stop(error: &dyn std::error::Error) -> ExitCode {
     telemetry::print_failure(error);
     ExitCode::FAILURE

@@ -1,55 +1,46 @@
-//! How many events a project may send in a window, shared by all sandboxes for nearly nothing
-//! (contract section 2, row 10).
+//! The number of events that a tenant may send per window, shared by all sandboxes at almost no
+//! cost (docs/contract.md, "Rate limits").
 //!
-//! A window's counter in the state table holds what was granted of it. A sandbox takes a grant
-//! by one atomic update and spends it locally; it asks for as much as it expects to use, so
-//! that a busy sandbox asks about once a window. No grant takes the counter beyond the window's
-//! capacity, so neither do the accepted events.
+//! The state table has a counter per window, which contains the events granted so far. A sandbox
+//! takes a grant in one atomic update and spends it locally. It asks for as many events as it
+//! expects to need, so that a busy sandbox asks about once per window. No grant takes the counter
+//! beyond the window's capacity, so the accepted events never exceed it either.
 
-use crate::auth::{Mode, ProjectId};
 use crate::clock::{Clock, Timestamp};
-use crate::config::RateLimit;
-use crate::idempotency::StoreError;
+use crate::store::StoreError;
+use contract::rate_limit::RateLimit;
+use contract::tenant::Tenant;
 use lru::LruCache;
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-/// The length of a window; windows are aligned to the epoch (contract section 2).
+/// The length of a window. Windows are aligned to the epoch.
 pub const WINDOW: Duration = Duration::from_secs(10);
-/// How long a request waits for a grant before it passes without one.
-const PATIENCE: Duration = Duration::from_millis(300);
-/// How many projects a sandbox keeps count of; about 100 bytes each.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
+/// The longest time that a request waits for a grant before it continues without one.
+const GRANT_TIMEOUT: Duration = Duration::from_millis(300);
+/// The most tenants whose shares a sandbox keeps; about 100 bytes each.
+const CACHED_SHARES: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
 
-/// Whose events are counted together.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Tenant {
-    /// A project,
-    pub project: ProjectId,
-    /// in one of its modes.
-    pub mode: Mode,
-}
-
-/// One window of the epoch, by the time it starts.
+/// A window, identified by its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window(Timestamp);
 
 impl Window {
-    /// The window that `now` lies in.
+    /// The window that contains `now`.
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
         let length = WINDOW.as_secs();
         Self(Timestamp::from_millis(now.seconds() / length * length * 1000))
     }
 
-    /// Epoch seconds of its first moment.
+    /// The start, in epoch seconds.
     #[must_use]
     pub fn start(self) -> u64 {
         self.0.seconds()
     }
 
-    /// The first moment after it.
+    /// The start of the next window.
     #[must_use]
     pub fn end(self) -> Timestamp {
         self.0 + WINDOW
@@ -60,20 +51,20 @@ impl Window {
     }
 }
 
-/// How a window's counter took a request for a grant.
+/// The counter's response to a request for a grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Granted {
-    /// Whether the grant was counted; else it would not have fit.
-    pub done: bool,
+pub struct GrantResponse {
+    /// Whether the counter granted the events; if not, they did not fit.
+    pub granted: bool,
     /// Events granted in the window so far, to all sandboxes.
     pub used: u64,
 }
 
-/// Where the windows' counters live.
+/// The windows' counters.
 #[expect(async_fn_in_trait, reason = "everything runs on one thread; no caller needs a Send future")]
 pub trait WindowStore {
-    /// Adds `events` to a window's counter unless that takes it beyond `capacity`; answers by
-    /// the time `by`.
+    /// Adds `events` to a window's counter, unless the sum would exceed `capacity`. Returns by the
+    /// time `by`.
     async fn grant(
         &self,
         tenant: &Tenant,
@@ -81,52 +72,81 @@ pub trait WindowStore {
         events: u64,
         capacity: u64,
         by: Timestamp,
-    ) -> Result<Granted, StoreError>;
+    ) -> Result<GrantResponse, StoreError>;
 }
 
-/// What the limiter says of a batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It may go on, and was counted in this window.
-    Pass(Window),
-    /// The counter could not be asked, so it may go on.
-    PassUncounted(StoreError),
-    /// The window is used up until this time.
-    Over {
-        /// When the next window starts.
+/// The limiter's decision about a batch.
+pub enum Admission<'a, W> {
+    /// The batch may continue. It is charged for until [`Charge::refund`].
+    Admitted(Charge<'a, W>),
+    /// The counter could not be read or written, so the batch may continue uncounted.
+    Uncounted(StoreError),
+    /// The window has no room for the batch.
+    Refused {
+        /// The start of the next window.
         until: Timestamp,
     },
 }
 
-/// One sandbox's share of a tenant's window. All of it is arithmetic; nothing here waits.
+/// The events of one batch, counted against its tenant's limit.
+#[must_use = "keep the charge, or refund it"]
+pub struct Charge<'a, W> {
+    limiter: &'a RateLimiter<W>,
+    tenant: &'a Tenant,
+    window: Window,
+    events: u64,
+}
+
+impl<W> Charge<'_, W> {
+    /// The window in which the events were counted.
+    #[must_use]
+    pub fn window(&self) -> Window {
+        self.window
+    }
+
+    /// Leaves the events counted.
+    pub fn keep(self) {}
+
+    /// Returns the events to this sandbox's share, because they were not accepted in this window.
+    pub fn refund(self) {
+        if let Some(share) = self.limiter.shares.borrow_mut().get_mut(self.tenant) {
+            share.refund(self.window, self.events);
+        }
+    }
+}
+
+/// One sandbox's share of a tenant's window. Pure arithmetic, without I/O.
 #[derive(Clone, Debug)]
 pub struct Share {
     window: Window,
-    /// Granted and not spent.
+    /// Events granted and not spent.
     left: u64,
+    /// Events spent in this window.
     spent: u64,
+    /// Events spent in the previous window.
     spent_before: u64,
-    /// Whether the window before was too small for what this sandbox had to send.
+    /// Whether a grant was refused in the previous window.
     scarce_before: bool,
-    /// How many events the counter last had room for, if that is known. It can only have less now.
+    /// The room in the counter after the last response, if there was one. Other sandboxes may have
+    /// used some of it since.
     room: Option<u64>,
-    /// Whether a grant was refused.
+    /// Whether a grant was refused in this window.
     scarce: bool,
 }
 
-/// What to do about a batch.
+/// The next step for a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// It is paid for.
+    /// The share covers the batch.
     Pass,
-    /// Not enough is left in the window for it.
+    /// The window has no room for the batch.
     Over,
-    /// Ask for a grant of this many events, then see again.
+    /// Ask for a grant of this many events, then try again.
     Ask(u64),
 }
 
 impl Share {
-    /// Nothing granted yet, in the window of `now`.
+    /// An empty share of the window that contains `now`.
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
         Self {
@@ -140,13 +160,13 @@ impl Share {
         }
     }
 
-    /// The window that this share is of.
+    /// The window of this share.
     #[must_use]
     pub fn window(&self) -> Window {
         self.window
     }
 
-    /// Pays for `events` if the grant covers them, else says what to do.
+    /// Spends `events` if the share covers them; otherwise returns the next step.
     pub fn take(&mut self, now: Timestamp, events: u64, capacity: u64) -> Step {
         self.turn_to(Window::at(now));
         if events <= self.left {
@@ -158,27 +178,27 @@ impl Share {
         if missing > self.room.unwrap_or(capacity) {
             return Step::Over;
         }
-        // Of what is left of a window no sandbox takes more than half at once, if it needs less.
+        // A sandbox takes at most half of a window's remaining room at once, unless it needs more.
         let most = self.room.map_or(capacity, |room| room / 2).max(missing);
         Step::Ask(self.forecast(now).clamp(missing, most))
     }
 
-    /// Notes how the counter of `window` took a request for `events`.
-    pub fn settle(&mut self, window: Window, events: u64, granted: Granted, capacity: u64) {
+    /// Records the response of `window`'s counter to a request for `events`.
+    pub fn record(&mut self, window: Window, events: u64, response: GrantResponse, capacity: u64) {
         if window == self.window {
-            self.left += if granted.done { events } else { 0 };
-            self.room = Some(capacity.saturating_sub(granted.used));
-            self.scarce |= !granted.done;
+            self.left += if response.granted { events } else { 0 };
+            self.room = Some(capacity.saturating_sub(response.used));
+            self.scarce |= !response.granted;
         }
     }
 
-    /// Takes back what was paid in `window` for events that were not accepted now.
-    pub fn give_back(&mut self, window: Window, events: u64) {
-        // What was paid in an earlier window is gone with it.
+    /// Returns `events` that were spent in `window` but not accepted.
+    pub fn refund(&mut self, window: Window, events: u64) {
+        // A grant of an earlier window is no longer valid.
         if window == self.window {
-            let back = events.min(self.spent);
-            self.spent -= back;
-            self.left += back;
+            let refunded = events.min(self.spent);
+            self.spent -= refunded;
+            self.left += refunded;
         }
     }
 
@@ -191,17 +211,17 @@ impl Share {
         }
     }
 
-    /// How many more events this sandbox is likely to see in this window.
+    /// The number of further events that this sandbox expects in this window.
     fn forecast(&self, now: Timestamp) -> u64 {
         if self.spent == 0 {
-            // A quarter more than last time, since a second grant costs as much as the first; but
-            // no more than last time where there was too little for all.
+            // A quarter more than in the previous window, because a second grant costs as much as
+            // the first. No more than before if that window was too small for all sandboxes.
             return self.spent_before + if self.scarce_before { 0 } else { self.spent_before / 4 };
         }
         let rest = u64::try_from(now.until(self.window.end()).as_millis()).unwrap_or(0);
         let length = u64::try_from(WINDOW.as_millis()).unwrap_or(u64::MAX);
         let passed = length.saturating_sub(rest).max(1);
-        // At the rate so far, but no more than double: early in a window a rate says little.
+        // Extrapolate the rate so far, but at most double it: early in a window the rate is uncertain.
         self.spent.min(self.spent.saturating_mul(rest) / passed)
     }
 }
@@ -213,36 +233,40 @@ pub struct RateLimiter<W> {
 }
 
 impl<W: WindowStore> RateLimiter<W> {
-    /// Over the counters in `store`.
+    /// Creates a limiter over the counters in `store`.
     pub fn new(store: W) -> Self {
-        Self { store, shares: RefCell::new(LruCache::new(REMEMBERED)) }
+        Self { store, shares: RefCell::new(LruCache::new(CACHED_SHARES)) }
     }
 
     /// Counts `events` of a tenant against its limit.
-    pub async fn admit<C: Clock>(&self, clock: &C, tenant: &Tenant, limit: RateLimit, events: usize) -> Verdict {
+    pub async fn admit<'a, C: Clock>(
+        &'a self,
+        clock: &C,
+        tenant: &'a Tenant,
+        limit: RateLimit,
+        events: usize,
+    ) -> Admission<'a, W> {
+        let events = events as u64;
         let capacity = u64::from(limit.events_per_second()) * WINDOW.as_secs();
         loop {
             let now = clock.now();
             let (window, step) = self.with_share(tenant, now, |share| {
-                let step = share.take(now, events as u64, capacity);
+                let step = share.take(now, events, capacity);
                 (share.window(), step)
             });
             match step {
-                Step::Pass => return Verdict::Pass(window),
-                Step::Over => return Verdict::Over { until: window.end() },
-                // This ends, as each refusal leaves less room to ask for.
-                Step::Ask(grant) => match self.store.grant(tenant, window, grant, capacity, now + PATIENCE).await {
-                    Ok(granted) => self.with_share(tenant, now, |share| share.settle(window, grant, granted, capacity)),
-                    Err(error) => return Verdict::PassUncounted(error),
-                },
+                Step::Pass => return Admission::Admitted(Charge { limiter: self, tenant, window, events }),
+                Step::Over => return Admission::Refused { until: window.end() },
+                // The loop ends, because each refusal leaves less room to ask for.
+                Step::Ask(grant) => {
+                    match self.store.grant(tenant, window, grant, capacity, now + GRANT_TIMEOUT).await {
+                        Ok(response) => {
+                            self.with_share(tenant, now, |share| share.record(window, grant, response, capacity));
+                        }
+                        Err(error) => return Admission::Uncounted(error),
+                    }
+                }
             }
-        }
-    }
-
-    /// Takes back what `admit` counted in `window` for events that were not accepted now.
-    pub fn give_back(&self, tenant: &Tenant, window: Window, events: usize) {
-        if let Some(share) = self.shares.borrow_mut().get_mut(tenant) {
-            share.give_back(window, events as u64);
         }
     }
 

@@ -1,13 +1,12 @@
-//! What is said of a request: one line of JSON, which is its log line and its metrics at once.
+//! The log: one line of JSON per request, which is both its log line and its metrics.
 //!
-//! `CloudWatch` takes metrics out of a log line that declares them (embedded metric format), so
-//! the line that a person reads and the numbers that alarms watch cannot disagree. Nothing in it
-//! is secret or personal: no API key, no idempotency key, no event property, no user id.
+//! `CloudWatch` reads metrics from log lines that declare them (embedded metric format), so the line
+//! that people read always agrees with the metrics that alarms watch. The line contains no secrets and
+//! no personal data: no API key, no idempotency key, no event property and no user id.
 
-use crate::auth::Mode;
-use crate::clock::Timestamp;
+use crate::auth::Caller;
 use crate::error::Error;
-use crate::ingest::Outcome;
+use crate::ingest::{Completion, Findings, Success};
 use metrique::emf::Emf;
 use metrique::emf::flags::NoMetric;
 use metrique::unit::{Byte, Count, Millisecond};
@@ -16,7 +15,6 @@ use metrique::writer::format::Format;
 use metrique::{CloseValue, RootEntry};
 use std::cell::RefCell;
 use std::io::Write;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 use tracing::Level;
 use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
@@ -25,7 +23,7 @@ use tracing_subscriber::prelude::*;
 /// The namespace of the metrics.
 pub const NAMESPACE: &str = "EventIngest";
 
-/// Every metric that a line may declare; alarms and dashboard name no others.
+/// Every metric that a line can declare. Alarms and the dashboard use only these.
 pub const METRICS: [&str; 20] = [
     "Accepted",
     "AuthTime",
@@ -49,107 +47,49 @@ pub const METRICS: [&str; 20] = [
     "TakeOvers",
 ];
 
-/// What became known of one request on its way. Times are what each stage took, where it ran.
+/// The facts about one request. A duration is absent if its stage did not run.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// The gateway's own request id.
+    /// The gateway's request id.
     pub request_id: String,
-    /// The header of X-Ray, which joins this request to its trace.
+    /// The X-Ray header, which connects this request to its trace.
     pub trace_id: Option<String>,
-    /// Whose events these are.
-    pub project_id: Option<String>,
-    /// Live or test.
-    pub mode: Option<Mode>,
-    /// First 8 and last 4 characters of the API key.
-    pub key_hint: Option<String>,
-    /// Events in the batch, once it is known to be valid.
+    /// The caller, once it is authenticated.
+    pub caller: Option<Caller>,
+    /// Events in the batch, once the batch is valid.
     pub events: Option<usize>,
-    /// Bytes of the body as it came.
+    /// Bytes of the body as received.
     pub bytes_in: Option<usize>,
-    /// Bytes of the body decoded.
+    /// Bytes of the decoded body.
     pub bytes_decoded: Option<usize>,
-    /// Which claim of the idempotency key this was.
-    pub attempt: Option<u64>,
-    /// When the batch first arrived, which for a resumed one was in an earlier request.
-    pub first_arrival: Option<Timestamp>,
-    /// Events that an earlier attempt had delivered.
-    pub resumed_events: usize,
-    /// Messages that SQS acknowledged.
-    pub messages: usize,
-    /// `SendMessageBatch` calls.
-    pub send_calls: usize,
-    /// Messages that were sent again.
-    pub send_retries: usize,
-    /// What became of the write that marks the batch accepted.
-    pub completion: Option<Completion>,
-    /// Why the batch was not counted against the project's limit.
+    /// Why the batch was not counted against its rate limit.
     pub limiter_failure: Option<String>,
-    /// From the invocation to its answer.
+    /// The pipeline's findings about the batch.
+    pub findings: Findings,
+    /// The result of the write that marks the batch accepted.
+    pub completion: Option<Completion>,
+    /// From the invocation to its response.
     pub duration: Duration,
-    /// Identifying the caller.
+    /// Authenticating the caller.
     pub auth_time: Option<Duration>,
     /// Decoding and validating the body.
     pub decode_time: Option<Duration>,
-    /// Counting the batch against the project's limit.
+    /// Counting the batch against its rate limit.
     pub limit_time: Option<Duration>,
-    /// Claiming the idempotency key, waiting for a running twin included.
-    pub claim_time: Option<Duration>,
-    /// Sending to SQS.
-    pub send_time: Option<Duration>,
-    /// Marking the batch accepted, which is after the answer, or releasing it.
+    /// Marking the batch accepted, after the response.
     pub complete_time: Option<Duration>,
 }
 
-/// What became of the write that marks a delivered batch accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Completion {
-    /// The record says accepted.
-    Written,
-    /// Another request held the key by then; it will say so.
-    LostClaim,
-    /// The table took none of the tries: a retry of this batch may send it again.
-    Failed,
-}
-
-impl Completion {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Written => "written",
-            Self::LostClaim => "lost_claim",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// Counts the calls of the AWS SDK.
-#[derive(Debug, Default)]
+/// The calls of the AWS SDK during one request.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct AwsCalls {
-    calls: AtomicU32,
-    tries: AtomicU32,
+    /// Operations.
+    pub calls: u32,
+    /// Tries of those operations after their first.
+    pub retries: u32,
 }
 
-/// One for the whole process, as a sandbox runs one request at a time.
-pub static AWS_CALLS: AwsCalls = AwsCalls { calls: AtomicU32::new(0), tries: AtomicU32::new(0) };
-
-impl AwsCalls {
-    /// An operation begins.
-    pub fn begin(&self) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// One of its tries begins.
-    pub fn begin_try(&self) {
-        self.tries.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Calls, and tries beyond the first, since this was last asked.
-    pub(crate) fn take(&self) -> (u32, u32) {
-        let calls = self.calls.swap(0, Ordering::Relaxed);
-        (calls, self.tries.swap(0, Ordering::Relaxed).saturating_sub(calls))
-    }
-}
-
-/// The line. What is in it beside metrics is for people, and left out above level `info`.
+/// The log line. The story is for people; a log level above the request's leaves it out.
 #[metrics(emf::dimension_sets = [["FunctionName"]])]
 struct Line {
     #[metrics(timestamp)]
@@ -239,39 +179,42 @@ struct Numbers {
     limiter_failures: Option<u64>,
 }
 
-/// Writes the lines of one sandbox.
+/// Writes the log lines of one sandbox.
 pub struct Telemetry {
     function_name: String,
+    aws_calls: fn() -> AwsCalls,
     out: RefCell<(Emf, Box<dyn Write>)>,
 }
 
 impl Telemetry {
-    /// Writes to `out`, which in Lambda is standard output.
+    /// Creates a writer to `out`, which is standard output on Lambda. `aws_calls` returns the calls
+    /// since it was last called.
     #[must_use]
-    pub fn new(function_name: String, out: Box<dyn Write>) -> Self {
+    pub fn new(function_name: String, out: Box<dyn Write>, aws_calls: fn() -> AwsCalls) -> Self {
         let emf = Emf::no_validations(NAMESPACE.to_owned(), vec![vec![]]);
-        Self { function_name, out: RefCell::new((emf, out)) }
+        Self { function_name, aws_calls, out: RefCell::new((emf, out)) }
     }
 
     /// Writes the line of a request.
-    pub fn write(&self, facts: Facts, result: &Result<Outcome, Error>) {
+    pub fn write(&self, facts: Facts, result: &Result<Success, Error>) {
         let numbers = numbers(&facts, result);
         let level = level(&facts, result);
-        let (aws_calls, aws_retries) = AWS_CALLS.take();
-        let story = is_enabled(level).then(|| story(level, facts, result, aws_calls, aws_retries));
+        let aws_calls = (self.aws_calls)();
+        let story = is_enabled(level).then(|| story(level, facts, result, aws_calls));
         let line = Line { timestamp: SystemTime::now(), function_name: self.function_name.clone(), story, numbers };
         let (emf, out) = &mut *self.out.borrow_mut();
-        // Nobody is left to tell if standard output is gone.
+        // If standard output is closed, there is nowhere left to report that.
         let _ = emf.format(&RootEntry::new(line.close()), out);
         let _ = out.flush();
     }
 }
 
-/// Neither of two failures shows in the answer: a batch that is in the queue but not marked so
-/// may be doubled by a retry, and an uncounted one may exceed its project's limit.
-fn level(facts: &Facts, result: &Result<Outcome, Error>) -> Level {
+/// The level of a request's line. Two failures do not show in the response and raise it to `warn`: a
+/// retry may duplicate a batch that is queued but not marked accepted, and an uncounted batch may
+/// exceed its rate limit.
+fn level(facts: &Facts, result: &Result<Success, Error>) -> Level {
     let hidden_failure = facts.completion == Some(Completion::Failed) || facts.limiter_failure.is_some();
-    let level = result.as_ref().err().map_or(Level::INFO, |error| error.row().level);
+    let level = result.as_ref().err().map_or(Level::INFO, Error::level);
     if hidden_failure { level.min(Level::WARN) } else { level }
 }
 
@@ -283,54 +226,64 @@ fn is_enabled(level: Level) -> bool {
     }
 }
 
-fn story(level: Level, facts: Facts, result: &Result<Outcome, Error>, aws_calls: u32, aws_retries: u32) -> Story {
-    let row = result.as_ref().err().map(Error::row);
+fn story(level: Level, facts: Facts, result: &Result<Success, Error>, aws_calls: AwsCalls) -> Story {
+    let error = result.as_ref().err();
+    let caller = facts.caller.as_ref();
     Story {
         level: level.as_str(),
         message: "request",
         outcome: outcome(&facts, result),
         request_id: facts.request_id,
         trace_id: facts.trace_id,
-        project_id: facts.project_id,
-        mode: facts.mode.map(Mode::as_str),
-        key_hint: facts.key_hint,
-        status: row.as_ref().map_or(202, |row| row.status.as_u16()).into(),
-        code: row.map(|row| row.code),
-        cause: result.as_ref().err().and_then(Error::cause).map(ToOwned::to_owned),
+        project_id: caller.map(|caller| caller.tenant.project.to_string()),
+        mode: caller.map(|caller| caller.tenant.mode.as_str()),
+        key_hint: caller.map(|caller| caller.key_hint.clone()),
+        status: error.map_or(202, |error| error.code().status()).into(),
+        code: error.map(|error| error.code().as_str()),
+        cause: error.and_then(Error::cause).map(ToOwned::to_owned),
         limiter_failure: facts.limiter_failure,
         bytes_in: facts.bytes_in,
-        attempt: facts.attempt,
-        resumed_events: facts.resumed_events,
-        messages: facts.messages,
-        send_calls: facts.send_calls,
-        completion: facts.completion.map(Completion::as_str),
-        aws_calls,
-        aws_retries,
+        attempt: facts.findings.attempt,
+        resumed_events: facts.findings.resumed_events,
+        messages: facts.findings.messages,
+        send_calls: facts.findings.send_calls,
+        completion: facts.completion.map(completion),
+        aws_calls: aws_calls.calls,
+        aws_retries: aws_calls.retries,
     }
 }
 
-fn outcome(facts: &Facts, result: &Result<Outcome, Error>) -> &'static str {
+fn completion(completion: Completion) -> &'static str {
+    match completion {
+        Completion::Written => "written",
+        Completion::LostClaim => "lost_claim",
+        Completion::Failed => "failed",
+    }
+}
+
+fn outcome(facts: &Facts, result: &Result<Success, Error>) -> &'static str {
     match result {
-        Ok(Outcome::Replayed) => "replayed",
-        Ok(Outcome::Accepted(_)) if facts.resumed_events > 0 => "resumed",
-        Ok(Outcome::Accepted(_)) if facts.attempt > Some(1) => "taken_over",
-        Ok(Outcome::Accepted(_)) => "accepted",
+        Ok(Success::Replayed) => "replayed",
+        Ok(Success::Accepted(_)) if facts.findings.resumed_events > 0 => "resumed",
+        Ok(Success::Accepted(_)) if facts.findings.attempt > Some(1) => "taken_over",
+        Ok(Success::Accepted(_)) => "accepted",
         Err(Error::RateLimited { .. }) => "rate_limited",
         Err(Error::InProgress { .. }) => "in_progress",
-        Err(error) if error.row().status.is_server_error() => "failed",
+        Err(error) if error.code().is_server_error() => "failed",
         Err(_) => "rejected",
     }
 }
 
-fn numbers(facts: &Facts, result: &Result<Outcome, Error>) -> Numbers {
+fn numbers(facts: &Facts, result: &Result<Success, Error>) -> Numbers {
+    let findings = &facts.findings;
     let one_if = |condition: bool| condition.then_some(1);
-    let server_fault = result.as_ref().is_err_and(|error| error.row().status.is_server_error());
+    let server_fault = result.as_ref().is_err_and(|error| error.code().is_server_error());
     let in_progress = matches!(result, Err(Error::InProgress { .. }));
     let rate_limited = matches!(result, Err(Error::RateLimited { .. }));
-    let accepted = matches!(result, Ok(Outcome::Accepted(_)));
+    let accepted = matches!(result, Ok(Success::Accepted(_)));
     Numbers {
         accepted: one_if(accepted),
-        replayed: one_if(matches!(result, Ok(Outcome::Replayed))),
+        replayed: one_if(matches!(result, Ok(Success::Replayed))),
         rejected: one_if(result.is_err() && !server_fault && !rate_limited),
         rate_limited: one_if(rate_limited),
         request_in_progress: one_if(in_progress),
@@ -342,32 +295,32 @@ fn numbers(facts: &Facts, result: &Result<Outcome, Error>) -> Numbers {
         auth_time: facts.auth_time,
         decode_time: facts.decode_time,
         limit_time: facts.limit_time,
-        claim_time: facts.claim_time,
-        send_time: facts.send_time,
-        complete_time: facts.complete_time,
-        send_retries: Some(facts.send_retries).filter(|retries| *retries > 0),
-        take_overs: one_if(facts.attempt > Some(1)),
+        claim_time: findings.claim_time,
+        send_time: findings.send_time,
+        complete_time: facts.complete_time.or(findings.release_time),
+        send_retries: Some(findings.send_retries).filter(|retries| *retries > 0),
+        take_overs: one_if(findings.attempt > Some(1)),
         completion_failures: one_if(facts.completion == Some(Completion::Failed)),
         limiter_failures: one_if(facts.limiter_failure.is_some()),
     }
 }
 
-/// Writes one JSON object as one line on standard output, where Lambda takes logs from.
+/// Writes one JSON object as one line on standard output, which Lambda collects as the log.
 fn print_line(line: &serde_json::Value) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
-/// Writes why the function stops, even where no log level is known yet.
+/// Logs why the function stops. It works before the log level is known.
 pub fn print_failure(error: &dyn std::error::Error) {
     print_line(&serde_json::json!({ "level": "ERROR", "message": error.to_string() }));
 }
 
-/// Logs as JSON lines whatever `filter` lets through, but of other crates no more than warnings:
-/// the debug and trace lines of the SDK and of Lambda's runtime hold request bodies.
+/// Starts logging as JSON lines, as `filter` says. Other crates log only warnings and errors, because
+/// the debug and trace lines of the SDK and of Lambda's runtime contain request bodies.
 pub fn init(filter: &Targets) {
-    let ours_or_grave = filter_fn(|line| line.target().starts_with("event_ingest") || *line.level() <= Level::WARN);
+    let ours_or_severe = filter_fn(|line| line.target().starts_with("event_ingest") || *line.level() <= Level::WARN);
     let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_ansi(false);
-    let lines = lines.with_filter(filter.clone().and(ours_or_grave));
+    let lines = lines.with_filter(filter.clone().and(ours_or_severe));
     // Fails only if a subscriber is set already, as in tests.
     let _ = tracing_subscriber::registry().with(lines).try_init();
 }
@@ -375,7 +328,7 @@ pub fn init(filter: &Targets) {
 /// Logs a panic as one JSON line.
 pub fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        // Where, but not what: a panic's own text may quote a client's data.
+        // The location, but not the message, because the message may quote a client's data.
         let location = panic.location().map(ToString::to_string);
         print_line(&serde_json::json!({ "level": "ERROR", "message": "panic", "location": location }));
     }));

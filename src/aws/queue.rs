@@ -1,8 +1,8 @@
-//! [`Queue`] over SQS (contract section 4).
+//! [`Queue`] over SQS (docs/contract.md, "The queue message").
 
 use super::{answer_by, describe};
 use crate::clock::Timestamp;
-use crate::delivery::{Envelope, Fate, Message, Queue};
+use crate::delivery::{Envelope, Message, Queue, SendResult};
 use aws_config::SdkConfig;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::http::HttpRequest;
@@ -16,8 +16,8 @@ use aws_sdk_sqs::types::{
 use std::collections::HashMap;
 use tracing::warn;
 
-/// Codes of a whole call that would fail the same way again.
-const REJECTED: [&str; 4] = [
+/// Error codes of a call that would fail in the same way again.
+const PERMANENT: [&str; 4] = [
     "InvalidMessageContents",
     "AWS.SimpleQueueService.BatchRequestTooLong",
     "BatchRequestTooLong",
@@ -31,20 +31,20 @@ pub struct SqsQueue {
 }
 
 impl SqsQueue {
-    /// The SDK repeats nothing here: a send whose acknowledgement was lost may have landed, and
-    /// only the pipeline can weigh that.
+    /// The queue with the URL `url`. The SDK repeats no calls here: a send whose acknowledgement was
+    /// lost may have taken effect, and only the pipeline can decide about that.
     #[must_use]
     pub fn new(sdk: &SdkConfig, url: String) -> Self {
         let config = aws_sdk_sqs::config::Builder::from(sdk)
             .retry_config(RetryConfig::disabled())
-            .interceptor(super::CallCounter)
+            .interceptor(super::calls::CallCounter)
             .build();
         Self { client: Client::from_conf(config), url }
     }
 }
 
 impl SqsQueue {
-    /// Makes a call that SQS refuses for being empty, for the connection that it opens.
+    /// Opens a connection, with a call that SQS refuses because it is empty.
     pub(super) async fn connect(&self, by: Timestamp) {
         let call = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(Vec::new()));
         let _ = answer_by(by, Box::pin(call.send())).await;
@@ -52,35 +52,35 @@ impl SqsQueue {
 }
 
 impl Queue for SqsQueue {
-    async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<Fate> {
+    async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult> {
         let Ok(entries) = entries(envelope, messages.len()) else {
-            return vec![Fate::Rejected; messages.len()];
+            return vec![SendResult::Permanent; messages.len()];
         };
         let bodies = json_strings(messages);
         let call = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries));
         let call = call.customize().mutate_request(move |request| fill_in(request, &bodies));
         match answer_by(by, Box::pin(call.send())).await {
             None => {
-                warn!("SendMessageBatch: given up at the deadline");
-                vec![Fate::Unknown; messages.len()]
+                warn!("SendMessageBatch: no response by the deadline");
+                vec![SendResult::Unknown; messages.len()]
             }
-            Some(Ok(output)) => fates(&output, messages.len()),
+            Some(Ok(output)) => results(&output, messages.len()),
             Some(Err(error)) => {
                 warn!("{}", describe("SendMessageBatch", &error));
-                let rejected = error.code().is_some_and(|code| REJECTED.contains(&code));
-                let refused = error.as_service_error().is_some();
-                let fate = match (rejected, refused) {
-                    (true, _) => Fate::Rejected,
-                    (_, true) => Fate::Refused,
-                    _ => Fate::Unknown,
+                let is_permanent = error.code().is_some_and(|code| PERMANENT.contains(&code));
+                let is_from_sqs = error.as_service_error().is_some();
+                let result = match (is_permanent, is_from_sqs) {
+                    (true, _) => SendResult::Permanent,
+                    (_, true) => SendResult::Retryable,
+                    _ => SendResult::Unknown,
                 };
-                vec![fate; messages.len()]
+                vec![result; messages.len()]
             }
         }
     }
 }
 
-/// Entries without their bodies, which [`fill_in`] adds.
+/// Entries without bodies. [`fill_in`] adds the bodies.
 fn entries(envelope: &Envelope, count: usize) -> Result<Vec<SendMessageBatchRequestEntry>, BuildError> {
     let attributes = attributes(envelope)?;
     let system_attributes = system_attributes(envelope)?;
@@ -90,13 +90,13 @@ fn entries(envelope: &Envelope, count: usize) -> Result<Vec<SendMessageBatchRequ
             .message_body("")
             .set_message_attributes(Some(attributes.clone()))
             .set_message_system_attributes(system_attributes.clone())
-            .message_group_id(envelope.project.as_str())
+            .message_group_id(envelope.tenant.project.as_str())
             .build()
     };
     (0..count).map(entry).collect()
 }
 
-/// How the SDK writes an entry without a body. Inside of a string its quotes would be escaped.
+/// How the SDK serializes an entry without a body. Within a string its quotes would be escaped.
 const NO_BODY: &[u8] = br#""MessageBody":"""#;
 
 /// Each body as a JSON string.
@@ -110,10 +110,10 @@ fn json_strings(messages: &[Message]) -> Vec<Vec<u8>> {
     messages.iter().map(json_string).collect()
 }
 
-/// Puts the bodies into a request that the SDK has written and not yet signed.
+/// Inserts the bodies into a request that the SDK has serialized but not signed.
 ///
-/// The SDK's own way is to copy each body twice and to escape it byte by byte, which was two fifths of
-/// what 5 MB cost (docs/performance.md). A body that found no place would be sent empty, which SQS refuses.
+/// The SDK itself copies each body twice and escapes it byte by byte, which was two fifths of the cost of
+/// 5 MB (docs/performance.md). A body without a place would be sent empty, which SQS refuses.
 fn fill_in(request: &mut HttpRequest, bodies: &[Vec<u8>]) {
     let frame = request.body().bytes().unwrap_or_default();
     let mut filled = Vec::with_capacity(frame.len() + bodies.iter().map(Vec::len).sum::<usize>());
@@ -137,7 +137,7 @@ fn attributes(envelope: &Envelope) -> Result<HashMap<String, MessageAttributeVal
     envelope.attributes().into_iter().map(attribute).collect()
 }
 
-/// These do not count towards a message's size.
+/// The system attributes. They do not count toward the size of a message.
 fn system_attributes(
     envelope: &Envelope,
 ) -> Result<Option<HashMap<MessageSystemAttributeNameForSends, MessageSystemAttributeValue>>, BuildError> {
@@ -146,37 +146,37 @@ fn system_attributes(
     Ok(Some(HashMap::from([(MessageSystemAttributeNameForSends::AwsTraceHeader, value)])))
 }
 
-/// Reads the answer entry by entry; one that it does not mention has an unknown fate.
-fn fates(output: &SendMessageBatchOutput, count: usize) -> Vec<Fate> {
-    let mut fates = vec![Fate::Unknown; count];
-    let mut set = |id: &str, fate| {
-        if let Some(slot) = id.parse().ok().and_then(|index: usize| fates.get_mut(index)) {
-            *slot = fate;
+/// The result of each entry. An entry that the response does not mention is unknown.
+fn results(output: &SendMessageBatchOutput, count: usize) -> Vec<SendResult> {
+    let mut results = vec![SendResult::Unknown; count];
+    let mut set = |id: &str, result| {
+        if let Some(slot) = id.parse().ok().and_then(|index: usize| results.get_mut(index)) {
+            *slot = result;
         }
     };
     for entry in output.successful() {
-        set(entry.id(), Fate::Acknowledged);
+        set(entry.id(), SendResult::Acknowledged);
     }
     for entry in output.failed() {
         warn!(code = entry.code(), "SendMessageBatch: an entry failed");
-        set(entry.id(), if entry.sender_fault() { Fate::Rejected } else { Fate::Refused });
+        set(entry.id(), if entry.sender_fault() { SendResult::Permanent } else { SendResult::Retryable });
     }
-    fates
+    results
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{Mode, ProjectId};
     use crate::delivery::TraceHeader;
     use crate::idempotency::BatchId;
+    use contract::tenant::{Mode, ProjectId, Tenant};
 
-    /// The local AWS drops the system attributes of a batch, so this is as far as a test sees them.
+    /// The local AWS drops the system attributes of a batch, so a test can check only the request.
     #[test]
-    fn a_consumers_trace_joins_the_requests() {
+    fn the_trace_of_the_request_is_sent_to_consumers() {
         let header = "Root=1-5e988e0a-3f2b1c4d5e6f708192a3b4c5;Parent=53995c3f42cd8ad8;Sampled=1";
-        let project = ProjectId::parse("acme").unwrap();
-        let envelope = Envelope::new(project, Mode::Live, BatchId::new(Timestamp::from_millis(0)));
+        let tenant = Tenant { project: ProjectId::parse("acme").unwrap(), mode: Mode::Live };
+        let envelope = Envelope::new(tenant, BatchId::new(Timestamp::from_millis(0)));
         let trace_of = |envelope: &Envelope| {
             let sent = entries(envelope, 1).unwrap();
             let attributes = sent[0].message_system_attributes()?;

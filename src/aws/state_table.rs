@@ -1,11 +1,12 @@
-//! [`StateStore`] over `DynamoDB` (contract section 6).
+//! [`StateStore`] and [`WindowStore`] over `DynamoDB` (docs/contract.md, "State table").
 
-use super::{answer_by, no_answer};
+use super::{answer_by, store_error};
 use crate::clock::Timestamp;
 use crate::idempotency::{
-    BatchId, Claimed, Delivered, Fenced, Fingerprint, Owner, Record, RecordKey, State, StateStore, StoreError, TakeOver,
+    BatchId, Claimed, Delivered, Fenced, Fingerprint, Owner, Record, RecordKey, State, StateStore, TakeOver,
 };
-use crate::rate_limit::{Granted, Tenant, Window, WindowStore};
+use crate::rate_limit::{GrantResponse, Window, WindowStore};
+use crate::store::StoreError;
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::SdkError;
@@ -14,6 +15,7 @@ use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
+use contract::tenant::Tenant;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -29,7 +31,7 @@ const EXPIRES_AT: &str = "expires_at";
 const IN_PROGRESS: &str = "in_progress";
 const ACCEPTED: &str = "accepted";
 
-/// A window's counter outlives it by more than sandboxes' clocks differ.
+/// The time by which a window's counter outlives the window: more than the clock skew of sandboxes.
 const KEPT_AFTER_WINDOW: Duration = Duration::from_mins(1);
 
 type Item = HashMap<String, AttributeValue>;
@@ -48,7 +50,7 @@ impl StateTable {
         Self { client: super::dynamodb(sdk), table }
     }
 
-    /// Makes a call that changes nothing, for the connection that it opens.
+    /// Opens a connection, with a call that changes nothing.
     pub(super) async fn connect(&self, by: Timestamp) {
         let call = self.client.get_item().table_name(&self.table).key(PK, text("prewarm"));
         let _ = answer_by(by, Box::pin(call.send())).await;
@@ -64,7 +66,7 @@ impl StateStore for StateTable {
         let call = self.client.get_item().table_name(&self.table).key(PK, text(key.as_str())).consistent_read(true);
         match answer_by(by, Box::pin(call.send())).await {
             Some(Ok(found)) => found.item.map(record).transpose(),
-            failed => Err(no_answer("GetItem on the state table", failed.and_then(Result::err))),
+            failed => Err(store_error("GetItem on the state table", failed.and_then(Result::err))),
         }
     }
 
@@ -91,7 +93,7 @@ impl StateStore for StateTable {
                     _ => refusal(None),
                 }
             }
-            failed => Err(no_answer("PutItem on the state table", failed.and_then(Result::err))),
+            failed => Err(store_error("PutItem on the state table", failed.and_then(Result::err))),
         }
     }
 
@@ -130,7 +132,7 @@ impl StateStore for StateTable {
                     _ => refusal(None),
                 }
             }
-            failed => Err(no_answer("UpdateItem (take over) on the state table", failed.and_then(Result::err))),
+            failed => Err(store_error("UpdateItem (take over) on the state table", failed.and_then(Result::err))),
         }
     }
 
@@ -189,9 +191,9 @@ impl WindowStore for StateTable {
         events: u64,
         capacity: u64,
         by: Timestamp,
-    ) -> Result<Granted, StoreError> {
+    ) -> Result<GrantResponse, StoreError> {
         let Tenant { project, mode } = tenant;
-        // A repeat after a lost reply counts twice, which lets fewer events through, not more.
+        // A repeat after a lost response counts twice, which admits fewer events, not more.
         let call = self
             .update(&format!("rate#{project}#{mode}#{}", window.start()))
             .update_expression("ADD used :events SET expires_at = :expires")
@@ -201,30 +203,30 @@ impl WindowStore for StateTable {
             .expression_attribute_values(":expires", number((window.end() + KEPT_AFTER_WINDOW).seconds()))
             .return_values(ReturnValue::UpdatedNew)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-        let used = |item: Option<Item>| Attributes(item.unwrap_or_default()).take("used", whole_number);
+        let used = |item: Option<Item>| Attributes(item.unwrap_or_default()).read("used", whole_number);
         match answer_by(by, Box::pin(call.send())).await {
-            Some(Ok(updated)) => Ok(Granted { done: true, used: used(updated.attributes)? }),
+            Some(Ok(updated)) => Ok(GrantResponse { granted: true, used: used(updated.attributes)? }),
             Some(Err(SdkError::ServiceError(error))) if error.err().is_conditional_check_failed_exception() => {
                 match error.into_err() {
                     UpdateItemError::ConditionalCheckFailedException(refused) => {
-                        Ok(Granted { done: false, used: used(refused.item)? })
+                        Ok(GrantResponse { granted: false, used: used(refused.item)? })
                     }
-                    _ => Ok(Granted { done: false, used: capacity }),
+                    _ => Ok(GrantResponse { granted: false, used: capacity }),
                 }
             }
-            failed => Err(no_answer("UpdateItem (rate window) on the state table", failed.and_then(Result::err))),
+            failed => Err(store_error("UpdateItem (rate window) on the state table", failed.and_then(Result::err))),
         }
     }
 }
 
-/// Makes a write that only the holder may make.
+/// Makes a write that only the owner may make.
 async fn fenced(operation: &str, call: UpdateItemFluentBuilder, by: Timestamp) -> Result<Fenced, StoreError> {
     match answer_by(by, Box::pin(call.send())).await {
         Some(Ok(_)) => Ok(Fenced::Done),
         Some(Err(SdkError::ServiceError(error))) if error.err().is_conditional_check_failed_exception() => {
             Ok(Fenced::Lost)
         }
-        failed => Err(no_answer(operation, failed.and_then(Result::err))),
+        failed => Err(store_error(operation, failed.and_then(Result::err))),
     }
 }
 
@@ -254,26 +256,26 @@ fn item(key: &RecordKey, record: &Record) -> Item {
 fn record(item: Item) -> Result<Record, StoreError> {
     let item = Attributes(item);
     Ok(Record {
-        state: item.take(STATE, |value| match value.as_s().ok()?.as_str() {
+        state: item.read(STATE, |value| match value.as_s().ok()?.as_str() {
             IN_PROGRESS => Some(State::InProgress),
             ACCEPTED => Some(State::Accepted),
             _ => None,
         })?,
-        fingerprint: item.take(FINGERPRINT, |value| value.as_b().ok()?.as_ref().try_into().map(Fingerprint).ok())?,
-        batch_id: item.take(BATCH_ID, |value| BatchId::parse(value.as_s().ok()?))?,
-        owner: item.take(OWNER, |value| value.as_s().ok().cloned().map(Owner::from_record))?,
-        attempt: item.take(ATTEMPT, whole_number)?,
-        lease_until: item.take(LEASE_UNTIL, whole_number).map(Timestamp::from_millis)?,
-        delivered: item.take(DELIVERED, |value| Some(Delivered::from_bytes(value.as_b().ok()?.as_ref().to_vec())))?,
-        expires_at: item.take(EXPIRES_AT, whole_number)?,
+        fingerprint: item.read(FINGERPRINT, |value| value.as_b().ok()?.as_ref().try_into().map(Fingerprint).ok())?,
+        batch_id: item.read(BATCH_ID, |value| BatchId::parse(value.as_s().ok()?))?,
+        owner: item.read(OWNER, |value| value.as_s().ok().cloned().map(Owner::from_record))?,
+        attempt: item.read(ATTEMPT, whole_number)?,
+        lease_until: item.read(LEASE_UNTIL, whole_number).map(Timestamp::from_millis)?,
+        delivered: item.read(DELIVERED, |value| Some(Delivered::from_bytes(value.as_b().ok()?.as_ref().to_vec())))?,
+        expires_at: item.read(EXPIRES_AT, whole_number)?,
     })
 }
 
 struct Attributes(Item);
 
 impl Attributes {
-    fn take<T>(&self, name: &str, read: impl FnOnce(&AttributeValue) -> Option<T>) -> Result<T, StoreError> {
-        let value = self.0.get(name).and_then(read);
+    fn read<T>(&self, name: &str, parse: impl FnOnce(&AttributeValue) -> Option<T>) -> Result<T, StoreError> {
+        let value = self.0.get(name).and_then(parse);
         value.ok_or_else(|| StoreError::Defect(format!("a record in the state table has no usable `{name}`")))
     }
 }

@@ -39,7 +39,7 @@ pub async fn test_config(endpoint: &str) -> SdkConfig {
 }
 
 fn start() -> Server {
-    let program = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".venv/ministack/bin/ministack");
+    let program = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../.venv/ministack/bin/ministack");
     assert!(program.exists(), "{} is missing: `make test` installs it", program.display());
     let port = free_port();
     let mut watchdog = Command::new("sh")

@@ -1,76 +1,71 @@
-//! Body bytes → [`Batch`]: every rule of contract section 1 that concerns the body.
+//! The bodies of both endpoints → a [`Batch`] (docs/contract.md, "Requests").
 //!
-//! Nothing is copied: an [`Event`] is a slice of the body. The whole body is scanned once for
-//! its syntax, which finds where each event lies, and each event is then walked once.
+//! Nothing is copied: an [`Event`] is a slice of the body. One scan of the whole body checks its
+//! syntax and finds each event; each event is then walked once.
 
 use crate::event::Event;
+use crate::limits::{MAX_EVENTS, MAX_VIOLATIONS};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// The most events in a batch (contract section 1).
-pub const MAX_EVENTS: usize = 500;
-/// The most bytes of a decoded body: 5 MB (contract section 1).
-pub const MAX_BODY_BYTES: usize = 5 * 1024 * 1024;
-/// The most faults one answer lists (contract section 2).
-pub const MAX_FAULTS: usize = 100;
-
-/// 1 to 500 events that keep every rule.
+/// 1 to [`MAX_EVENTS`] valid events.
 #[derive(Debug)]
 pub struct Batch<'body> {
     events: Vec<Event<'body>>,
 }
 
-/// Why a body is no batch.
+/// Why a body is not a batch.
 #[derive(Debug, PartialEq, Eq)]
 pub enum BatchError {
-    /// Not JSON, or not UTF-8: what, and where.
+    /// The body is not JSON or not UTF-8. Says what is wrong, with line and column.
     Malformed(String),
-    /// JSON, but against the rules: 1 to [`MAX_FAULTS`] faults by event index.
-    Invalid(Vec<Fault>),
+    /// The body is JSON but breaks rules: 1 to [`MAX_VIOLATIONS`] violations, in order of event index.
+    Invalid(Vec<Violation>),
 }
 
-/// One rule that the body breaks.
+/// A rule that the body breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The member at fault, such as `events[3].name`; never a client's own key. `None` where
-    /// the whole body is the event at fault.
+pub struct Violation {
+    /// The member at fault, such as `events[3].name`; never a client's own key. `None` if the body
+    /// is a single event and the event as a whole is at fault.
     pub field: Option<String>,
-    /// What the rule is; never a value.
+    /// The rule; never a value.
     pub message: Cow<'static, str>,
 }
 
 impl<'body> Batch<'body> {
-    /// Parses and validates a decoded body.
+    /// Parses and validates the decoded body of `POST /api/v1/events/batch`.
     ///
     /// # Errors
-    /// [`BatchError::Malformed`] before any [`BatchError::Invalid`].
+    /// The body's syntax is checked before its rules.
     pub fn parse(body: &'body [u8]) -> Result<Self, BatchError> {
         let text = std::str::from_utf8(body).map_err(|error| not_utf8(body, error.valid_up_to()))?;
-        let Outline { events, count, fault } = outline(text)?;
-        let mut faults: Vec<Fault> = fault.into_iter().collect();
+        let Outline { events, count, violation } = outline(text)?;
+        let mut violations: Vec<Violation> = violation.into_iter().collect();
         if count > MAX_EVENTS {
-            faults.push(Fault::on_batch(format!("must hold at most {MAX_EVENTS} events, holds {count}")));
+            violations.push(Violation::of_events(format!("must hold at most {MAX_EVENTS} events, holds {count}")));
         }
         let mut valid = Vec::with_capacity(events.len());
         for (index, raw) in events.iter().enumerate() {
             match Event::parse(raw.get()) {
                 Ok(event) => valid.push(event),
-                Err(found) => faults.extend(found.at(Some(index))),
+                Err(found) => violations.extend(found.at(Some(index))),
             }
-            if faults.len() >= MAX_FAULTS {
-                faults.truncate(MAX_FAULTS);
+            if violations.len() >= MAX_VIOLATIONS {
+                violations.truncate(MAX_VIOLATIONS);
                 break;
             }
         }
-        if faults.is_empty() { Ok(Self { events: valid }) } else { Err(BatchError::Invalid(faults)) }
+        if violations.is_empty() { Ok(Self { events: valid }) } else { Err(BatchError::Invalid(violations)) }
     }
 
-    /// Parses and validates a decoded body that is one event, by the rules of a batch of one.
+    /// Parses and validates the decoded body of `POST /api/v1/events`, which is one event. The rules are
+    /// those of a batch of one event.
     ///
     /// # Errors
-    /// As [`Self::parse`]; fields are those of the event itself.
+    /// As [`Self::parse`]. The fields have no `events[0].` prefix.
     pub fn parse_single(body: &'body [u8]) -> Result<Self, BatchError> {
         let text = std::str::from_utf8(body).map_err(|error| not_utf8(body, error.valid_up_to()))?;
         serde_json::from_str::<IgnoredAny>(text).map_err(|error| BatchError::Malformed(error.to_string()))?;
@@ -87,8 +82,8 @@ impl<'body> Batch<'body> {
     }
 }
 
-impl Fault {
-    fn on_batch(message: impl Into<Cow<'static, str>>) -> Self {
+impl Violation {
+    fn of_events(message: impl Into<Cow<'static, str>>) -> Self {
         Self { field: Some("events".to_owned()), message: message.into() }
     }
 }
@@ -100,13 +95,13 @@ fn not_utf8(body: &[u8], valid_up_to: usize) -> BatchError {
     BatchError::Malformed(format!("invalid UTF-8 at line {line} column {column}"))
 }
 
-/// What the scan of the whole body finds: where the events are.
+/// The result of the scan of the whole body: the text of each event.
 #[derive(Default)]
 struct Outline<'body> {
-    /// At most [`MAX_EVENTS`] of them, so that a body of a million tiny ones costs nothing.
+    /// At most [`MAX_EVENTS`], so that a body of a million tiny events costs little.
     events: Vec<&'body RawValue>,
     count: usize,
-    fault: Option<Fault>,
+    violation: Option<Violation>,
 }
 
 fn outline(text: &str) -> Result<Outline<'_>, BatchError> {
@@ -114,13 +109,13 @@ fn outline(text: &str) -> Result<Outline<'_>, BatchError> {
     let mut json = serde_json::Deserializer::from_str(text);
     let parsed = json.deserialize_map(TopLevel(&mut outline)).and_then(|()| json.end());
     if parsed.is_err() {
-        // A body of the wrong shape stops the scan early; its syntax still comes first.
+        // A body of the wrong shape stops the scan early. Its syntax is still reported first.
         serde_json::from_str::<IgnoredAny>(text).map_err(|error| BatchError::Malformed(error.to_string()))?;
         let is_object = text.trim_ascii_start().starts_with('{');
         let message = if is_object { "must be an array" } else { "the body must be an object with an array `events`" };
-        outline.fault = Some(Fault::on_batch(message));
+        outline.violation = Some(Violation::of_events(message));
     }
-    if outline.fault.is_some() {
+    if outline.violation.is_some() {
         outline.events.clear();
     }
     Ok(outline)
@@ -138,23 +133,23 @@ impl<'body> Visitor<'body> for TopLevel<'_, 'body> {
     fn visit_map<A: MapAccess<'body>>(self, mut map: A) -> Result<(), A::Error> {
         let outline = self.0;
         let mut seen = false;
-        // Keys are taken raw: a client's own, which is ignored, may hold what serde_json refuses.
+        // Keys are read raw, because ignored members may have keys that serde_json refuses.
         while let Some(key) = map.next_key::<&RawValue>()? {
             let is_events = serde_json::from_str::<Cow<str>>(key.get()).is_ok_and(|key| key == "events");
             if !is_events {
                 map.next_value::<IgnoredAny>()?;
             } else if seen {
                 map.next_value::<IgnoredAny>()?;
-                outline.fault = Some(Fault::on_batch("duplicate field `events`"));
+                outline.violation = Some(Violation::of_events("duplicate field `events`"));
             } else {
                 seen = true;
                 map.next_value_seed(EventsArray(outline))?;
             }
         }
         if !seen {
-            outline.fault = Some(Fault::on_batch("is required"));
-        } else if outline.count == 0 && outline.fault.is_none() {
-            outline.fault = Some(Fault::on_batch("must hold at least 1 event"));
+            outline.violation = Some(Violation::of_events("is required"));
+        } else if outline.count == 0 && outline.violation.is_none() {
+            outline.violation = Some(Violation::of_events("must hold at least 1 event"));
         }
         Ok(())
     }

@@ -1,0 +1,55 @@
+//! A rate limit, as an operator configures it or an API key carries it.
+
+use std::num::NonZeroU32;
+
+/// A rate limit in events per second, at least [`RateLimit::MIN`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit(NonZeroU32);
+
+impl RateLimit {
+    /// The lowest limit: a batch of 500 events must fit an empty window of 10 s.
+    pub const MIN: u32 = 50;
+
+    /// Parses a configured limit. 0 means no limit; 1 to [`Self::MIN`] − 1 is an error.
+    ///
+    /// # Errors
+    /// A predicate for the operator, such as "must be 0 (no limit) or at least 50".
+    pub fn parse(events_per_second: u32) -> Result<Option<Self>, String> {
+        match NonZeroU32::new(events_per_second) {
+            None => Ok(None),
+            Some(limit) if limit.get() >= Self::MIN => Ok(Some(Self(limit))),
+            Some(_) => Err(format!("must be 0 (no limit) or at least {}", Self::MIN)),
+        }
+    }
+
+    /// The limit stored with an API key. 0 means no limit; 1 to [`Self::MIN`] − 1 counts as
+    /// [`Self::MIN`].
+    #[must_use]
+    pub fn at_least_min(events_per_second: u32) -> Option<Self> {
+        NonZeroU32::new(events_per_second.max(Self::MIN)).filter(|_| events_per_second > 0).map(Self)
+    }
+
+    /// Events per second.
+    #[must_use]
+    pub fn events_per_second(self) -> u32 {
+        self.0.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configured_limit_below_the_minimum_is_an_error() {
+        let parsed = |n| RateLimit::parse(n).map(|limit| limit.map(RateLimit::events_per_second));
+        assert_eq!([0, 50].map(parsed), [Ok(None), Ok(Some(50))]);
+        assert!([1, 49].into_iter().all(|n| parsed(n).is_err()));
+    }
+
+    #[test]
+    fn a_stored_limit_below_the_minimum_counts_as_the_minimum() {
+        let stored = |n| RateLimit::at_least_min(n).map(RateLimit::events_per_second);
+        assert_eq!([0, 1, 49, 50, 51].map(stored), [None, Some(50), Some(50), Some(50), Some(51)]);
+    }
+}

@@ -1,0 +1,110 @@
+//! The body's transport: the gateway's base64, the client's gzip, and the size limit
+//! (docs/contract.md, "Order of checks", 5, 7 and 8).
+
+use crate::error::Error;
+use crate::gateway::{GatewayEvent, Header};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use contract::limits::MAX_BODY_BYTES;
+use flate2::read::MultiGzDecoder;
+use serde::de::IgnoredAny;
+use std::io::Read;
+
+/// How the client encoded the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// Plain JSON.
+    Identity,
+    /// JSON compressed with gzip.
+    Gzip,
+}
+
+impl Encoding {
+    /// Check 5: the encoding that `Content-Type` and `Content-Encoding` declare.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedMediaType`] for any other combination.
+    pub fn of(event: &GatewayEvent) -> Result<Self, Error> {
+        let encoding = match event.header(Header::ContentEncoding) {
+            None => Self::Identity,
+            Some(value) if value.eq_ignore_ascii_case("identity") => Self::Identity,
+            Some(value) if value.eq_ignore_ascii_case("gzip") => Self::Gzip,
+            Some(_) => {
+                return Err(Error::UnsupportedMediaType("Content-Encoding must be absent, identity or gzip"));
+            }
+        };
+        let media_type = event.header(Header::ContentType).unwrap_or_default();
+        let media_type = media_type.split(';').next().unwrap_or_default().trim();
+        let is = |name: &str| media_type.eq_ignore_ascii_case(name);
+        match encoding {
+            _ if is("application/json") => Ok(encoding),
+            Self::Gzip if is("application/gzip") || is("application/octet-stream") => Ok(encoding),
+            Self::Gzip => Err(Error::UnsupportedMediaType(
+                "Content-Type must be application/json, application/gzip or application/octet-stream",
+            )),
+            Self::Identity => Err(Error::UnsupportedMediaType("Content-Type must be application/json")),
+        }
+    }
+
+    /// Checks 7 and 8: the decoded body.
+    ///
+    /// # Errors
+    /// [`Error::PayloadTooLarge`] or [`Error::MalformedEncoding`].
+    pub fn decode(self, body: Vec<u8>) -> Result<Vec<u8>, Error> {
+        match self {
+            Self::Identity => Ok(body),
+            Self::Gzip if body.starts_with(&GZIP_MAGIC) => gunzip(&body),
+            // A gateway on the way decompressed the body and left the header.
+            Self::Gzip if body.trim_ascii_start().starts_with(b"{") || is_json(&body) => Ok(body),
+            Self::Gzip if body.first() == GZIP_MAGIC.first() => Err(Error::MalformedEncoding(
+                "the gzip body was damaged in transit: API Gateway treats a body with a JSON content type as text; \
+                 send it as Content-Type: application/gzip",
+            )),
+            Self::Gzip => Err(Error::MalformedEncoding(
+                "the body is not gzip; compress it, or leave out the header Content-Encoding",
+            )),
+        }
+    }
+}
+
+/// Checks 7 and 8: the bytes that the client sent, without the gateway's base64.
+///
+/// # Errors
+/// [`Error::PayloadTooLarge`] or [`Error::MalformedEncoding`].
+pub fn received(event: GatewayEvent) -> Result<Vec<u8>, Error> {
+    let body = event.body.unwrap_or_default();
+    let bytes = if event.is_base64_encoded {
+        BASE64_STANDARD
+            .decode(body)
+            .map_err(|_| Error::MalformedEncoding("the gateway marked the body as base64, but it is not base64"))?
+    } else {
+        body.into_bytes()
+    };
+    if bytes.len() > MAX_BODY_BYTES {
+        return Err(Error::PayloadTooLarge(
+            "the body is larger than 5 MB (5,242,880 bytes); send fewer events per batch",
+        ));
+    }
+    Ok(bytes)
+}
+
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+fn is_json(body: &[u8]) -> bool {
+    serde_json::from_slice::<IgnoredAny>(body).is_ok()
+}
+
+/// Decompresses at most [`MAX_BODY_BYTES`].
+fn gunzip(body: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut decoded = Vec::new();
+    let limit = MAX_BODY_BYTES as u64 + 1;
+    match MultiGzDecoder::new(body).take(limit).read_to_end(&mut decoded) {
+        Ok(_) if decoded.len() > MAX_BODY_BYTES => Err(Error::PayloadTooLarge(
+            "the decompressed body is larger than 5 MB (5,242,880 bytes); send fewer events per batch",
+        )),
+        Ok(_) => Ok(decoded),
+        Err(_) => {
+            Err(Error::MalformedEncoding("the gzip body is damaged or truncated; compress it and send it again"))
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What the tests of several packages share.
+#![expect(clippy::expect_used, clippy::missing_panics_doc, reason = "a helper that panics is a failed test")]
+#![expect(clippy::missing_errors_doc, clippy::must_use_candidate, reason = "nothing but tests uses this crate")]
+
+pub mod http_server;
+pub mod local_aws;
+pub mod tables;
