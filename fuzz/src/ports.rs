@@ -1,14 +1,18 @@
 //! The function without AWS: tables and a queue in memory that answer at once.
 
-use event_ingest::auth::{ApiKey, Authenticator, KeyHash, KeyRecord, KeyStore, ProjectId};
+use contract::api_key::{ApiKey, KeyHash, KeyRecord};
+use contract::tenant::ProjectId;
+use contract::tenant::Tenant;
+use event_ingest::auth::{Authenticator, KeyStore};
 use event_ingest::clock::{Clock, Timestamp};
-use event_ingest::delivery::{Envelope, Fate, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue};
+use event_ingest::delivery::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue, SendResult};
 use event_ingest::http::App;
+use event_ingest::idempotency::TakeOver;
 use event_ingest::idempotency::{Claimed, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore};
-use event_ingest::idempotency::{StoreError, TakeOver};
 use event_ingest::ingest::Pipeline;
-use event_ingest::rate_limit::{Granted, RateLimiter, Tenant, Window, WindowStore};
-use event_ingest::telemetry::Telemetry;
+use event_ingest::rate_limit::{GrantResponse, RateLimiter, Window, WindowStore};
+use event_ingest::store::StoreError;
+use event_ingest::telemetry::{AwsCalls, Telemetry};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
@@ -23,7 +27,7 @@ pub const READ_ONLY_KEY: &str = "sk_test_LOCAL_ONLY_read_scope_0123456789";
 pub type FakeApp = App<Keys, Windows, Table, MemoryQueue, StillClock>;
 
 /// The function, its queue, and what it logs.
-pub fn app(most_events: NonZeroU16) -> (FakeApp, Log) {
+pub fn app(max_events_per_message: NonZeroU16) -> (FakeApp, Log) {
     let log = Log::default();
     let app = App {
         auth: Authenticator::new(Keys, None),
@@ -33,10 +37,9 @@ pub fn app(most_events: NonZeroU16) -> (FakeApp, Log) {
             queue: MemoryQueue::default(),
             clock: StillClock::default(),
             dedup_window: Duration::from_hours(24),
-            most_events,
+            max_events_per_message,
         },
-        telemetry: Telemetry::new("fuzz".to_owned(), Box::new(log.clone())),
-        answered: RefCell::default(),
+        telemetry: Telemetry::new("fuzz".to_owned(), Box::new(log.clone()), AwsCalls::default),
     };
     (app, log)
 }
@@ -58,8 +61,8 @@ impl KeyStore for Keys {
 pub struct Windows;
 
 impl WindowStore for Windows {
-    async fn grant(&self, _: &Tenant, _: Window, _: u64, _: u64, _: Timestamp) -> Result<Granted, StoreError> {
-        Ok(Granted { done: true, used: 0 })
+    async fn grant(&self, _: &Tenant, _: Window, _: u64, _: u64, _: Timestamp) -> Result<GrantResponse, StoreError> {
+        Ok(GrantResponse { granted: true, used: 0 })
     }
 }
 
@@ -131,7 +134,7 @@ impl StateStore for Table {
 #[derive(Default)]
 pub struct MemoryQueue {
     /// Takes turns in saying what becomes of the messages; empty means that each is taken.
-    pub fates: RefCell<Vec<Fate>>,
+    pub fates: RefCell<Vec<SendResult>>,
     taken: RefCell<Vec<String>>,
 }
 
@@ -143,7 +146,7 @@ impl MemoryQueue {
 }
 
 impl Queue for MemoryQueue {
-    async fn send(&self, envelope: &Envelope, messages: &[Message], _: Timestamp) -> Vec<Fate> {
+    async fn send(&self, envelope: &Envelope, messages: &[Message], _: Timestamp) -> Vec<SendResult> {
         let attributes: usize = envelope.attributes().iter().map(|(name, value)| name.len() + 6 + value.len()).sum();
         let bytes: Vec<usize> = messages.iter().map(|message| message.body.len() + attributes).collect();
         assert!((1..=MAX_CALL_MESSAGES).contains(&messages.len()), "{} messages in a call", messages.len());
@@ -153,8 +156,8 @@ impl Queue for MemoryQueue {
             // Nor does it take control characters, but then neither does JSON.
             let is_refused = |character| message.body.contains(character);
             assert!(!is_refused("\u{FFFE}") && !is_refused("\u{FFFF}"), "a character that SQS refuses");
-            let fate = self.fates.borrow_mut().pop().unwrap_or(Fate::Acknowledged);
-            if fate == Fate::Acknowledged {
+            let fate = self.fates.borrow_mut().pop().unwrap_or(SendResult::Acknowledged);
+            if fate == SendResult::Acknowledged {
                 self.taken.borrow_mut().push(message.body.clone());
             }
             fate

@@ -12,14 +12,14 @@ pub enum Verdict<'body> {
     /// 400.
     Malformed,
     /// 422: each place at fault, in order.
-    Invalid(Vec<Fault>),
+    Invalid(Vec<Violation>),
     /// Valid: the text of each event.
     Events(Vec<&'body str>),
 }
 
 /// One place at fault.
 #[derive(Debug)]
-pub struct Fault {
+pub struct Violation {
     /// As in the answer.
     pub field: Option<String>,
     /// Every rule broken there. The answer's message says one of these.
@@ -34,7 +34,7 @@ const MEMBERS: [&str; 4] = ["external_user_id", "name", "properties", "timestamp
 /// The body of `POST /api/v1/events/batch`.
 pub fn batch(body: &[u8]) -> Verdict<'_> {
     let Some(tape) = read(body) else { return Verdict::Malformed };
-    let on_batch = |says| Verdict::Invalid(vec![Fault { field: Some("events".to_owned()), says: vec![says] }]);
+    let on_batch = |says| Verdict::Invalid(vec![Violation { field: Some("events".to_owned()), says: vec![says] }]);
     if tape.entry(0).kind != b'{' {
         return on_batch("must be an object");
     }
@@ -53,12 +53,12 @@ pub fn batch(body: &[u8]) -> Verdict<'_> {
     }
     let mut faults = Vec::new();
     if events.len() > 500 {
-        faults.push(Fault { field: Some("events".to_owned()), says: vec!["at most 500 events"] });
+        faults.push(Violation { field: Some("events".to_owned()), says: vec!["at most 500 events"] });
     }
     for (index, &event) in events.iter().take(500).enumerate() {
         for (member, says) in event_faults(&tape, event) {
             let field = member.map_or_else(|| format!("events[{index}]"), |name| format!("events[{index}].{name}"));
-            faults.push(Fault { field: Some(field), says });
+            faults.push(Violation { field: Some(field), says });
         }
     }
     faults.truncate(100);
@@ -75,7 +75,7 @@ pub fn single(body: &[u8]) -> Verdict<'_> {
     if faults.is_empty() {
         return Verdict::Events(vec![tape.text(0)]);
     }
-    let named = |(member, says): (Member, _)| Fault { field: member.map(str::to_owned), says };
+    let named = |(member, says): (Member, _)| Violation { field: member.map(str::to_owned), says };
     Verdict::Invalid(faults.into_iter().map(named).collect())
 }
 

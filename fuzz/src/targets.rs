@@ -1,18 +1,20 @@
 //! What is fuzzed: four functions of any bytes, each of which panics where a promise is broken.
 
 use super::ports::{FakeApp, MemoryQueue, StillClock, app};
-use super::reference::{self, Fault, Verdict, in_message};
+use super::reference::{self, Verdict, Violation, in_message};
 use super::tape::Tape;
 use arbitrary::{Result as Generated, Unstructured};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use event_ingest::auth::{ApiKey, Mode, ProjectId};
-use event_ingest::batch::{Batch, BatchError};
+use contract::api_key::ApiKey;
+use contract::batch::{Batch, BatchError};
+use contract::idempotency_key::IdempotencyKey;
+use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::{Clock, Timestamp};
 use event_ingest::deadline::Deadline;
-use event_ingest::delivery::{Courier, Delivery, Envelope, Fate};
+use event_ingest::delivery::{Delivery, Envelope, SendResult, Sender};
 use event_ingest::gateway::{GatewayEvent, Header};
-use event_ingest::idempotency::{BatchId, Delivered, IdempotencyKey};
+use event_ingest::idempotency::{BatchId, Delivered};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -154,7 +156,7 @@ struct Demanded {
     status: u16,
     code: Option<&'static str>,
     /// Of a 422: each place at fault.
-    faults: Vec<Fault>,
+    faults: Vec<Violation>,
     /// Of a 202: the events.
     events: Vec<String>,
 }
@@ -242,8 +244,8 @@ struct Answer {
 
 fn invoke(app: &FakeApp, event: GatewayEvent) -> Answer {
     let response = block_on(async {
-        let response = app.handle(LambdaEvent::new(event, Context::default())).await;
-        app.finish().await;
+        let (response, unfinished) = app.handle(LambdaEvent::new(event, Context::default())).await;
+        app.finish(unfinished).await;
         response
     });
     let response = serde_json::to_value(response).expect("an answer is JSON");
@@ -379,8 +381,8 @@ fn compare(parsed: &Result<Batch<'_>, BatchError>, verdict: &Verdict<'_>) {
     }
 }
 
-fn assert_faults(found: &[(Option<&str>, &str)], expected: &[Fault]) {
-    let is_one = |(field, message): &(Option<&str>, &str), fault: &Fault| {
+fn assert_faults(found: &[(Option<&str>, &str)], expected: &[Violation]) {
+    let is_one = |(field, message): &(Option<&str>, &str), fault: &Violation| {
         *field == fault.field.as_deref() && fault.says.iter().any(|says| message.contains(says))
     };
     let same = found.len() == expected.len() && found.iter().zip(expected).all(|(found, fault)| is_one(found, fault));
@@ -426,21 +428,21 @@ pub fn packing(input: &[u8], meter: &Meter) {
 /// What the messages of one batch have in common, and how they are cut.
 struct Packing {
     envelope: Envelope,
-    most_events: NonZeroU16,
+    max_events_per_message: NonZeroU16,
 }
 
 impl Packing {
-    fn new(most_events: NonZeroU16) -> Self {
-        Self::of("acme", Mode::Live, most_events)
+    fn new(max_events_per_message: NonZeroU16) -> Self {
+        Self::of("acme", Mode::Live, max_events_per_message)
     }
 
-    fn of(project: &str, mode: Mode, most_events: NonZeroU16) -> Self {
-        let project = ProjectId::parse(project).expect("a project");
-        let envelope = Envelope::new(project, mode, BatchId::new(StillClock::default().now()));
-        Self { envelope, most_events }
+    fn of(project: &str, mode: Mode, max_events_per_message: NonZeroU16) -> Self {
+        let tenant = Tenant { project: ProjectId::parse(project).expect("a project"), mode };
+        let envelope = Envelope::new(tenant, BatchId::new(StillClock::default().now()));
+        Self { envelope, max_events_per_message }
     }
 
-    fn deliver(&self, batch: &Batch<'_>, already: &[usize], fates: &[Fate]) -> (MemoryQueue, Delivery) {
+    fn deliver(&self, batch: &Batch<'_>, already: &[usize], fates: &[SendResult]) -> (MemoryQueue, Delivery) {
         let queue = MemoryQueue::default();
         queue.fates.replace(fates.to_vec());
         let clock = StillClock::default();
@@ -449,9 +451,15 @@ impl Packing {
             delivered.insert(index);
         }
         let deadline = Deadline::new(clock.now(), Timestamp::from_millis(0));
-        let Self { envelope, most_events } = self;
-        let courier =
-            Courier { queue: &queue, clock: &clock, deadline: &deadline, envelope, batch, most_events: *most_events };
+        let Self { envelope, max_events_per_message } = self;
+        let courier = Sender {
+            queue: &queue,
+            clock: &clock,
+            deadline: &deadline,
+            envelope,
+            batch,
+            max_events_per_message: *max_events_per_message,
+        };
         let delivery = block_on(courier.deliver(delivered));
         (queue, delivery)
     }
@@ -459,7 +467,11 @@ impl Packing {
     /// The events of a message and their places in the batch.
     fn read(&self, message: &str) -> Vec<(usize, String)> {
         let events = read_message(message);
-        assert!((1..=usize::from(self.most_events.get())).contains(&events.len()), "{} events", events.len());
+        assert!(
+            (1..=usize::from(self.max_events_per_message.get())).contains(&events.len()),
+            "{} events",
+            events.len()
+        );
         events
     }
 }
@@ -511,16 +523,19 @@ struct Plan {
     /// The events that were delivered before.
     already: Vec<usize>,
     /// What becomes of messages, in turn; after that each is taken.
-    fates: Vec<Fate>,
+    fates: Vec<SendResult>,
 }
 
 impl Plan {
     fn generate(input: &mut Unstructured<'_>) -> Generated<Self> {
-        let most_events = NonZeroU16::MIN.saturating_add(input.int_in_range(0..=499)?);
+        let max_events_per_message = NonZeroU16::MIN.saturating_add(input.int_in_range(0..=499)?);
         let project = "p".repeat(input.int_in_range(1..=64)?);
         let mode = if input.arbitrary()? { Mode::Live } else { Mode::Test };
-        let fates = (0..input.int_in_range(0..=12)?)
-            .map(|_| input.choose(&[Fate::Acknowledged, Fate::Refused, Fate::Unknown, Fate::Rejected]).copied());
+        let fates = (0..input.int_in_range(0..=12)?).map(|_| {
+            input
+                .choose(&[SendResult::Acknowledged, SendResult::Retryable, SendResult::Unknown, SendResult::Permanent])
+                .copied()
+        });
         let fates = fates.collect::<Generated<Vec<_>>>()?;
         let some_delivered: u8 = input.arbitrary()?;
 
@@ -544,7 +559,7 @@ impl Plan {
         }
         let is_delivered = |index: &usize| some_delivered >> (index % 8) & 1 == 1;
         let already = (0..events.len()).filter(is_delivered).collect();
-        Ok(Self { packing: Packing::of(&project, mode, most_events), events, already, fates })
+        Ok(Self { packing: Packing::of(&project, mode, max_events_per_message), events, already, fates })
     }
 }
 

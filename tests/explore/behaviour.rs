@@ -9,16 +9,13 @@
 
 use crate::memory::check_call;
 use crate::scenario::{Attempt, AttemptId, Jitter};
-use event_ingest::auth::Mode;
 use event_ingest::clock::{Clock, Timestamp};
 use event_ingest::deadline::{Deadline, FUNCTION_TIMEOUT};
-use event_ingest::delivery::{Envelope, Fate, Message, Queue};
+use event_ingest::delivery::{Envelope, Message, Queue, SendResult};
 use event_ingest::error::Error;
-use event_ingest::idempotency::{
-    BatchId, Claimed, Delivered, Fenced, Owner, Record, RecordKey, StateStore, StoreError, TakeOver,
-};
-use event_ingest::ingest::{Outcome, Pipeline, Request};
-use event_ingest::telemetry::Facts;
+use event_ingest::idempotency::{BatchId, Claimed, Delivered, Fenced, Owner, Record, RecordKey, StateStore, TakeOver};
+use event_ingest::ingest::{Pipeline, Request, Success};
+use event_ingest::store::StoreError;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -66,7 +63,7 @@ pub enum Reply {
     Got(Option<Record>),
     Claimed(Claimed),
     Fenced(Fenced),
-    Sent(Vec<Fate>),
+    Sent(Vec<SendResult>),
     Unavailable,
     Woke,
 }
@@ -192,30 +189,28 @@ async fn run(attempt: Rc<Attempt>, port: Port, begun: Timestamp, answer: Rc<Cell
         queue: port.clone(),
         clock: port,
         dedup_window: attempt.window,
-        most_events: NonZeroU16::new(attempt.most_events).expect("not zero"),
+        max_events_per_message: NonZeroU16::new(attempt.max_events_per_message).expect("not zero"),
     };
     let deadline = Deadline::new(begun, begun + FUNCTION_TIMEOUT);
     let request = Request {
-        project: &attempt.project,
-        mode: Mode::Live,
-        key: &attempt.key,
-        me: &attempt.claimant,
+        tenant: &attempt.tenant,
+        record_key: &attempt.key,
+        claimant: &attempt.claimant,
         batch: &attempt.batch,
         deadline: &deadline,
         trace: None,
     };
-    let mut facts = Facts::default();
-    let result = pipeline.ingest(&request, &mut facts).await;
+    let result = pipeline.ingest(&request).await.result;
     answer.set(Some(match &result {
-        Ok(Outcome::Accepted(_)) => Answer::Accepted,
-        Ok(Outcome::Replayed) => Answer::Replayed,
+        Ok(Success::Accepted(_)) => Answer::Accepted,
+        Ok(Success::Replayed) => Answer::Replayed,
         Err(Error::KeyReused) => Answer::KeyReused,
         Err(Error::InProgress { .. }) => Answer::InProgress,
         Err(Error::Unavailable(_)) => Answer::Unavailable,
         Err(_) => Answer::Internal,
     }));
-    if let Ok(Outcome::Accepted(unrecorded)) = &result {
-        pipeline.complete(unrecorded).await;
+    if let Ok(Success::Accepted(pending)) = &result {
+        pipeline.complete(pending).await;
     }
 }
 
@@ -387,12 +382,12 @@ impl StateStore for Port {
 }
 
 impl Queue for Port {
-    async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<Fate> {
+    async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult> {
         assert_eq!(check_call(envelope, messages), Ok(()), "the pipeline keeps SQS's limits");
         let parcels = messages.iter().map(|message| self.parcel(message)).collect();
         match self.call(Op::Send { parcels }, by).await {
             Reply::Sent(fates) => fates,
-            _ => vec![Fate::Unknown; messages.len()],
+            _ => vec![SendResult::Unknown; messages.len()],
         }
     }
 }

@@ -9,7 +9,7 @@
 use crate::behaviour::{Answer, Call, CallId, Op, Parcel, Reply};
 use crate::scenario::{AttemptId, LANDING};
 use crate::world::{Caller, LONGEST_LOCK, Live, Rules, World, millis};
-use event_ingest::delivery::Fate;
+use event_ingest::delivery::SendResult;
 use event_ingest::idempotency::{BatchId, Delivered, Fenced, Fingerprint, Record, State};
 
 /// A guarantee that does not hold, and how.
@@ -107,7 +107,7 @@ impl Live {
         match reply {
             Reply::Unavailable if writes && (self.frozen || millis(given) >= REAL_TRY) => self.write = Write::Failed,
             Reply::Fenced(Fenced::Lost) if writes => self.write = Write::Lost,
-            Reply::Sent(fates) => self.rejected |= fates.contains(&Fate::Rejected),
+            Reply::Sent(fates) => self.rejected |= fates.contains(&SendResult::Permanent),
             _ => {}
         }
     }
@@ -175,7 +175,7 @@ impl World {
         let is_acknowledged = |event: usize| match reply {
             Reply::Sent(fates) => {
                 let at = parcels.iter().position(|parcel| parcel.events.contains(&event));
-                at.is_some_and(|at| fates[at] == Fate::Acknowledged)
+                at.is_some_and(|at| fates[at] == SendResult::Acknowledged)
             }
             _ => false,
         };

@@ -1,9 +1,10 @@
 //! Who asks for what, and how much may go wrong: the bound of one exploration.
 
-use event_ingest::auth::{Mode, ProjectId};
-use event_ingest::batch::Batch;
+use contract::batch::Batch;
+use contract::idempotency_key::IdempotencyKey;
+use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::Timestamp;
-use event_ingest::idempotency::{BatchId, Claimant, Fingerprint, IdempotencyKey, Owner, RecordKey};
+use event_ingest::idempotency::{BatchId, Claimant, Fingerprint, Owner, RecordKey};
 use serde_json::Value;
 use std::rc::Rc;
 use std::time::Duration;
@@ -70,12 +71,12 @@ pub type AttemptId = u8;
 pub struct Attempt {
     pub name: String,
     pub client: usize,
-    pub project: ProjectId,
+    pub tenant: Tenant,
     pub key: RecordKey,
     pub claimant: Claimant,
     pub batch: Batch<'static>,
     pub events: Vec<Value>,
-    pub most_events: u16,
+    pub max_events_per_message: u16,
     pub window: Duration,
     pub ahead: u64,
 }
@@ -95,11 +96,15 @@ impl Client {
     }
 }
 
+/// The tenant of every client.
+pub fn tenant() -> Tenant {
+    Tenant { project: ProjectId::parse("acme").expect("a project id"), mode: Mode::Live }
+}
+
 /// The name of key number `key`.
 pub fn record_key(key: usize) -> RecordKey {
-    let project = ProjectId::parse("acme").expect("a project id");
     let text = format!("key-{key}");
-    RecordKey::new(&project, Mode::Live, IdempotencyKey::parse(&text).expect("a key"))
+    RecordKey::of_batch(&tenant(), IdempotencyKey::parse(&text).expect("a key"))
 }
 
 /// A `UUIDv7` that is the same in every run.
@@ -149,25 +154,25 @@ impl Scenario {
     pub fn attempts(&self) -> Vec<Rc<Attempt>> {
         let mut attempts = Vec::new();
         for (number, client) in self.clients.iter().enumerate() {
-            for (try_number, &most_events) in client.attempts.iter().chain([&1]).enumerate() {
+            for (try_number, &max_events_per_message) in client.attempts.iter().chain([&1]).enumerate() {
                 let name = if try_number < client.attempts.len() {
                     format!("c{number}.{}", try_number + 1)
                 } else {
                     format!("c{number}.last")
                 };
                 let id = attempts.len();
-                attempts.push(Rc::new(self.attempt(client, number, name, most_events, id)));
+                attempts.push(Rc::new(self.attempt(client, number, name, max_events_per_message, id)));
             }
         }
         attempts
     }
 
-    fn attempt(&self, client: &Client, number: usize, name: String, most_events: u16, id: usize) -> Attempt {
+    fn attempt(&self, client: &Client, number: usize, name: String, max_events_per_message: u16, id: usize) -> Attempt {
         let body = BODIES[client.body];
         let parsed: Value = serde_json::from_str(body).expect("JSON");
         Attempt {
             client: number,
-            project: ProjectId::parse("acme").expect("a project id"),
+            tenant: tenant(),
             key: record_key(client.key),
             claimant: Claimant {
                 owner: Owner::from_record(name.clone()),
@@ -176,7 +181,7 @@ impl Scenario {
             },
             batch: Batch::parse(body.as_bytes()).expect("a good batch"),
             events: parsed["events"].as_array().expect("events").clone(),
-            most_events,
+            max_events_per_message,
             window: self.window,
             ahead: client.ahead,
             name,

@@ -10,8 +10,8 @@ use crate::memory::Table;
 use crate::scenario::{Attempt, AttemptId, BEGIN, BODIES, Scenario, at, batch_id, record_key};
 use crate::search::describe_op;
 use event_ingest::clock::Timestamp;
-use event_ingest::deadline::{FUNCTION_TIMEOUT, RESERVE, TWIN_WAIT};
-use event_ingest::delivery::Fate;
+use event_ingest::deadline::{FUNCTION_TIMEOUT, OWNER_WAIT, RESERVE};
+use event_ingest::delivery::SendResult;
 use event_ingest::idempotency::{Delivered, Fingerprint, Owner, Record, RecordKey, State};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -274,7 +274,7 @@ impl Rules {
             instants.extend([
                 reserve,
                 reserve + 1,
-                live.born + millis(TWIN_WAIT),
+                live.born + millis(OWNER_WAIT),
                 live.born + millis(FUNCTION_TIMEOUT),
             ]);
             instants.extend(self.dues(live));
@@ -401,7 +401,7 @@ impl Rules {
             Turn::Reject(number) => {
                 let taken = !(1 << number);
                 let Reply::Sent(mut fates) = self.effect(world, caller, &call, taken)? else { unreachable!() };
-                fates[usize::from(number)] = Fate::Rejected;
+                fates[usize::from(number)] = SendResult::Permanent;
                 Reply::Sent(fates)
             }
             Turn::GiveUp => {
@@ -548,9 +548,9 @@ impl Rules {
             }
             Op::Send { parcels } => {
                 let is_taken = |number: usize| taken >> number & 1 == 1;
-                let mut fates = vec![Fate::Refused; parcels.len()];
+                let mut fates = vec![SendResult::Retryable; parcels.len()];
                 for (number, parcel) in parcels.iter().enumerate().filter(|(number, _)| is_taken(*number)) {
-                    fates[number] = Fate::Acknowledged;
+                    fates[number] = SendResult::Acknowledged;
                     world.take(self, caller, call.id, parcel)?;
                 }
                 Reply::Sent(fates)
@@ -619,7 +619,7 @@ fn faulty_turns(op: &Op) -> Vec<Turn> {
 
 fn refusal(op: &Op) -> Reply {
     match op {
-        Op::Send { parcels } => Reply::Sent(vec![Fate::Refused; parcels.len()]),
+        Op::Send { parcels } => Reply::Sent(vec![SendResult::Retryable; parcels.len()]),
         _ => Reply::Unavailable,
     }
 }

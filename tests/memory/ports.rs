@@ -5,10 +5,9 @@
 //! runs the same tests over these and over `DynamoDB` and SQS, so that they cannot drift apart.
 
 use event_ingest::clock::Timestamp;
-use event_ingest::delivery::{Envelope, Fate, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue};
-use event_ingest::idempotency::{
-    Claimed, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, StoreError, TakeOver,
-};
+use event_ingest::delivery::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue, SendResult};
+use event_ingest::idempotency::{Claimed, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, TakeOver};
+use event_ingest::store::StoreError;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -188,11 +187,11 @@ impl MemoryQueue {
 }
 
 impl Queue for MemoryQueue {
-    async fn send(&self, envelope: &Envelope, messages: &[Message], _by: Timestamp) -> Vec<Fate> {
+    async fn send(&self, envelope: &Envelope, messages: &[Message], _by: Timestamp) -> Vec<SendResult> {
         if check_call(envelope, messages).is_err() {
-            return vec![Fate::Rejected; messages.len()];
+            return vec![SendResult::Permanent; messages.len()];
         }
         self.taken.borrow_mut().extend(messages.iter().map(|message| message.body.clone()));
-        vec![Fate::Acknowledged; messages.len()]
+        vec![SendResult::Acknowledged; messages.len()]
     }
 }

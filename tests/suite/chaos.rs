@@ -11,7 +11,6 @@ use crate::fault_plan::FaultPlan;
 use crate::fault_proxy::Wire;
 use crate::fleet::Fleet;
 use crate::gateway_event::post;
-use crate::local_aws;
 use crate::sandbox::CALM;
 use crate::sdk_client::{self, Attempt, Retries};
 use crate::test_app::{KEY, PROJECT, Resources};
@@ -19,6 +18,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use test_support::local_aws;
 
 /// Until a definite answer; the pauses are the SDK's at first and then shorter, to end sooner.
 const PATIENT: Retries = Retries { attempts: usize::MAX, longest_pause: Duration::from_secs(2), ..Retries::SDK };

@@ -3,7 +3,7 @@
 use crate::gateway_event::{GatewayEventBuilder, gzip, post};
 use crate::test_app::{Answer, KEY, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
-use event_ingest::batch::MAX_BODY_BYTES;
+use contract::limits::MAX_BODY_BYTES;
 use serde_json::json;
 use std::time::Duration;
 

@@ -6,13 +6,13 @@
 mod memory;
 
 use crate::test_app::Resources;
-use event_ingest::auth::{Mode, ProjectId};
+use contract::idempotency_key::IdempotencyKey;
+use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::aws::{queue::SqsQueue, state_table::StateTable};
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
-use event_ingest::delivery::{Envelope, Fate, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue};
+use event_ingest::delivery::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue, SendResult};
 use event_ingest::idempotency::{
-    BatchId, Claimed, Delivered, Fenced, Fingerprint, IdempotencyKey, Owner, Record, RecordKey, State, StateStore,
-    TakeOver,
+    BatchId, Claimed, Delivered, Fenced, Fingerprint, Owner, Record, RecordKey, State, StateStore, TakeOver,
 };
 use memory::{MemoryQueue, MemoryStore};
 use std::time::Duration;
@@ -94,7 +94,7 @@ struct AwsQueue {
 }
 
 impl Queue for AwsQueue {
-    async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<Fate> {
+    async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult> {
         self.queue.send(envelope, messages, by).await
     }
 }
@@ -130,12 +130,12 @@ fn by() -> Timestamp {
     SystemClock.now() + Duration::from_secs(20)
 }
 
-fn project() -> ProjectId {
-    ProjectId::parse("acme").expect("a project id")
+fn tenant() -> Tenant {
+    Tenant { project: ProjectId::parse("acme").expect("a project id"), mode: Mode::Live }
 }
 
 fn key_named(name: &str) -> RecordKey {
-    RecordKey::new(&project(), Mode::Live, IdempotencyKey::parse(name).expect("a key"))
+    RecordKey::of_batch(&tenant(), IdempotencyKey::parse(name).expect("a key"))
 }
 
 fn key() -> RecordKey {
@@ -265,7 +265,8 @@ async fn an_expired_record_is_still_read<S: StateStore, Q>(subject: Subject<S, Q
 }
 
 async fn keys_are_apart<S: StateStore, Q>(subject: Subject<S, Q>) {
-    let test_mode = RecordKey::new(&project(), Mode::Test, IdempotencyKey::parse("key").expect("a key"));
+    let test_mode =
+        RecordKey::of_batch(&Tenant { mode: Mode::Test, ..tenant() }, IdempotencyKey::parse("key").expect("a key"));
     let first = subject.after_claim_by("a").await;
     for other in [key_named("key2"), test_mode] {
         let record = claimed_by("b");
@@ -456,7 +457,7 @@ async fn every_bitmap_comes_back_as_it_was<S: StateStore, Q>(subject: Subject<S,
 }
 
 fn envelope() -> Envelope {
-    Envelope::new(project(), Mode::Live, BatchId::new(NOW))
+    Envelope::new(tenant(), BatchId::new(NOW))
 }
 
 fn message(body: impl Into<String>) -> Message {
@@ -471,18 +472,18 @@ fn attribute_bytes() -> usize {
 async fn messages_are_acknowledged_and_taken<S, Q: Drain>(subject: Subject<S, Q>) {
     let bodies = ["one", "two with \t, \r, \n and ", "three: \u{20}\u{D7FF}\u{E000}\u{FFFD}\u{10000}\u{10FFFF}"];
     let fates = subject.queue.send(&envelope(), &bodies.map(message), by()).await;
-    assert_eq!(fates, [Fate::Acknowledged; 3]);
+    assert_eq!(fates, [SendResult::Acknowledged; 3]);
     assert_eq!(subject.queue.bodies().await, sorted(bodies.map(str::to_owned).to_vec()));
 }
 
 async fn a_full_call_is_taken<S, Q: Drain>(subject: Subject<S, Q>) {
     let bodies: Vec<String> = (0..MAX_CALL_MESSAGES).map(|number| format!("message {number}")).collect();
     let messages: Vec<Message> = bodies.iter().map(message).collect();
-    assert_eq!(subject.queue.send(&envelope(), &messages, by()).await, [Fate::Acknowledged; MAX_CALL_MESSAGES]);
+    assert_eq!(subject.queue.send(&envelope(), &messages, by()).await, [SendResult::Acknowledged; MAX_CALL_MESSAGES]);
     assert_eq!(subject.queue.bodies().await, sorted(bodies));
     let eleven = vec![message("one too many"); MAX_CALL_MESSAGES + 1];
     let fates = subject.queue.send(&envelope(), &eleven, by()).await;
-    assert!(fates.len() == eleven.len() && !fates.contains(&Fate::Acknowledged), "{fates:?}");
+    assert!(fates.len() == eleven.len() && !fates.contains(&SendResult::Acknowledged), "{fates:?}");
     assert_eq!(subject.queue.bodies().await, Vec::<String>::new());
 }
 
@@ -491,7 +492,7 @@ async fn a_call_of_exactly_the_limit_is_taken<S, Q: Drain>(subject: Subject<S, Q
     for lengths in [vec![MAX_CALL_BYTES - attribute_bytes()], vec![half, half]] {
         let messages: Vec<Message> = lengths.iter().map(|&length| message("x".repeat(length))).collect();
         let fates = subject.queue.send(&envelope(), &messages, by()).await;
-        assert_eq!(fates, vec![Fate::Acknowledged; lengths.len()]);
+        assert_eq!(fates, vec![SendResult::Acknowledged; lengths.len()]);
         assert_eq!(subject.queue.bodies().await.iter().map(String::len).collect::<Vec<_>>(), lengths);
     }
 }
@@ -512,14 +513,14 @@ async fn attributes_count() {
 
 async fn assert_rejected(queue: &impl Drain, lengths: &[usize]) {
     let messages: Vec<Message> = lengths.iter().map(|&length| message("x".repeat(length))).collect();
-    assert_eq!(queue.send(&envelope(), &messages, by()).await, vec![Fate::Rejected; lengths.len()]);
+    assert_eq!(queue.send(&envelope(), &messages, by()).await, vec![SendResult::Permanent; lengths.len()]);
     assert_eq!(queue.bodies().await, Vec::<String>::new());
 }
 
 async fn characters_that_sqs_refuses_are_rejected<S, Q: Drain>(subject: Subject<S, Q>) {
     for refused in ['\u{FFFE}', '\u{FFFF}', '\u{0}', '\u{8}', '\u{B}', '\u{C}', '\u{1F}'] {
         let fates = subject.queue.send(&envelope(), &[message(format!("a{refused}b"))], by()).await;
-        assert_eq!(fates, [Fate::Rejected], "{refused:?}");
+        assert_eq!(fates, [SendResult::Permanent], "{refused:?}");
         assert_eq!(subject.queue.bodies().await, Vec::<String>::new(), "{refused:?}");
     }
 }

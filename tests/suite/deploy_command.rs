@@ -1,8 +1,8 @@
 //! `make deploy`, on a local AWS: it ends in the function's own answer, or says why there is none.
 
-use crate::local_aws::endpoint;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use test_support::local_aws::endpoint;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

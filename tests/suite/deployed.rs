@@ -1,7 +1,6 @@
 //! The whole way over HTTP: template.yaml deployed to a local AWS of its own by `sam deploy`.
 
 use crate::gateway_event::gzip;
-use crate::local_aws::test_config;
 use crate::message_schema;
 use aws_sdk_sqs::types::MessageSystemAttributeName;
 use http_body_util::{BodyExt, Full};
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use test_support::local_aws::test_config;
 
 const KEY: &str = "sk_test_LOCAL_ONLY_not_a_secret_0123456789";
 const PATH: &str = "/api/v1/events/batch";

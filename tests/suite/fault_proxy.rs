@@ -5,7 +5,6 @@
 //! one that had to queue for the local AWS is dropped with its caller: otherwise the function's
 //! retries would drown a slow machine.
 
-use crate::http_server::{Cut, HttpServer, fetch};
 use crate::runtime_api::epoch_millis;
 use crate::sandbox::{Life, Sandbox, Settings};
 use crate::test_app::Resources;
@@ -18,6 +17,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
+use test_support::http_server::{Cut, HttpServer, fetch};
 use tokio::sync::{Semaphore, watch};
 
 /// What a call is for, told by its target and its expressions.

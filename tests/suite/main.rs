@@ -2,8 +2,6 @@
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 
 mod audit;
-#[cfg(feature = "cli")]
-mod backfill;
 mod chaos;
 mod checks;
 mod conformance;
@@ -15,10 +13,6 @@ mod fault_proxy;
 mod fleet;
 mod fuzz_corpus;
 mod gateway_event;
-mod http_server;
-#[cfg(feature = "cli")]
-mod keys_command;
-mod local_aws;
 mod message_schema;
 mod openapi;
 mod packing;

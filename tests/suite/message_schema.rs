@@ -1,9 +1,10 @@
 //! Every queue message that this suite produces, held against schema/event-batch-1.schema.json.
 
-use event_ingest::auth::{Mode, ProjectId};
-use event_ingest::batch::{Batch, MAX_EVENTS};
+use contract::batch::Batch;
+use contract::limits::MAX_EVENTS;
+use contract::limits::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
+use contract::tenant::{Mode, ProjectId};
 use event_ingest::delivery::SCHEMA;
-use event_ingest::event::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
 use event_ingest::idempotency::BatchId;
 use jsonschema::Validator;
 use serde_json::{Value, json};

@@ -3,14 +3,15 @@
 use crate::gateway_event::{GatewayEventBuilder, gzip, post};
 use crate::test_app::{Answer, KEY, PROJECT, Resources, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
-use event_ingest::auth::{ApiKey, Mode, ProjectId};
-use event_ingest::batch::{Batch, MAX_BODY_BYTES, MAX_EVENTS, MAX_FAULTS};
+use contract::api_key::ApiKey;
+use contract::batch::Batch;
+use contract::idempotency_key::IdempotencyKey;
+use contract::limits::{MAX_BODY_BYTES, MAX_EVENTS, MAX_IDEMPOTENCY_KEY_LEN, MAX_VIOLATIONS};
+use contract::limits::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_PROPERTIES_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
+use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::Clock;
 use event_ingest::error::Error;
-use event_ingest::event::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_PROPERTIES_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
-use event_ingest::idempotency::{
-    Claimant, Delivered, Fingerprint, IdempotencyKey, Record, RecordKey, State, StateStore,
-};
+use event_ingest::idempotency::{Claimant, Delivered, Fingerprint, Record, RecordKey, State, StateStore};
 use event_ingest::rate_limit::Window;
 use jsonschema::Validator;
 use serde_json::{Value, json};
@@ -69,12 +70,11 @@ fn every_error() -> impl Iterator<Item = Error> {
 
 #[test]
 fn every_code_is_documented_with_its_status_and_header() {
-    let mut rows = BTreeMap::<u64, BTreeSet<&str>>::new();
+    let mut codes = BTreeMap::<u64, BTreeSet<&str>>::new();
     for error in every_error() {
-        let row = error.row();
-        let status = row.status.as_u16().into();
-        rows.entry(status).or_default().insert(row.code);
-        if let Some((header, _)) = row.header {
+        let status = error.code().status().into();
+        codes.entry(status).or_default().insert(error.code().as_str());
+        if let Some((header, _)) = error.header() {
             let headers = &operation()["responses"][status.to_string()]["headers"];
             assert!(headers.get(header).is_some(), "{status} lacks {header}");
         }
@@ -84,7 +84,7 @@ fn every_code_is_documented_with_its_status_and_header() {
         let codes = schema["properties"]["errors"]["items"]["properties"]["code"]["enum"].as_array().expect("codes");
         (status, codes.iter().map(|code| code.as_str().expect("text")).collect())
     });
-    assert_eq!(documented.collect::<BTreeMap<_, BTreeSet<_>>>(), rows);
+    assert_eq!(documented.collect::<BTreeMap<_, BTreeSet<_>>>(), codes);
 }
 
 #[test]
@@ -98,8 +98,8 @@ fn the_documented_limits_are_the_codes() {
         ("/components/schemas/Event/properties/name/maxLength", MAX_TEXT_CHARS),
         ("/components/schemas/Event/properties/properties/maxProperties", MAX_PROPERTIES_KEYS),
         ("/components/schemas/Event/properties/properties/x-max-bytes", MAX_PROPERTIES_BYTES),
-        ("/components/schemas/Errors/properties/errors/maxItems", MAX_FAULTS),
-        ("/components/parameters/IdempotencyKey/schema/maxLength", IdempotencyKey::MAX_LEN),
+        ("/components/schemas/Errors/properties/errors/maxItems", MAX_VIOLATIONS),
+        ("/components/parameters/IdempotencyKey/schema/maxLength", MAX_IDEMPOTENCY_KEY_LEN),
     ];
     for (pointer, limit) in limits {
         assert_eq!(*at(pointer), limit, "{pointer}");
@@ -183,7 +183,7 @@ fn every_example_keeps_its_schema_and_every_code_has_one() {
         }
         assert!(!schema.is_valid(&json!({"errors": [{"code": "other", "message": ""}]})), "{status}");
     }
-    assert_eq!(shown, every_error().map(|error| error.row().code).collect());
+    assert_eq!(shown, every_error().map(|error| error.code().as_str()).collect());
 }
 
 #[tokio::test]
@@ -308,8 +308,8 @@ async fn held_elsewhere(test: &TestApp) -> GatewayEventBuilder {
         delivered: Delivered::none(1),
         expires_at: (now + Duration::from_hours(24)).seconds(),
     };
-    let project = ProjectId::parse(PROJECT).expect("a project");
-    let key = RecordKey::new(&project, Mode::Live, IdempotencyKey::parse("held").expect("a key"));
+    let tenant = Tenant { project: ProjectId::parse(PROJECT).expect("a project"), mode: Mode::Live };
+    let key = RecordKey::of_batch(&tenant, IdempotencyKey::parse("held").expect("a key"));
     let by = now + Duration::from_secs(5);
     test.app.pipeline.store.claim(&key, &record, now, by).await.expect("the state table answers");
     post().key("held").body(std::str::from_utf8(body).expect("UTF-8"))

@@ -4,12 +4,14 @@
 use crate::gateway_event::post;
 use crate::message_schema;
 use crate::test_app::{Resources, TestApp};
-use event_ingest::auth::{Mode, ProjectId};
-use event_ingest::batch::Batch;
+use contract::batch::Batch;
+use contract::limits::MAX_EVENT_BYTES;
+use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::deadline::Deadline;
-use event_ingest::delivery::{Courier, Delivery, Envelope, Fate, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue};
-use event_ingest::event::MAX_EVENT_BYTES;
+use event_ingest::delivery::{
+    Delivery, Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue, SendResult, Sender,
+};
 use event_ingest::idempotency::{BatchId, Delivered};
 use proptest::prelude::*;
 use serde_json::value::RawValue;
@@ -18,16 +20,20 @@ use std::cell::{Cell, RefCell};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+fn tenant(project: &str) -> Tenant {
+    Tenant { project: ProjectId::parse(project).unwrap(), mode: Mode::Live }
+}
+
 /// A queue that keeps what it takes, holds SQS's limits, and refuses as told.
 #[derive(Default)]
 struct RecordingQueue {
     calls: RefCell<Vec<Vec<String>>>,
     /// How many sends of each message are refused first, by its first event's id.
-    refusals: Vec<(&'static str, Fate, Cell<usize>)>,
+    refusals: Vec<(&'static str, SendResult, Cell<usize>)>,
 }
 
 impl Queue for RecordingQueue {
-    async fn send(&self, envelope: &Envelope, messages: &[Message], _: Timestamp) -> Vec<Fate> {
+    async fn send(&self, envelope: &Envelope, messages: &[Message], _: Timestamp) -> Vec<SendResult> {
         let attributes: usize = envelope.attributes().iter().map(|(name, value)| name.len() + 6 + value.len()).sum();
         let sizes: Vec<usize> = messages.iter().map(|message| message.body.len() + attributes).collect();
         assert!((1..=MAX_CALL_MESSAGES).contains(&messages.len()));
@@ -44,7 +50,7 @@ impl Queue for RecordingQueue {
             }
             message_schema::check(&message.body);
             taken.push(message.body.clone());
-            Fate::Acknowledged
+            SendResult::Acknowledged
         });
         let fates = fates.collect();
         self.calls.borrow_mut().push(taken);
@@ -75,18 +81,24 @@ impl Clock for StillClock {
     }
 }
 
-async fn deliver(queue: &RecordingQueue, body: &[u8], most_events: u16, delivered: &[usize]) -> Delivery {
+async fn deliver(queue: &RecordingQueue, body: &[u8], max_events_per_message: u16, delivered: &[usize]) -> Delivery {
     let batch = Batch::parse(body).expect("a valid batch");
     let clock = StillClock(Cell::new(SystemClock.now()));
-    let envelope = Envelope::new(ProjectId::parse("acme").unwrap(), Mode::Live, BatchId::new(clock.now()));
+    let envelope = Envelope::new(tenant("acme"), BatchId::new(clock.now()));
     let deadline = Deadline::new(clock.now(), Timestamp::from_millis(0));
     let mut already = Delivered::none(batch.events().len());
     for &index in delivered {
         already.insert(index);
     }
-    let most_events = NonZeroU16::new(most_events).unwrap();
-    let courier =
-        Courier { queue, clock: &clock, deadline: &deadline, envelope: &envelope, batch: &batch, most_events };
+    let max_events_per_message = NonZeroU16::new(max_events_per_message).unwrap();
+    let courier = Sender {
+        queue,
+        clock: &clock,
+        deadline: &deadline,
+        envelope: &envelope,
+        batch: &batch,
+        max_events_per_message,
+    };
     courier.deliver(already).await
 }
 
@@ -155,18 +167,23 @@ async fn the_largest_event_fits_a_message_whatever_its_envelope() {
     let batch = batch_of(&largest);
     let batch = Batch::parse(batch.as_bytes()).unwrap();
     let clock = StillClock(Cell::new(SystemClock.now()));
-    let project = ProjectId::parse(&"p".repeat(64)).unwrap();
-    let envelope = Envelope::new(project, Mode::Live, BatchId::new(clock.now()));
+    let envelope = Envelope::new(tenant(&"p".repeat(64)), BatchId::new(clock.now()));
     let deadline = Deadline::new(clock.now(), Timestamp::from_millis(0));
-    let most_events = NonZeroU16::new(50).unwrap();
-    let courier =
-        Courier { queue: &queue, clock: &clock, deadline: &deadline, envelope: &envelope, batch: &batch, most_events };
+    let max_events_per_message = NonZeroU16::new(50).unwrap();
+    let courier = Sender {
+        queue: &queue,
+        clock: &clock,
+        deadline: &deadline,
+        envelope: &envelope,
+        batch: &batch,
+        max_events_per_message,
+    };
     assert!(courier.deliver(Delivered::none(1)).await.delivered.covers(0..1));
 }
 
 #[tokio::test]
 async fn a_refused_message_is_sent_again_alone() {
-    let refusals = vec![("-60", Fate::Refused, Cell::new(2)), ("-110", Fate::Unknown, Cell::new(1))];
+    let refusals = vec![("-60", SendResult::Retryable, Cell::new(2)), ("-110", SendResult::Unknown, Cell::new(1))];
     let queue = RecordingQueue { refusals, ..RecordingQueue::default() };
     let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
     let per_call: Vec<usize> = queue.calls.borrow().iter().map(Vec::len).collect();
@@ -179,23 +196,27 @@ async fn a_refused_message_is_sent_again_alone() {
 
 #[tokio::test]
 async fn a_message_refused_for_ever_leaves_the_others_delivered() {
-    let queue =
-        RecordingQueue { refusals: vec![("-60", Fate::Refused, Cell::new(usize::MAX))], ..RecordingQueue::default() };
+    let queue = RecordingQueue {
+        refusals: vec![("-60", SendResult::Retryable, Cell::new(usize::MAX))],
+        ..RecordingQueue::default()
+    };
     let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
     assert!(delivery.delivered.covers(0..50) && delivery.delivered.covers(100..500));
-    assert_eq!((delivery.delivered.count(), delivery.rejected), (450, 0));
+    assert_eq!((delivery.delivered.count(), delivery.permanent_failures), (450, 0));
 
-    let queue = RecordingQueue { refusals: vec![("-60", Fate::Rejected, Cell::new(1))], ..RecordingQueue::default() };
+    let queue =
+        RecordingQueue { refusals: vec![("-60", SendResult::Permanent, Cell::new(1))], ..RecordingQueue::default() };
     let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
-    assert_eq!((delivery.delivered.count(), delivery.rejected, delivery.calls), (450, 1, 1));
+    assert_eq!((delivery.delivered.count(), delivery.permanent_failures, delivery.calls), (450, 1, 1));
 }
 
 #[tokio::test]
 async fn what_was_delivered_is_not_sent_again_under_another_packing() {
     let already: Vec<usize> = (0..500).filter(|index| index % 3 != 0).collect();
-    for most_events in [1, 7, 50, 500] {
+    for max_events_per_message in [1, 7, 50, 500] {
         let queue = RecordingQueue::default();
-        let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), most_events, &already).await;
+        let delivery =
+            deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), max_events_per_message, &already).await;
         let sent: Vec<usize> = queue.messages().iter().flat_map(|m| read(m)).map(|(index, _)| index).collect();
         assert_eq!(sent, (0..500).step_by(3).collect::<Vec<_>>());
         assert!(delivery.delivered.covers(0..500));
@@ -259,15 +280,15 @@ proptest! {
     fn any_batch_is_queued_word_for_word(
         events in prop::collection::vec(event_text(), 1..=60),
         repeat in 1..=8_usize,
-        most_events in 1..=500_u16,
+        max_events_per_message in 1..=500_u16,
     ) {
         let events = vec![events; repeat].concat();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let queue = RecordingQueue::default();
-        let delivery = runtime.block_on(deliver(&queue, batch_of(&events).as_bytes(), most_events, &[]));
+        let delivery = runtime.block_on(deliver(&queue, batch_of(&events).as_bytes(), max_events_per_message, &[]));
         prop_assert!(delivery.delivered.covers(0..events.len()));
         let messages = queue.messages();
-        prop_assert!(messages.iter().all(|message| read(message).len() <= usize::from(most_events)));
+        prop_assert!(messages.iter().all(|message| read(message).len() <= usize::from(max_events_per_message)));
         assert_round_trip(&events, &messages);
     }
 }
@@ -284,9 +305,9 @@ fn any_batch_reaches_a_real_queue_word_for_word() {
     let config = ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
     let batches = (prop::collection::vec(event_text(), 1..=40), 1..=50_u16);
     let mut runner = proptest::test_runner::TestRunner::new(config);
-    let outcome = runner.run(&batches, |(events, most_events)| {
+    let outcome = runner.run(&batches, |(events, max_events_per_message)| {
         runtime.block_on(async {
-            let test = TestApp::over(aws.clone(), most_events);
+            let test = TestApp::over(aws.clone(), max_events_per_message);
             test.send(&post().body(&batch_of(&events))).await.assert_accepted();
             let messages: Vec<String> = aws.drain().await.into_iter().filter_map(|message| message.body).collect();
             assert_round_trip(&events, &messages);

@@ -1,7 +1,7 @@
 //! The limiter's arithmetic under simulated traffic, and as properties.
 
 use event_ingest::clock::Timestamp;
-use event_ingest::rate_limit::{Granted, Share, Step, WINDOW, Window};
+use event_ingest::rate_limit::{GrantResponse, Share, Step, WINDOW, Window};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ struct Counters {
 }
 
 impl Counters {
-    fn grant(&mut self, window: Window, events: u64, capacity: u64) -> Granted {
+    fn grant(&mut self, window: Window, events: u64, capacity: u64) -> GrantResponse {
         self.writes += 1;
         let used = self.used.entry(window.start()).or_default();
-        let done = *used + events <= capacity;
-        *used += if done { events } else { 0 };
-        Granted { done, used: *used }
+        let granted = *used + events <= capacity;
+        *used += if granted { events } else { 0 };
+        GrantResponse { granted, used: *used }
     }
 }
 
@@ -30,7 +30,7 @@ fn admit(share: &mut Share, counters: &mut Counters, now: Timestamp, events: u64
             Step::Ask(grant) => {
                 let window = share.window();
                 let granted = counters.grant(window, grant, capacity);
-                share.settle(window, grant, granted, capacity);
+                share.record(window, grant, granted, capacity);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Every rule of contract section 1 that concerns the body, at its exact boundary.
 
-use event_ingest::batch::{Batch, BatchError, Fault};
+use contract::batch::{Batch, BatchError, Violation};
 use serde_json::{Value, json};
 
 fn event() -> Value {
@@ -28,7 +28,7 @@ fn accepted(body: impl AsRef<[u8]>) {
 }
 
 #[track_caller]
-fn faults(body: impl AsRef<[u8]>) -> Vec<Fault> {
+fn faults(body: impl AsRef<[u8]>) -> Vec<Violation> {
     match Batch::parse(body.as_ref()) {
         Err(BatchError::Invalid(faults)) => faults,
         other => panic!("not found invalid: {other:?}"),
@@ -44,7 +44,7 @@ fn fault(body: impl AsRef<[u8]>, says: &str) -> String {
     field(&faults[0])
 }
 
-fn field(fault: &Fault) -> String {
+fn field(fault: &Violation) -> String {
     fault.field.clone().expect("a field")
 }
 

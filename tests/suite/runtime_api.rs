@@ -3,12 +3,12 @@
 //! It speaks what the public description of custom runtimes says: `next`, `response`, `error`
 //! and `init/error` under `/2018-06-01/runtime`.
 
-use crate::http_server::{Cut, HttpServer};
 use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use test_support::http_server::{Cut, HttpServer};
 use tokio::sync::{mpsc, oneshot, watch};
 
 const ROOT: &str = "/2018-06-01/runtime/";

@@ -2,7 +2,6 @@
 
 use crate::fault_proxy::{Fault, Op, Payload, Wire, WiredSandbox};
 use crate::gateway_event::{GatewayEventBuilder, post};
-use crate::local_aws;
 use crate::runtime_api::{DeadlineHeader, epoch_millis};
 use crate::sandbox::{CALM, Outcome, Sandbox, Settings};
 use crate::sdk_client::{self, Retries};
@@ -14,6 +13,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use test_support::local_aws;
 use tokio::sync::RwLockReadGuard;
 
 /// Tables and a queue, and [`KEY`] for project `acme`.

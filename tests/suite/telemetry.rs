@@ -2,20 +2,22 @@
 
 use crate::fault_proxy::{Fault, Op, Wire};
 use crate::gateway_event::post;
-use crate::local_aws;
 use crate::test_app::Resources;
 use crate::test_app::{KEY, PROJECT, TRACE, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
-use event_ingest::auth::{Mode, ProjectId};
+use contract::idempotency_key::IdempotencyKey;
+use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::{Clock, SystemClock};
 use event_ingest::deadline::Deadline;
 use event_ingest::error::Error;
-use event_ingest::idempotency::{IdempotencyKey, Owner, RecordKey};
-use event_ingest::ingest::{Outcome, Unrecorded};
-use event_ingest::telemetry::{Completion, Facts, METRICS, NAMESPACE, Telemetry};
+use event_ingest::idempotency::{Owner, RecordKey};
+use event_ingest::ingest::Completion;
+use event_ingest::ingest::{Findings, PendingCompletion, Success};
+use event_ingest::telemetry::{AwsCalls, Facts, METRICS, NAMESPACE, Telemetry};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
+use test_support::local_aws;
 
 /// The metrics that a line declares, each with its value in the line.
 fn declared(line: &Value) -> BTreeSet<String> {
@@ -74,10 +76,10 @@ async fn each_request_is_one_line_with_its_story_and_its_numbers() {
 }
 
 /// Writes one line about `facts` and `result`.
-fn line(facts: Facts, result: &Result<Outcome, Error>) -> Value {
+fn line(facts: Facts, result: &Result<Success, Error>) -> Value {
     let log = crate::test_app::Log::default();
     event_ingest::telemetry::init(&"info".parse().unwrap());
-    Telemetry::new("the-function".to_owned(), Box::new(log.clone())).write(facts, result);
+    Telemetry::new("the-function".to_owned(), Box::new(log.clone()), AwsCalls::default).write(facts, result);
     log.take().remove(0)
 }
 
@@ -87,29 +89,33 @@ fn every_metric_is_written_by_some_outcome() {
     let facts = Facts {
         events: Some(3),
         bytes_decoded: Some(100),
-        attempt: Some(2),
-        send_retries: 1,
+        findings: Findings {
+            attempt: Some(2),
+            send_retries: 1,
+            claim_time: time,
+            send_time: time,
+            ..Findings::default()
+        },
         completion: Some(Completion::Failed),
         limiter_failure: Some("it failed".to_owned()),
         auth_time: time,
         decode_time: time,
         limit_time: time,
-        claim_time: time,
-        send_time: time,
         complete_time: time,
         ..Facts::default()
     };
     let wait = Duration::from_secs(1);
     let now = SystemClock.now();
     let key = IdempotencyKey::parse("key").unwrap();
-    let unrecorded = Unrecorded {
-        key: RecordKey::new(&ProjectId::parse(PROJECT).unwrap(), Mode::Live, key),
+    let tenant = Tenant { project: ProjectId::parse(PROJECT).unwrap(), mode: Mode::Live };
+    let pending = PendingCompletion {
+        record_key: RecordKey::of_batch(&tenant, key),
         owner: Owner::random(),
         deadline: Deadline::new(now, now),
     };
     let outcomes = [
-        (Ok(Outcome::Accepted(unrecorded)), "taken_over", "WARN"),
-        (Ok(Outcome::Replayed), "replayed", "WARN"),
+        (Ok(Success::Accepted(pending)), "taken_over", "WARN"),
+        (Ok(Success::Replayed), "replayed", "WARN"),
         (Err(Error::KeyReused), "rejected", "WARN"),
         (Err(Error::RateLimited { wait }), "rate_limited", "WARN"),
         (Err(Error::InProgress { lease_left: wait }), "in_progress", "WARN"),

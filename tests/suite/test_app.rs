@@ -1,20 +1,21 @@
 //! The function in this process, over tables and a queue of its own on the local AWS.
 
 use crate::gateway_event::GatewayEventBuilder;
-use crate::{local_aws, message_schema};
+use crate::message_schema;
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
 };
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
-use event_ingest::auth::{ApiKey, Authenticator};
-use event_ingest::aws::{api_keys::ApiKeysTable, queue::SqsQueue, state_table::StateTable};
+use contract::api_key::ApiKey;
+use event_ingest::auth::Authenticator;
+use event_ingest::aws::{api_keys::ApiKeysTable, calls, queue::SqsQueue, state_table::StateTable};
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::gateway::GatewayEvent;
-use event_ingest::http::App;
+use event_ingest::http::{App, Unfinished};
 use event_ingest::ingest::Pipeline;
 use event_ingest::rate_limit::RateLimiter;
-use event_ingest::telemetry::{self, Telemetry};
+use event_ingest::telemetry::{self, AwsCalls, Telemetry};
 use lambda_runtime::{Context, LambdaEvent};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
@@ -22,6 +23,7 @@ use std::collections::HashMap;
 use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::time::Duration;
+use test_support::local_aws;
 
 /// A well-formed live key; [`TestApp::start`] creates it for project `acme`.
 pub const KEY: &str = "sk_live_0123456789abcdefghijklmnopqrstuvwxyzABCD";
@@ -260,10 +262,9 @@ impl TestApp {
                 queue: SqsQueue::new(&aws.sdk, aws.queue_url.clone()),
                 clock: clock.clone(),
                 dedup_window: Duration::from_hours(24),
-                most_events: NonZeroU16::new(max_events_per_message).expect("not zero"),
+                max_events_per_message: NonZeroU16::new(max_events_per_message).expect("not zero"),
             },
-            telemetry: Telemetry::new("the-function".to_owned(), Box::new(log.clone())),
-            answered: RefCell::default(),
+            telemetry: Telemetry::new("the-function".to_owned(), Box::new(log.clone()), aws_calls),
         };
         Self { aws, clock, log, app }
     }
@@ -274,21 +275,26 @@ impl TestApp {
 
     /// Hands the function a gateway event as the Lambda runtime would.
     pub async fn send_raw(&self, event: &Value) -> Answer {
-        let answer = self.answer(event).await;
-        self.app.finish().await;
+        let (answer, unfinished) = self.answer(event).await;
+        self.app.finish(unfinished).await;
         answer
     }
 
-    /// The same up to the moment at which the client has its answer.
-    pub async fn answer(&self, event: &Value) -> Answer {
+    /// The same, up to the moment at which the client has its answer.
+    pub async fn answer(&self, event: &Value) -> (Answer, Unfinished) {
         let payload: GatewayEvent = serde_json::from_str(&event.to_string()).expect("an event");
         let mut context = Context::default();
         context.deadline = self.clock.now().millis() + 4000;
         "lambda-request-id".clone_into(&mut context.request_id);
         context.xray_trace_id = Some(TRACE.to_owned());
-        let response = self.app.handle(LambdaEvent::new(payload, context)).await;
-        Answer::from_gateway(&serde_json::to_value(response).expect("JSON"))
+        let (response, unfinished) = self.app.handle(LambdaEvent::new(payload, context)).await;
+        (Answer::from_gateway(&serde_json::to_value(response).expect("JSON")), unfinished)
     }
+}
+
+fn aws_calls() -> AwsCalls {
+    let (calls, retries) = calls::take();
+    AwsCalls { calls, retries }
 }
 
 /// An answer as the gateway would read it.

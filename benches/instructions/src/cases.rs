@@ -7,18 +7,20 @@ use aws_smithy_http_client::test_util::infallible_client_fn;
 use aws_smithy_types::body::SdkBody;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use event_ingest::auth::{Authenticator, Mode, ProjectId};
+use contract::tenant::{Mode, ProjectId, Tenant};
+use event_ingest::auth::Authenticator;
 use event_ingest::aws::{api_keys::ApiKeysTable, queue::SqsQueue, state_table::StateTable};
-use event_ingest::batch::Batch;
+use contract::batch::Batch;
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::deadline::Deadline;
-use event_ingest::delivery::{Courier, Envelope, Fate, Message, Queue};
+use event_ingest::delivery::{Envelope, Message, Queue, SendResult, Sender};
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
 use event_ingest::idempotency::{BatchId, Delivered};
 use event_ingest::ingest::Pipeline;
 use event_ingest::rate_limit::RateLimiter;
-use event_ingest::telemetry::{self, Telemetry};
+use event_ingest::telemetry;
+use event_ingest::telemetry::{AwsCalls, Telemetry};
 use lambda_runtime::{Context as LambdaContext, LambdaEvent};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -77,17 +79,16 @@ impl Case {
                 queue: SqsQueue::new(&sdk, "https://sqs.us-east-1.amazonaws.com/123456789012/events".to_owned()),
                 clock: SystemClock,
                 dedup_window: Duration::from_hours(24),
-                most_events: EVENTS_PER_MESSAGE,
+                max_events_per_message: EVENTS_PER_MESSAGE,
             },
-            telemetry: Telemetry::new("event-ingest".to_owned(), Box::new(std::io::sink())),
-            answered: RefCell::default(),
+            telemetry: Telemetry::new("event-ingest".to_owned(), Box::new(std::io::sink()), AwsCalls::default),
         };
         let handle = |payload: &[u8]| -> Result<Value> {
             let payload: GatewayEvent = serde_json::from_slice(payload)?;
             let invocation = LambdaEvent { payload, context: LambdaContext::default() };
             let answer = runtime.block_on(async {
-                let answer = app.handle(invocation).await;
-                app.finish().await;
+                let (answer, unfinished) = app.handle(invocation).await;
+                app.finish(unfinished).await;
                 answer
             });
             Ok(serde_json::to_value(answer)?)
@@ -109,17 +110,17 @@ impl Case {
             return Ok(());
         }
         let now = SystemClock.now();
-        let project = ProjectId::parse(PROJECT).context("a bad project id")?;
-        let envelope = Envelope::new(project, Mode::Live, BatchId::new(now));
-        let courier = Courier {
+        let tenant = Tenant { project: ProjectId::parse(PROJECT).context("a bad project id")?, mode: Mode::Live };
+        let envelope = Envelope::new(tenant, BatchId::new(now));
+        let sender = Sender {
             queue: &Open,
             clock: &SystemClock,
             deadline: &Deadline::new(now, Timestamp::from_millis(0)),
             envelope: &envelope,
             batch: &parsed,
-            most_events: EVENTS_PER_MESSAGE,
+            max_events_per_message: EVENTS_PER_MESSAGE,
         };
-        let deliver = || runtime.block_on(courier.deliver(Delivered::none(self.shape.events)));
+        let deliver = || runtime.block_on(sender.deliver(Delivered::none(self.shape.events)));
         deliver();
         let delivery = measured(deliver);
         ensure!(delivery.delivered.count() == self.shape.events);
@@ -137,8 +138,8 @@ fn measured<T>(work: impl FnOnce() -> T) -> T {
 struct Open;
 
 impl Queue for Open {
-    async fn send(&self, _: &Envelope, messages: &[Message], _: Timestamp) -> Vec<Fate> {
-        vec![Fate::Acknowledged; std::hint::black_box(messages).len()]
+    async fn send(&self, _: &Envelope, messages: &[Message], _: Timestamp) -> Vec<SendResult> {
+        vec![SendResult::Acknowledged; std::hint::black_box(messages).len()]
     }
 }
 
