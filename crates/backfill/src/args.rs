@@ -1,78 +1,78 @@
-//! What one may say on the command line. A value that is taken is good.
+//! Command-line arguments, validated while parsing.
 
-use crate::client::Target;
-use crate::table::ColumnTypes;
+use crate::column_types::ColumnTypes;
+use crate::format::Format;
+use crate::target::Target;
+use clap::Parser;
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Parser, ValueEnum};
 use contract::limits::MAX_EVENTS;
-use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The most requests in flight that one may ask for; the service's limits come far earlier.
-pub const MAX_CONCURRENCY: usize = 64;
+/// The highest `--concurrency`. The service's limits are reached far earlier.
+const MAX_CONCURRENCY: usize = 64;
 
 const HELP: &str = "\
-The API key is read from the environment, never from the command line: set VIBEFOLLOW_API_KEY, or name
-another variable with --key-env.
+The API key is read from the environment variable VIBEFOLLOW_API_KEY, or from the one that --key-env names.
 
-Started again with the same files, it goes on where it was. FILE.checkpoint.json says where that is,
-FILE.rejects.ndjson holds the events that were refused, with line, field and reason.
+To resume a run, run the same command again. FILE.checkpoint.json records how far the run got.
+FILE.rejects.ndjson has the rejected events, each with its line, field and reason.
 
 Exit codes:
-  0  every event was accepted (with --dry-run: is valid)
-  1  done, but some events were rejected
-  2  the command line or the environment is wrong; nothing was sent
-  3  aborted (a refusal of the service, no success for too long, Ctrl-C, a full disk …); start it again to go on";
+  0  all events were accepted (with --dry-run: are valid)
+  1  the run is complete, but some events were rejected
+  2  the command line, the environment, the input or the checkpoint is wrong; this run sent nothing
+  3  the run was aborted (a refusal by the service, no success for too long, Ctrl-C, a full disk, …);
+     run the same command again to resume";
 
 /// Sends events from files or standard input to event-ingest, each exactly once.
 #[derive(Debug, Parser)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent flag")]
 #[command(name = "event-ingest-backfill", version, after_help = HELP)]
 pub struct Args {
-    /// NDJSON (one event a line) or CSV with a header; `-` or nothing is standard input
+    /// NDJSON (one event per line) or CSV with a header; without FILE, or with `-`, standard input
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Where the service is, as in <https://api.example.com>; `/api/v1/events/batch` is added
+    /// The base URL of the service, such as <https://api.example.com>, without `/api/v1/events/batch`
     #[arg(long, env = "VIBEFOLLOW_BASE_URL", value_parser = Target::parse, required_unless_present = "dry_run")]
     pub url: Option<Target>,
-    /// The environment variable that holds the API key
+    /// The environment variable with the API key
     #[arg(long, value_name = "NAME", default_value = "VIBEFOLLOW_API_KEY", value_parser = NonEmptyStringValueParser::new())]
     pub key_env: String,
-    /// The Host header to send: how a local AWS knows which API is meant
+    /// The Host header to send. A local AWS selects the API by it
     #[arg(long, env = "VIBEFOLLOW_HOST", value_parser = NonEmptyStringValueParser::new())]
     pub host: Option<String>,
-    /// Allow plain http:// to another machine, which shows it the API key and whoever listens on the way
+    /// Allow http:// to another machine, although it exposes the API key to the network
     #[arg(long)]
     pub insecure_http: bool,
-    /// What the files hold. Without it: CSV where the name ends in .csv, else NDJSON
+    /// The format of the files. Default: CSV if the name ends in .csv, otherwise NDJSON
     #[arg(long, value_enum)]
     pub format: Option<Format>,
-    /// Columns of a CSV that are no strings, as in properties.age=number,properties.vip=boolean
+    /// The types of CSV columns that are not strings, such as properties.age=number,properties.vip=boolean
     #[arg(long, value_name = "COLUMN=TYPE,…", default_value = "", value_parser = ColumnTypes::parse)]
     pub types: ColumnTypes,
-    /// Only validate: send nothing and leave no files, but for an explicit --rejects
+    /// Only validate the events. Send nothing, and write no files except --rejects
     #[arg(long)]
     pub dry_run: bool,
-    /// The most events of one request
+    /// The most events in a request
     #[arg(long, value_name = "N", default_value_t = MAX_EVENTS, value_parser = max_events)]
     pub max_events: usize,
-    /// The most requests in flight; fewer while the service asks for it
+    /// The most requests in flight. After a 429 or 503, fewer are sent for a while
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = concurrency)]
     pub concurrency: usize,
-    /// How long to wait for one answer, as in 30s
+    /// How long to wait for an answer, such as 30s
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub timeout: Duration,
-    /// Abort when nothing but failures came for this long, as in 90s, 15m or 2h
+    /// Abort when all requests have failed for this long, such as 90s, 15m or 2h
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
     pub give_up_after: Duration,
-    /// Where to keep how far it got. Without it: beside the first file
+    /// The checkpoint file. Default: FILE.checkpoint.json, for the first FILE
     #[arg(long, value_name = "PATH")]
     pub checkpoint: Option<PathBuf>,
-    /// Where to put rejected events. Without it: beside the first file
+    /// The file for rejected events. Default: FILE.rejects.ndjson, for the first FILE
     #[arg(long, value_name = "PATH")]
     pub rejects: Option<PathBuf>,
-    /// Begin anew: forget the checkpoint and empty the rejects file
+    /// Start over: ignore the checkpoint and empty the rejects file
     #[arg(long)]
     pub restart: bool,
     /// Print the summary as a JSON object on standard output
@@ -80,40 +80,24 @@ pub struct Args {
     pub json: bool,
 }
 
-/// What a file holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// One event in JSON a line.
-    Ndjson,
-    /// Comma-separated values with a header.
-    Csv,
-}
-
 fn max_events(text: &str) -> Result<usize, String> {
-    within(text, MAX_EVENTS)
+    number_up_to(MAX_EVENTS, text)
 }
 
 fn concurrency(text: &str) -> Result<usize, String> {
-    within(text, MAX_CONCURRENCY)
+    number_up_to(MAX_CONCURRENCY, text)
 }
 
-fn within(text: &str, most: usize) -> Result<usize, String> {
-    let number = text.parse().ok().filter(|number| (1..=most).contains(number));
-    number.ok_or_else(|| format!("must be a whole number from 1 to {most}"))
+fn number_up_to(max: usize, text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=max).contains(number));
+    number.ok_or_else(|| format!("must be a whole number from 1 to {max}"))
 }
 
-/// A whole number of seconds (`s`, or nothing), minutes (`m`) or hours (`h`).
+/// Parses a duration such as `30s`, `15m` or `2h`. A number without a unit is in seconds.
 fn duration(text: &str) -> Result<Duration, String> {
-    let (number, seconds) = match text.char_indices().next_back() {
-        Some((at, 's')) => (&text[..at], 1),
-        Some((at, 'm')) => (&text[..at], 60),
-        Some((at, 'h')) => (&text[..at], 3600),
-        _ => (text, 1),
-    };
-    let number: Option<u32> = number.parse().ok().filter(|number| *number > 0);
-    let number = number.ok_or("must be a time such as 30s, 15m or 2h")?;
-    Ok(Duration::from_secs(u64::from(number) * seconds))
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    let duration = seconds.or_else(|| humantime::parse_duration(text).ok());
+    duration.filter(|duration| !duration.is_zero()).ok_or_else(|| "must be a time such as 30s, 15m or 2h".to_owned())
 }
 
 #[cfg(test)]
@@ -126,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_sound() {
+    fn the_arguments_are_consistent() {
         Args::command().debug_assert();
     }
 
@@ -144,9 +128,9 @@ mod tests {
     }
 
     #[test]
-    fn times_have_units() {
+    fn a_duration_has_a_unit_or_is_in_seconds() {
         let seconds = |text: &str| duration(text).map(|time| time.as_secs()).ok();
-        assert_eq!(["7", "7s", "2m", "3h"].map(seconds), [Some(7), Some(7), Some(120), Some(10_800)]);
-        assert_eq!(["", "s", "0s", "-1s", "1d", "1.5h", "1µ"].map(seconds), [None; 7]);
+        assert_eq!(["7", "7s", "2m", "3h", "1h 30m"].map(seconds), [7, 7, 120, 10_800, 5400].map(Some));
+        assert_eq!(["", "s", "0", "0s", "-1s", "1x", "1 day later"].map(seconds), [None; 7]);
     }
 }

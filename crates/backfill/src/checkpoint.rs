@@ -1,80 +1,76 @@
-//! How far a run got: the checkpoint and the rejects file, which agree whatever ends the run.
-//!
-//! Rejects reach the disk before the checkpoint that counts them; what a run wrote after its last
-//! checkpoint, the next one cuts off and writes again.
+//! The content of the checkpoint file: how far a run got.
 
-use crate::failure::Failure;
-use crate::input::{Identity, Mark};
-use crate::table::ColumnTypes;
+use crate::column_types::ColumnTypes;
+use crate::input::InputIdentity;
+use crate::position::ResumePoint;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Changes whenever an older program would go on wrongly from a newer one's checkpoint.
+/// Must change if an older version of this program would misread a newer checkpoint.
 const FORMAT: &str = "event-ingest-backfill/2";
 
-/// How long the service remembers a key by default, in seconds (contract section 3).
-const DEDUP_WINDOW: u64 = 24 * 3600;
+/// How long the service remembers an idempotency key by default, in seconds (docs/contract.md, "Idempotency").
+const DEDUP_WINDOW_SECONDS: u64 = 24 * 3600;
 
-/// The file's content.
+/// The state of a run, over all attempts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     format: String,
-    /// What must be the same for a run to go on.
+    /// What a later run must have in common to resume.
     #[serde(flatten)]
     pub job: Job,
     /// The number of the first batch that is not done.
     pub next_batch: u64,
-    /// Where it begins.
-    pub mark: Mark,
-    /// Later batches that are done: number and key.
+    /// Where that batch begins.
+    #[serde(rename = "mark")]
+    pub resume_point: ResumePoint,
+    /// The keys of later batches that are done, by number.
     pub done_beyond: BTreeMap<u64, String>,
-    /// Where the rejects are, in full.
-    rejects: PathBuf,
-    /// How long that file is.
+    /// The absolute path of the rejects file.
+    #[serde(rename = "rejects")]
+    pub rejects_path: PathBuf,
+    /// The size of the rejects file.
     pub rejects_bytes: u64,
-    /// Events accepted so far, over all runs.
+    /// The events accepted so far.
     pub accepted: u64,
-    /// Events rejected so far, over all runs.
+    /// The events rejected so far.
     pub rejected: u64,
-    /// Requests that were repeated so far, over all runs.
+    /// The requests retried so far.
     pub retries: u64,
-    /// Whether nothing is left to be done.
+    /// Whether everything is done.
     pub complete: bool,
-    /// When this was written, in seconds since 1970.
+    /// When this checkpoint was written, in seconds since 1970.
     updated_at: u64,
 }
 
-/// What is sent where, as far as batches and keys depend on it.
+/// What is sent where. Batches and their keys depend on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// The base URL.
+    /// The service's base URL.
     pub url: String,
-    /// The Host header, where it is not the URL's.
+    /// The `Host` header, if it is not the URL's.
     pub host: Option<String>,
-    /// `live` or `test`, by the API key's prefix: the service keeps the two apart.
+    /// `live` or `test`, from the API key's prefix. The service keeps the two apart.
     pub mode: String,
     /// The inputs.
-    pub inputs: Vec<Identity>,
-    /// The most events of a batch.
+    pub inputs: Vec<InputIdentity>,
+    /// The most events in a batch.
     pub max_events: usize,
-    /// Columns that are no strings.
+    /// The types of CSV columns.
     pub types: ColumnTypes,
 }
 
 impl Checkpoint {
-    /// Nothing is done yet.
+    /// The checkpoint of a job of which nothing is done.
     pub fn new(job: Job) -> Self {
         Self {
             format: FORMAT.to_owned(),
             job,
-            rejects: PathBuf::new(),
+            rejects_path: PathBuf::new(),
             next_batch: 0,
-            mark: Mark::default(),
+            resume_point: ResumePoint::default(),
             done_beyond: BTreeMap::new(),
             rejects_bytes: 0,
             accepted: 0,
@@ -85,53 +81,79 @@ impl Checkpoint {
         }
     }
 
-    /// Whether anything was done before this run.
+    /// Parses the content of a checkpoint file.
+    ///
+    /// # Errors
+    /// The message says why the content is not a checkpoint of this version.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let checkpoint: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        if checkpoint.format == FORMAT { Ok(checkpoint) } else { Err(checkpoint.format) }
+    }
+
+    /// The content of the checkpoint file, with the current time.
+    ///
+    /// # Errors
+    /// If a path in it is not UTF-8.
+    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec_pretty(&Self { updated_at: now(), ..self.clone() })
+    }
+
+    /// The events accepted or rejected so far.
+    pub fn events_done(&self) -> u64 {
+        self.accepted + self.rejected
+    }
+
+    /// Whether any batch is done.
     pub fn has_begun(&self) -> bool {
         self.next_batch > 0 || !self.done_beyond.is_empty()
     }
 
-    /// How old it is in hours, if the service may have forgotten the keys of what was in flight.
-    pub fn forgotten_for(&self) -> Option<u64> {
+    /// The age in hours, if the run is not complete and the service may have forgotten the keys of
+    /// batches that were in flight.
+    pub fn hours_if_keys_expired(&self) -> Option<u64> {
         let age = now().saturating_sub(self.updated_at);
-        (!self.complete && age >= DEDUP_WINDOW).then_some(age / 3600)
+        (!self.complete && age >= DEDUP_WINDOW_SECONDS).then_some(age / 3600)
     }
 
-    /// Says what differs, where this is the checkpoint of another job.
-    fn must_fit(&self, job: &Job) -> Result<(), String> {
-        let ours = &self.job;
-        if ours.inputs.len() != job.inputs.len() {
-            return Err(format!("it is about {} files, not {}", ours.inputs.len(), job.inputs.len()));
+    /// Checks that this is a checkpoint of `job`.
+    ///
+    /// # Errors
+    /// The message says what differs.
+    pub fn check_job(&self, job: &Job) -> Result<(), String> {
+        let saved = &self.job;
+        if saved.inputs.len() != job.inputs.len() {
+            return Err(format!("it is for {} files, not {}", saved.inputs.len(), job.inputs.len()));
         }
-        for (was, is) in ours.inputs.iter().zip(&job.inputs) {
-            if was.name != is.name {
-                return Err(format!("it is about the file {}, not {}", was.name, is.name));
+        for (saved, input) in saved.inputs.iter().zip(&job.inputs) {
+            if saved.name != input.name {
+                return Err(format!("it is for the file {}, not {}", saved.name, input.name));
             }
-            if was.bytes != is.bytes {
-                return Err(format!("the size of {} was another one then", is.name));
+            if saved.bytes != input.bytes {
+                return Err(format!("the size of {} has changed", input.name));
             }
-            if was.format != is.format {
-                return Err(format!("{} was read as another format then", is.name));
+            if saved.format != input.format {
+                return Err(format!("{} was read in another format", input.name));
             }
         }
-        if ours.max_events != job.max_events {
-            return Err(format!("--max-events was {} then, not {}", ours.max_events, job.max_events));
+        if saved.max_events != job.max_events {
+            return Err(format!("--max-events was {}, not {}", saved.max_events, job.max_events));
         }
-        if ours.types != job.types {
-            return Err("--types were others then".to_owned());
+        if saved.types != job.types {
+            return Err("--types was different".to_owned());
         }
-        if ours.mode != job.mode {
-            return Err(format!("the API key was a {} one then, not a {} one", ours.mode, job.mode));
+        if saved.mode != job.mode {
+            return Err(format!("the API key was a {} key, not a {} key", saved.mode, job.mode));
         }
-        if ours.url != job.url {
+        if saved.url != job.url {
             return Err(format!(
-                "--url was {} then. If the new one is the same service, change `url` in the checkpoint",
-                ours.url
+                "--url was {}. If the new URL leads to the same service, change `url` in the checkpoint",
+                saved.url
             ));
         }
-        if ours.host != job.host {
-            let was = ours.host.as_deref().unwrap_or("not given");
+        if saved.host != job.host {
+            let host = saved.host.as_deref().unwrap_or("not given");
             return Err(format!(
-                "--host was {was} then. If the new one is the same service, change `host` in the checkpoint"
+                "--host was {host}. If the new host leads to the same service, change `host` in the checkpoint"
             ));
         }
         Ok(())
@@ -142,191 +164,13 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since_epoch| since_epoch.as_secs())
 }
 
-/// Where checkpoint and rejects are kept.
-#[derive(Clone, Debug)]
-pub struct Paths {
-    /// The checkpoint.
-    pub checkpoint: PathBuf,
-    /// The rejects.
-    pub rejects: PathBuf,
-}
-
-/// `path` with more after its last character.
-pub fn beside(path: &Path, more: &str) -> PathBuf {
-    let mut name: OsString = path.as_os_str().to_owned();
-    name.push(more);
-    name.into()
-}
-
-/// The files of one run, which no other run may have meanwhile.
-pub struct Store {
-    paths: Paths,
-    /// Opened with the first reject.
-    rejects: Option<File>,
-    _lock: File,
-}
-
-impl Store {
-    /// Takes the files of a job: those of an earlier run, to go on, or new ones.
-    ///
-    /// # Errors
-    /// Where another run has them, or an earlier run was about something else.
-    pub fn open(paths: Paths, job: Job, restart: bool) -> Result<(Self, Checkpoint), Failure> {
-        let lock = lock(&beside(&paths.checkpoint, ".lock"))?;
-        let mut store = Self { paths, rejects: None, _lock: lock };
-        let found = if restart { None } else { load(&store.paths.checkpoint)? };
-        let checkpoint = match found {
-            Some(found) => store.resume(found, &job)?,
-            None => store.begin(job, restart)?,
-        };
-        Ok((store, checkpoint))
-    }
-
-    fn resume(&mut self, found: Checkpoint, job: &Job) -> Result<Checkpoint, Failure> {
-        let path = &self.paths.checkpoint;
-        found.must_fit(job).map_err(|why| {
-            let path = path.display();
-            Failure::Usage(format!("the checkpoint {path} does not fit: {why}. To begin anew, give --restart"))
-        })?;
-        let length = found.rejects_bytes;
-        let rejects = &self.paths.rejects;
-        let present = std::fs::metadata(rejects).map_or(0, |metadata| metadata.len());
-        if present < length && !found.complete {
-            let (rejects, path) = (rejects.display(), path.display());
-            return Err(Failure::Usage(format!(
-                "{rejects} lacks rejects that the checkpoint {path} counts. Put it back, give its path with \
-                 --rejects, or begin anew with --restart"
-            )));
-        }
-        // A finished run's file may have been added to by somebody; it is left alone.
-        if present > length && !found.complete {
-            // What is cut off was written after the last checkpoint, and so only to that file.
-            if found.rejects != whole(rejects) {
-                let (rejects, was) = (rejects.display(), found.rejects.display());
-                return Err(Failure::Usage(format!(
-                    "{rejects} holds more than the {length} bytes that the checkpoint {} counts, and would be cut: the \
-                     rejects were in {was} then",
-                    path.display()
-                )));
-            }
-            self.rejects_file(length)?;
-        }
-        Ok(Checkpoint { rejects: whole(&self.paths.rejects), ..found })
-    }
-
-    fn begin(&mut self, job: Job, restart: bool) -> Result<Checkpoint, Failure> {
-        let rejects = self.paths.rejects.clone();
-        let present = std::fs::metadata(&rejects).map_or(0, |metadata| metadata.len());
-        if present > 0 && !restart {
-            let rejects = rejects.display();
-            return Err(Failure::Usage(format!(
-                "{rejects} is there already, without a checkpoint: move it away, or overwrite it with --restart"
-            )));
-        }
-        // The checkpoint first: from here on, an end of the run means that the rejects are cut.
-        let checkpoint = Checkpoint { rejects: whole(&rejects), ..Checkpoint::new(job) };
-        self.save(&checkpoint, &[])?;
-        if present > 0 {
-            self.rejects_file(0)?;
-        }
-        Ok(checkpoint)
-    }
-
-    fn rejects_file(&mut self, length: u64) -> Result<&mut File, Failure> {
-        let path = &self.paths.rejects;
-        let open = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-            // Another backfill may have been given the same path.
-            file.try_lock()?;
-            file.set_len(length)?;
-            file.seek(SeekFrom::End(0))?;
-            sync_directory(path)?;
-            Ok(file)
-        };
-        let file = match self.rejects.take() {
-            Some(file) => file,
-            None => open().map_err(|error| Failure::file("write", path, &error))?,
-        };
-        Ok(self.rejects.insert(file))
-    }
-
-    /// Makes a checkpoint last, `rejects` being those since the one before.
-    ///
-    /// # Errors
-    /// Where the disk does not take it.
-    pub fn save(&mut self, checkpoint: &Checkpoint, rejects: &[u8]) -> Result<(), Failure> {
-        if !rejects.is_empty() {
-            let before = checkpoint.rejects_bytes - rejects.len() as u64;
-            let file = self.rejects_file(before)?;
-            let written = file.write_all(rejects).and_then(|()| file.sync_data());
-            written.map_err(|error| Failure::file("write", &self.paths.rejects, &error))?;
-        }
-        let checkpoint = Checkpoint { updated_at: now(), ..checkpoint.clone() };
-        let path = &self.paths.checkpoint;
-        let text = serde_json::to_vec_pretty(&checkpoint).map_err(io::Error::other);
-        text.and_then(|text| replace(path, &text)).map_err(|error| Failure::file("write", path, &error))
-    }
-}
-
-/// Replaces a file's content as a whole: whatever happens, the old or the new one is there.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    // Always the same name, safe under the lock: a run that was killed leaves no litter.
-    let temporary = beside(path, ".tmp");
-    let mut file = File::create(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    sync_directory(path)
-}
-
-/// A path that means the same from any directory.
-fn whole(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
-/// Makes the name of `path` last.
-fn sync_directory(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(directory)?.sync_all()
-}
-
-/// The lock's file stays: deleting it could leave two runs with a lock each.
-fn lock(path: &Path) -> Result<File, Failure> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-    let file = file.map_err(|error| Failure::file("write", path, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(Failure::Usage(format!("another run has this checkpoint at this moment (it holds {})", path.display())))
-        }
-        Err(TryLockError::Error(error)) => Err(Failure::file("lock", path, &error)),
-    }
-}
-
-fn load(path: &Path) -> Result<Option<Checkpoint>, Failure> {
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Failure::file("read", path, &error)),
-    };
-    let unusable = |why: &str| {
-        let path = path.display();
-        Failure::Usage(format!("{path} is no checkpoint of this version ({why}). To begin anew, give --restart"))
-    };
-    let checkpoint: Checkpoint = serde_json::from_slice(&text).map_err(|error| unusable(&error.to_string()))?;
-    if checkpoint.format != FORMAT {
-        return Err(unusable(&checkpoint.format));
-    }
-    Ok(Some(checkpoint))
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::args::Format;
+    use crate::format::Format;
 
-    fn job() -> Job {
-        let input = Identity { name: "f".to_owned(), bytes: Some(7), format: Format::Ndjson };
+    pub(crate) fn job() -> Job {
+        let input = InputIdentity { name: "f".to_owned(), bytes: Some(7), format: Format::Ndjson };
         Job {
             url: "https://a".to_owned(),
             host: None,
@@ -337,106 +181,39 @@ mod tests {
         }
     }
 
-    fn paths(test: &str) -> Paths {
-        let directory = std::env::temp_dir().join(format!("event-ingest-backfill-{}-{test}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&directory);
-        std::fs::create_dir_all(&directory).unwrap();
-        Paths { checkpoint: directory.join("c.json"), rejects: directory.join("r.ndjson") }
-    }
-
-    fn refusal(paths: &Paths, job: Job) -> String {
-        match Store::open(paths.clone(), job, false) {
-            Err(Failure::Usage(why)) => why,
-            other => panic!("{:?}", other.err()),
-        }
-    }
-
     #[test]
-    fn rejects_that_no_checkpoint_counts_are_cut_off_and_written_again() {
-        let paths = paths("cut");
-        let (mut store, mut checkpoint) = Store::open(paths.clone(), job(), false).unwrap();
-        checkpoint.rejects_bytes = 4;
-        checkpoint.next_batch = 1;
-        store.save(&checkpoint, b"one\n").unwrap();
-        drop(store);
-        // Killed between the two writes.
-        std::fs::write(&paths.rejects, b"one\ntwo\nthr").unwrap();
-        let (mut store, mut checkpoint) = Store::open(paths.clone(), job(), false).unwrap();
-        assert_eq!(std::fs::read(&paths.rejects).unwrap(), b"one\n");
-        checkpoint.rejects_bytes = 8;
-        store.save(&checkpoint, b"two\n").unwrap();
-        assert_eq!(std::fs::read(&paths.rejects).unwrap(), b"one\ntwo\n");
-        drop(store);
-        // A run that goes on and has nothing to cut appends, too.
-        let (mut store, mut checkpoint) = Store::open(paths.clone(), job(), false).unwrap();
-        checkpoint.rejects_bytes = 12;
-        store.save(&checkpoint, b"six\n").unwrap();
-        assert_eq!(std::fs::read(&paths.rejects).unwrap(), b"one\ntwo\nsix\n");
-        drop(store);
-        std::fs::write(&paths.rejects, b"one").unwrap();
-        assert!(refusal(&paths, job()).contains("lacks rejects"));
-    }
-
-    #[test]
-    fn another_job_is_refused_and_may_begin_anew() {
-        let paths = paths("other");
-        drop(Store::open(paths.clone(), job(), false).unwrap());
-        let change = |change: fn(&mut Job)| {
+    fn another_job_is_refused() {
+        let checkpoint = Checkpoint::new(job());
+        assert_eq!(checkpoint.check_job(&job()), Ok(()));
+        let refusal = |change: fn(&mut Job)| {
             let mut other = job();
             change(&mut other);
-            refusal(&paths, other)
+            checkpoint.check_job(&other).unwrap_err()
         };
-        assert!(change(|job| job.inputs.clear()).contains("1 files, not 0"));
-        assert!(change(|job| job.inputs[0].name = "g".to_owned()).contains("file f, not g"));
-        assert!(change(|job| job.inputs[0].bytes = Some(8)).contains("size of f"));
-        assert!(change(|job| job.inputs[0].format = Format::Csv).contains("another format"));
-        assert!(change(|job| job.max_events = 7).contains("--max-events was 500 then, not 7"));
-        assert!(change(|job| job.types = ColumnTypes::parse("a=number").unwrap()).contains("--types"));
-        assert!(change(|job| job.url = "https://b".to_owned()).contains("https://a"));
-        assert!(change(|job| job.host = Some("b".to_owned())).contains("--host was not given"));
-        assert!(change(|job| job.mode = "live".to_owned()).contains("a test one then, not a live one"));
-        let other = Job { max_events: 7, ..job() };
-        Store::open(paths.clone(), other.clone(), true).unwrap();
-        Store::open(paths.clone(), other, false).unwrap();
-        std::fs::write(&paths.checkpoint, b"{}").unwrap();
-        assert!(refusal(&paths, job()).contains("no checkpoint of this version"));
+        assert!(refusal(|job| job.inputs.clear()).contains("1 files, not 0"));
+        assert!(refusal(|job| job.inputs[0].name = "g".to_owned()).contains("file f, not g"));
+        assert!(refusal(|job| job.inputs[0].bytes = Some(8)).contains("size of f"));
+        assert!(refusal(|job| job.inputs[0].format = Format::Csv).contains("another format"));
+        assert!(refusal(|job| job.max_events = 7).contains("--max-events was 500, not 7"));
+        assert!(refusal(|job| job.types = ColumnTypes::parse("a=number").unwrap()).contains("--types"));
+        assert!(refusal(|job| job.url = "https://b".to_owned()).contains("https://a"));
+        assert!(refusal(|job| job.host = Some("b".to_owned())).contains("--host was not given"));
+        assert!(refusal(|job| job.mode = "live".to_owned()).contains("a test key, not a live key"));
     }
 
     #[test]
-    fn what_was_in_flight_a_day_ago_may_be_forgotten_though_nothing_was_done() {
-        let old = Checkpoint { updated_at: now() - DEDUP_WINDOW - 3600, ..Checkpoint::new(job()) };
-        assert_eq!(old.forgotten_for(), Some(25));
-        assert_eq!(Checkpoint { complete: true, ..old }.forgotten_for(), None);
-        assert_eq!(Checkpoint::new(job()).forgotten_for(), None);
+    fn keys_expire_only_for_an_old_incomplete_checkpoint() {
+        let old = Checkpoint { updated_at: now() - DEDUP_WINDOW_SECONDS - 3600, ..Checkpoint::new(job()) };
+        assert_eq!(old.hours_if_keys_expired(), Some(25));
+        assert_eq!(Checkpoint { complete: true, ..old }.hours_if_keys_expired(), None);
+        assert_eq!(Checkpoint::new(job()).hours_if_keys_expired(), None);
     }
 
     #[test]
-    fn two_runs_cannot_have_one_checkpoint() {
-        let paths = paths("lock");
-        let first = Store::open(paths.clone(), job(), false).unwrap();
-        assert!(refusal(&paths, job()).contains("another run"));
-        drop(first);
-        Store::open(paths, job(), false).unwrap();
-    }
-
-    #[test]
-    fn rejects_without_a_checkpoint_are_not_overwritten_unasked() {
-        let paths = paths("stray");
-        std::fs::write(&paths.rejects, b"precious\n").unwrap();
-        assert!(refusal(&paths, job()).contains("move it away"));
-        assert_eq!(std::fs::read(&paths.rejects).unwrap(), b"precious\n");
-        Store::open(paths.clone(), job(), true).unwrap();
-        assert_eq!(std::fs::read(&paths.rejects).unwrap(), b"");
-    }
-
-    #[test]
-    fn only_an_old_unfinished_checkpoint_is_warned_about() {
-        let mut checkpoint = Checkpoint::new(job());
-        checkpoint.next_batch = 1;
-        assert_eq!(checkpoint.forgotten_for(), None);
-        checkpoint.updated_at -= 25 * 3600;
-        assert_eq!(checkpoint.forgotten_for(), Some(25));
-        checkpoint.complete = true;
-        assert_eq!(checkpoint.forgotten_for(), None);
+    fn a_checkpoint_of_another_version_is_refused() {
+        let checkpoint = Checkpoint::new(job());
+        assert_eq!(Checkpoint::parse(&checkpoint.to_json().unwrap()), Ok(checkpoint.clone()));
+        let newer = Checkpoint { format: "event-ingest-backfill/3".to_owned(), ..checkpoint };
+        assert_eq!(Checkpoint::parse(&newer.to_json().unwrap()), Err("event-ingest-backfill/3".to_owned()));
     }
 }

@@ -1,39 +1,61 @@
-//! `event-ingest-backfill`: moves a table or an export into the service, each event exactly once.
+//! `event-ingest-backfill`: sends the events of files to the service, resumable and without duplicates.
 //!
-//! `input` reads, `ndjson` and `table` make events of what is read, `packing` makes batches of them
-//! and a key for each, `reader` does all this on a thread of its own. `client` makes one request,
-//! `throttle` says when, `sending` gets a batch through. `ledger` knows what is done, `checkpoint`
-//! makes it last, `rejects` is what is not sent. `run` puts it together, `dry_run` without sending;
-//! `progress` and `summary` tell, `failure` is every way it can end badly, `args` what one may say.
+//! A module imports only modules below it:
+//!
+//! ```text
+//! main
+//! args                      command-line arguments
+//! run · dry_run             a run that sends, and one that only validates
+//! progress · summary        what the user sees during a run, and at its end
+//! run_files                 the checkpoint, rejects and lock files on disk
+//! batch_tracker             which batches are done
+//! checkpoint                the content of the checkpoint file
+//! reader                    inputs → batches, on a separate thread
+//! records                   inputs → validated events, from ndjson and csv
+//! ndjson · csv              the two input formats
+//! batch_sender              one batch, until each event is accepted or rejected
+//! packing                   events → batches, and their idempotency keys
+//! client · throttle         one request and its answer; when to send the next one
+//! input                     files and standard input, counted and hashed
+//! rejects                   rejected events, and lines of the rejects file
+//! target · column_types · format · position · counters · error
+//! ```
 
 mod args;
+mod batch_sender;
+mod batch_tracker;
 mod checkpoint;
 mod client;
+mod column_types;
+mod counters;
+mod csv;
 mod dry_run;
-mod failure;
+mod error;
+mod format;
 mod input;
-mod ledger;
 mod ndjson;
 mod packing;
+mod position;
 mod progress;
 mod reader;
+mod records;
 mod rejects;
 mod run;
-mod sending;
+mod run_files;
 mod summary;
-mod table;
+mod target;
 mod throttle;
 
 use args::Args;
-use checkpoint::{Paths, beside};
 use clap::Parser;
 use client::Client;
 use contract::api_key::ApiKey;
 use contract::tenant::Mode;
-use failure::Failure;
+use error::Error;
 use input::Source;
-use reader::Plan;
-use run::Orders;
+use reader::ReadPlan;
+use run::RunOptions;
+use run_files::{RunPaths, with_suffix};
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,47 +66,47 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let json = args.json;
     match run(args).await {
-        Ok(summary) => tell(&summary, json),
-        Err(failure) => {
-            say(&format!("error: {failure}"));
-            failure.exit_code()
+        Ok(summary) => print_summary(&summary, json),
+        Err(error) => {
+            print(&format!("error: {error}"));
+            error.exit_code()
         }
     }
 }
 
-async fn run(args: Args) -> Result<Summary, Failure> {
-    let plan = plan(&args)?;
+async fn run(args: Args) -> Result<Summary, Error> {
+    let plan = read_plan(&args)?;
     if args.dry_run {
         return dry_run::run(plan, args.rejects).await;
     }
-    let target = args.url.ok_or_else(|| Failure::Usage("no --url".to_owned()))?;
+    let target = args.url.ok_or_else(|| Error::Usage("--url is missing".to_owned()))?;
     if target.is_exposed() && !args.insecure_http {
-        return Err(Failure::Usage(format!(
-            "{} would show the API key to the network: use https://, or allow it with --insecure-http",
-            target.base()
+        return Err(Error::Usage(format!(
+            "{} would expose the API key to the network: use https://, or pass --insecure-http to allow it",
+            target.base_url()
         )));
     }
     if [Mode::Live, Mode::Test].iter().any(|mode| args.key_env.starts_with(mode.key_prefix())) {
-        // Not to be repeated here: it may be one.
-        return Err(Failure::Usage(
-            "--key-env is the name of a variable that holds the API key, not the key".to_owned(),
+        // The message must not repeat the value, which may be a key.
+        return Err(Error::Usage(
+            "--key-env is the name of the environment variable with the API key, not the key itself".to_owned(),
         ));
     }
-    let key = std::env::var(&args.key_env).unwrap_or_default();
-    let mode = ApiKey::parse(&key).map(|key| key.mode()).ok_or_else(|| {
-        Failure::Usage(format!("the environment variable {} holds no API key (sk_live_… or sk_test_…)", args.key_env))
+    let api_key = std::env::var(&args.key_env).unwrap_or_default();
+    let mode = ApiKey::parse(&api_key).map(|key| key.mode()).ok_or_else(|| {
+        Error::Usage(format!("the environment variable {} does not contain an API key (sk_live_… or sk_test_…)", args.key_env))
     })?;
-    let client = Client::new(&target, &key, args.host.as_deref(), args.timeout).map_err(Failure::Usage)?;
-    let stem = plan.sources.iter().find_map(|source| source.path.clone()).unwrap_or_else(|| PathBuf::from("stdin"));
-    let paths = Paths {
-        checkpoint: args.checkpoint.unwrap_or_else(|| beside(&stem, ".checkpoint.json")),
-        rejects: args.rejects.unwrap_or_else(|| beside(&stem, ".rejects.ndjson")),
+    let client = Client::new(&target, &api_key, args.host.as_deref(), args.timeout).map_err(Error::Usage)?;
+    let base = plan.sources.iter().find_map(|source| source.path.clone()).unwrap_or_else(|| PathBuf::from("stdin"));
+    let paths = RunPaths {
+        checkpoint: args.checkpoint.unwrap_or_else(|| with_suffix(&base, ".checkpoint.json")),
+        rejects: args.rejects.unwrap_or_else(|| with_suffix(&base, ".rejects.ndjson")),
     };
     if let Some(path) = [&paths.checkpoint, &paths.rejects].into_iter().find(|path| is_input(&plan, path)) {
-        return Err(Failure::Usage(format!("{} is an input and would be overwritten", path.display())));
+        return Err(Error::Usage(format!("{} is an input file and would be overwritten", path.display())));
     }
-    run::run(Orders {
-        url: target.base().to_owned(),
+    run::run(RunOptions {
+        url: target.base_url().to_owned(),
         host: args.host,
         mode,
         plan,
@@ -97,42 +119,42 @@ async fn run(args: Args) -> Result<Summary, Failure> {
     .await
 }
 
-fn is_input(plan: &Plan, path: &Path) -> bool {
+fn is_input(plan: &ReadPlan, path: &Path) -> bool {
     let inputs = plan.sources.iter().filter_map(|source| source.path.as_ref()?.canonicalize().ok());
     path.canonicalize().is_ok_and(|path| inputs.into_iter().any(|input| input == path))
 }
 
-fn plan(args: &Args) -> Result<Plan, Failure> {
+fn read_plan(args: &Args) -> Result<ReadPlan, Error> {
     let mut files = args.files.clone();
     if files.is_empty() {
         if stdin().is_terminal() {
-            return Err(Failure::Usage("no FILE, and standard input is a terminal".to_owned()));
+            return Err(Error::Usage("no FILE is given, and standard input is a terminal".to_owned()));
         }
         files.push(PathBuf::from("-"));
     }
     if files.iter().filter(|file| file.as_path() == Path::new("-")).count() > 1 {
-        return Err(Failure::Usage("standard input can be read only once".to_owned()));
+        return Err(Error::Usage("standard input (`-`) can be given only once".to_owned()));
     }
     let sources = files.iter().map(|path| Source::new(path, args.format)).collect::<Result<_, _>>()?;
-    let plan = Plan { sources, types: args.types.clone(), max_events: args.max_events };
+    let plan = ReadPlan { sources, types: args.types.clone(), max_events: args.max_events };
     reader::check_headers(&plan)?;
     Ok(plan)
 }
 
-/// Standard output gets the JSON alone, standard error all else.
-fn tell(summary: &Summary, json: bool) -> ExitCode {
+/// Prints the JSON to standard output, and everything else to standard error.
+fn print_summary(summary: &Summary, json: bool) -> ExitCode {
     if let Some(error) = &summary.error {
-        say(&format!("error: {error}"));
+        print(&format!("error: {error}"));
     }
     if !json {
-        say(&summary.text());
+        print(&summary.text());
     } else if let Err(error) = writeln!(stdout(), "{}", summary.json()) {
-        say(&format!("error: standard output could not be written ({error})\n{}", summary.text()));
+        print(&format!("error: cannot write to standard output ({error})\n{}", summary.text()));
     }
     summary.exit_code()
 }
 
-fn say(text: &str) {
-    // Nobody is left to tell if standard error is gone.
+fn print(text: &str) {
+    // If standard error is closed, the error cannot be reported anywhere.
     let _ = writeln!(stderr(), "{text}");
 }

@@ -1,295 +1,212 @@
-//! Inputs → batches, on a thread of its own.
+//! Reads the inputs and packs their events into batches, on a separate thread.
 
-use crate::args::Format;
-use crate::failure::Failure;
-use crate::input::{Mark, Place, Source, Tracked, read_failure};
-use crate::ndjson::{self, Line};
-use crate::packing::{Batch, Packer};
-use crate::rejects::{Fault, Reject};
-use crate::table::{ColumnTypes, Row, Table};
-use contract::batch::{self, BatchError};
-use contract::limits::MAX_EVENT_BYTES;
+use crate::column_types::ColumnTypes;
+use crate::error::Error;
+use crate::input::{InputReader, Source, read_error};
+use crate::packing::{PackedBatch, Packer};
+use crate::position::{Position, ResumePoint};
+use crate::records::{Record, RecordReader};
+use crate::rejects::RejectedEvent;
 use sha2::{Digest, Sha256};
 use std::io;
-use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-/// What to read and how.
+/// How many batches the reader may be ahead of the senders.
+const BATCHES_AHEAD: usize = 2;
+
+/// What to read, and how.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct ReadPlan {
     /// The inputs, in order.
     pub sources: Vec<Source>,
-    /// Which columns of tables are no strings.
+    /// The types of CSV columns.
     pub types: ColumnTypes,
-    /// The most events of a batch.
+    /// The most events in a batch.
     pub max_events: usize,
 }
 
-/// Where to begin.
+/// Where to start reading.
 #[derive(Clone, Debug, Default)]
-pub struct Start {
+pub struct ReadStart {
     /// The number of the first batch.
-    pub ordinal: u64,
-    /// Where it begins.
-    pub mark: Mark,
+    pub batch: u64,
+    /// Where that batch begins.
+    pub at: ResumePoint,
 }
 
-/// What the reader says: batches, in order, and then the end.
-pub type Read = Result<Option<Batch>, Failure>;
+/// The batches of a run, in order.
+pub struct Batches(Receiver<Message>);
 
-/// Reads the header of every table that can be read twice, so that what is wrong with one shows
-/// before anything is sent.
+/// A batch, the end of the inputs (`None`), or an error.
+type Message = Result<Option<PackedBatch>, Error>;
+
+impl Batches {
+    /// The next batch, or `None` at the end of the inputs. Dropping the future loses no batch.
+    ///
+    /// # Errors
+    /// If an input cannot be read, or has changed since the checkpoint was written.
+    pub async fn next(&mut self) -> Message {
+        let thread_ended = || Error::Aborted("internal error: the reader thread ended unexpectedly".to_owned());
+        self.0.recv().await.unwrap_or_else(|| Err(thread_ended()))
+    }
+}
+
+/// Checks the headers of all CSV files, so that a bad header is reported before anything is sent.
 ///
 /// # Errors
-/// Where one is not ours.
-pub fn check_headers(plan: &Plan) -> Result<(), Failure> {
-    // Only regular files have a size.
+/// If a header is not valid or a file cannot be read.
+pub fn check_headers(plan: &ReadPlan) -> Result<(), Error> {
+    // Only regular files have a size, and only they can be read a second time.
     for source in plan.sources.iter().filter(|source| source.identity.bytes.is_some()) {
-        let mut input = Tracked::open(source, 0, Sha256::new())?;
-        Records::open(&mut input, source, &plan.types)?;
+        let mut input = InputReader::open(source, 0, Sha256::new())?;
+        RecordReader::open(&mut input, source, &plan.types)?;
     }
     Ok(())
 }
 
-/// Reads everything from `start` on.
-pub fn run(plan: &Plan, start: &Start, batches: &Sender<Read>) {
-    let result = Reading { plan, start, batches, packer: Packer::new(plan.max_events, start.ordinal) }.run();
-    // Nobody listens any more once the run has stopped.
-    let _ = match result {
-        Ok(()) => batches.blocking_send(Ok(None)),
-        Err(Halt::Failure(failure)) => batches.blocking_send(Err(failure)),
-        Err(Halt::Unheard) => Ok(()),
-    };
+/// Starts a thread that reads everything from `start` on.
+pub fn spawn(plan: ReadPlan, start: ReadStart) -> Batches {
+    let (sender, receiver) = channel(BATCHES_AHEAD);
+    std::thread::spawn(move || {
+        let packer = Packer::new(plan.max_events, start.batch);
+        let result = Reading { plan: &plan, start: &start, batches: &sender, packer }.run();
+        // Sending fails if the run has stopped, which needs no handling.
+        let _ = match result {
+            Ok(()) => sender.blocking_send(Ok(None)),
+            Err(Halt::Error(error)) => sender.blocking_send(Err(error)),
+            Err(Halt::RunStopped) => Ok(()),
+        };
+    });
+    Batches(receiver)
 }
 
 /// Why reading ends early.
 enum Halt {
-    Failure(Failure),
-    Unheard,
+    Error(Error),
+    RunStopped,
 }
 
-impl From<Failure> for Halt {
-    fn from(failure: Failure) -> Self {
-        Self::Failure(failure)
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
     }
 }
 
 struct Reading<'a> {
-    plan: &'a Plan,
-    start: &'a Start,
-    batches: &'a Sender<Read>,
+    plan: &'a ReadPlan,
+    start: &'a ReadStart,
+    batches: &'a Sender<Message>,
     packer: Packer,
 }
 
 impl Reading<'_> {
     fn run(mut self) -> Result<(), Halt> {
         let mut hash = Sha256::new();
-        let mut end = self.start.mark.clone();
+        let mut end = self.start.at.clone();
         for (file, source) in self.plan.sources.iter().enumerate() {
-            let mut input = Tracked::open(source, file, hash)?;
-            if file < self.start.mark.place.file {
-                self.pass_over(&mut input, source)?;
+            let mut input = InputReader::open(source, file, hash)?;
+            if file < self.start.at.position.file {
+                self.skip(&mut input, source)?;
             } else {
                 self.read(&mut input, source)?;
-                end = input.mark();
+                end = input.resume_point();
             }
             hash = input.into_hash();
         }
         if !self.packer.is_empty() {
-            let batch = self.packer.end(end);
-            self.hand_over(batch)?;
+            let batch = self.packer.finish_batch(end);
+            self.send(batch)?;
         }
         Ok(())
     }
 
-    /// What was read by an earlier run is read again for its hash alone.
-    fn pass_over(&self, input: &mut Tracked, source: &Source) -> Result<(), Halt> {
+    /// Reads an input that an earlier run completed, only to hash it.
+    fn skip(&self, input: &mut InputReader, source: &Source) -> Result<(), Halt> {
         loop {
-            let available = input.peek().map_err(|error| read_failure(source, &error))?.len();
+            let available = input.peek().map_err(|error| read_error(source, &error))?.len();
             if available == 0 {
                 return Ok(());
             }
             if self.batches.is_closed() {
-                return Err(Halt::Unheard);
+                return Err(Halt::RunStopped);
             }
-            input.take(available);
+            input.consume(available);
         }
     }
 
-    fn read(&mut self, input: &mut Tracked, source: &Source) -> Result<(), Halt> {
-        let mut records = Records::open(input, source, &self.plan.types)?;
-        if input.place().file == self.start.mark.place.file {
+    fn read(&mut self, input: &mut InputReader, source: &Source) -> Result<(), Halt> {
+        let mut records = RecordReader::open(input, source, &self.plan.types)?;
+        if input.position().file == self.start.at.position.file {
             self.resume(input, source)?;
         }
-        let failed = |error| read_failure(source, &error);
-        let name = source.shown();
+        let name = source.display_name();
         let (mut text, mut line) = (Vec::new(), 0);
         loop {
             let before = input.snapshot();
-            let record = records.next(input, &mut text, &mut line).map_err(failed)?;
-            match judged(record, &text) {
-                Judged::End => return Ok(()),
-                Judged::Rejected(faults, keep_text) => {
-                    let text = keep_text.then(|| text.clone());
-                    self.packer.reject(Reject { file: name.clone(), line, faults, text });
+            match records.next(input, &mut text, &mut line).map_err(|error| read_error(source, &error))? {
+                Record::End => return Ok(()),
+                Record::Rejected { problems, has_text } => {
+                    let text = has_text.then(|| text.clone());
+                    self.packer.push_rejected(RejectedEvent { file: name.clone(), line, problems, text });
                 }
-                Judged::Valid => {
-                    let place = Place { line, ..before.place };
-                    if self.packer.must_end_before(&text) {
-                        let batch = self.packer.end(before.mark());
-                        self.hand_over(batch)?;
+                Record::Valid => {
+                    let position = Position { line, ..before.position };
+                    if !self.packer.has_room_for(&text) {
+                        let batch = self.packer.finish_batch(before.resume_point());
+                        self.send(batch)?;
                     }
-                    self.packer.push(&source.identity.name, place, &text);
+                    self.packer.push(&source.identity.name, position, &text);
                 }
             }
             if self.packer.is_full() {
-                let batch = self.packer.end(input.mark());
-                self.hand_over(batch)?;
+                let batch = self.packer.finish_batch(input.resume_point());
+                self.send(batch)?;
             }
         }
     }
 
-    /// Goes to where the earlier run was, and sees that everything before is as it was then.
-    fn resume(&self, input: &mut Tracked, source: &Source) -> Result<(), Halt> {
-        let mark = &self.start.mark;
-        if mark.sha256.is_empty() {
+    /// Moves to where the earlier run ended, and verifies that everything before is unchanged.
+    fn resume(&self, input: &mut InputReader, source: &Source) -> Result<(), Halt> {
+        let at = &self.start.at;
+        if at.sha256.is_empty() {
             return Ok(());
         }
         let changed = || {
-            Failure::Usage(format!(
-                "{} is not what it was when the checkpoint was written, so it is not known where to go on. Put the \
-                 old file back, or begin anew with --restart",
-                source.shown()
+            Error::Usage(format!(
+                "{} has changed since the checkpoint was written, so the run cannot resume. Restore the old file, or \
+                 start over with --restart",
+                source.display_name()
             ))
         };
-        match input.skip_to(mark.place.offset) {
+        match input.skip_to(at.position.offset) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(changed().into()),
-            Err(error) => Err(read_failure(source, &error).into()),
-            Ok(()) if input.mark() != *mark => Err(changed().into()),
+            Err(error) => Err(read_error(source, &error).into()),
+            Ok(()) if input.resume_point() != *at => Err(changed().into()),
             Ok(()) => Ok(()),
         }
     }
 
-    fn hand_over(&self, batch: Batch) -> Result<(), Halt> {
-        self.batches.blocking_send(Ok(Some(batch))).map_err(|_| Halt::Unheard)
-    }
-}
-
-/// An input as a sequence of records.
-enum Records {
-    Ndjson,
-    /// `None` where there is not even a header.
-    Csv(Option<Box<Table>>),
-}
-
-enum Record {
-    Text(Vec<Fault>),
-    Broken(Fault),
-    TooLong(String),
-    End,
-}
-
-impl Records {
-    fn open(input: &mut Tracked, source: &Source, types: &ColumnTypes) -> Result<Self, Failure> {
-        if source.format == Format::Ndjson {
-            return Ok(Self::Ndjson);
-        }
-        let table = Table::open(input, types).map_err(|error| read_failure(source, &error))?;
-        let table = table.map_err(|why| Failure::Usage(format!("{}: {why}", source.shown())))?;
-        Ok(Self::Csv(table.map(Box::new)))
-    }
-
-    fn next(&mut self, input: &mut Tracked, text: &mut Vec<u8>, line: &mut u64) -> io::Result<Record> {
-        match self {
-            Self::Ndjson => Ok(match ndjson::next_line(input, text, line)? {
-                Line::Whole => Record::Text(Vec::new()),
-                Line::TooLong(bytes) => {
-                    Record::TooLong(format!("the line has {bytes} bytes; an event has at most {MAX_EVENT_BYTES}"))
-                }
-                Line::End => Record::End,
-            }),
-            Self::Csv(None) => Ok(Record::End),
-            Self::Csv(Some(table)) => Ok(match table.next_event(input, text, line)? {
-                Row::Event(fault) => {
-                    let fault = fault.map(|(field, reason)| Fault { field, code: "invalid_cell".into(), reason });
-                    Record::Text(fault.into_iter().collect())
-                }
-                Row::Broken(reason) => Record::Broken(Fault { field: None, code: "invalid_row".into(), reason }),
-                Row::TooLong => Record::TooLong(format!(
-                    "the row has more than {MAX_EVENT_BYTES} bytes or far too many cells; is a quote left open?"
-                )),
-                Row::End => Record::End,
-            }),
-        }
-    }
-}
-
-enum Judged {
-    Valid,
-    /// Why, and whether its text is there to be kept.
-    Rejected(Vec<Fault>, bool),
-    End,
-}
-
-/// Judges a record by the service's own rules.
-fn judged(record: Record, text: &[u8]) -> Judged {
-    match record {
-        Record::End => Judged::End,
-        Record::Broken(fault) => Judged::Rejected(vec![fault], true),
-        Record::TooLong(reason) => {
-            Judged::Rejected(vec![Fault { field: None, code: "too_long".into(), reason }], false)
-        }
-        Record::Text(mut faults) => {
-            faults.extend(faults_of(text));
-            if faults.is_empty() { Judged::Valid } else { Judged::Rejected(faults, true) }
-        }
-    }
-}
-
-fn faults_of(text: &[u8]) -> Vec<Fault> {
-    match batch::Batch::parse_single(text) {
-        Ok(_) => Vec::new(),
-        // serde_json counts lines within the event, which is one line.
-        Err(BatchError::Malformed(what)) => {
-            let reason = what.replace(" at line 1 column", " at column");
-            vec![Fault { field: None, code: "malformed_json".into(), reason }]
-        }
-        Err(BatchError::Invalid(faults)) => {
-            let fault = |fault: batch::Violation| Fault {
-                field: fault.field,
-                code: "validation_failed".into(),
-                reason: fault.message.into_owned(),
-            };
-            faults.into_iter().map(fault).collect()
-        }
+    fn send(&self, batch: PackedBatch) -> Result<(), Halt> {
+        self.batches.blocking_send(Ok(Some(batch))).map_err(|_| Halt::RunStopped)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
+    use tempfile::TempDir;
 
-    fn file(name: &str, content: &str) -> PathBuf {
-        let directory = std::env::temp_dir().join(format!("event-ingest-backfill-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        let path = directory.join(name);
+    fn file(directory: &TempDir, name: &str, content: &str) -> PathBuf {
+        let path = directory.path().join(name);
         std::fs::write(&path, content).unwrap();
         path
     }
 
-    fn read(files: &[&PathBuf], start: &Start) -> Result<Vec<Batch>, Failure> {
+    fn read(files: &[&Path], start: &ReadStart) -> Result<Vec<PackedBatch>, Error> {
         let sources = files.iter().map(|path| Source::new(path, None).unwrap()).collect();
-        let plan = Plan { sources, types: ColumnTypes::default(), max_events: 3 };
-        let (sender, mut receiver) = tokio::sync::mpsc::channel(1000);
-        run(&plan, start, &sender);
-        let mut batches = Vec::new();
-        loop {
-            match receiver.try_recv().expect("a message") {
-                Ok(Some(batch)) => batches.push(batch),
-                Ok(None) => return Ok(batches),
-                Err(failure) => return Err(failure),
-            }
-        }
+        let mut batches = spawn(ReadPlan { sources, types: ColumnTypes::default(), max_events: 3 }, start.clone());
+        std::iter::from_fn(|| batches.0.blocking_recv().expect("a message").transpose()).collect()
     }
 
     fn lines(from: usize, count: usize) -> String {
@@ -298,49 +215,51 @@ mod tests {
     }
 
     #[test]
-    fn a_run_begun_at_any_mark_reads_the_same_batches_over_files_of_any_kind() {
+    fn a_read_from_the_end_of_any_batch_yields_the_same_later_batches() {
+        let directory = tempfile::tempdir().unwrap();
         let rows = (0..7).map(|id| format!("c{id},n\r\n\r\n")).collect::<Vec<_>>().concat();
-        let first = file("first.ndjson", &format!("\u{feff}{}\n{{}}\n{}", lines(0, 4), lines(10, 3)));
-        let second = file("second.csv", &format!("\u{feff}external_user_id,name\r\n{rows}broken\r\n"));
-        let third = file("third.ndjson", &lines(20, 2));
-        let files = [&first, &second, &third];
-        let all = read(&files, &Start::default()).unwrap();
-        let sent: usize = all.iter().map(|batch| batch.body.len()).sum();
-        let rejected: Vec<_> = all.iter().flat_map(|batch| &batch.rejects).map(|reject| reject.line).collect();
-        assert_eq!((sent, rejected), (16, vec![6, 16]));
+        let first = file(&directory, "first.ndjson", &format!("\u{feff}{}\n{{}}\n{}", lines(0, 4), lines(10, 3)));
+        let csv = format!("\u{feff}external_user_id,name\r\n{rows}broken\r\n");
+        let second = file(&directory, "second.csv", &csv);
+        let third = file(&directory, "third.ndjson", &lines(20, 2));
+        let files = [first.as_path(), &second, &third];
+        let all = read(&files, &ReadStart::default()).unwrap();
+        let valid: usize = all.iter().map(|batch| batch.body.len()).sum();
+        let rejected: Vec<_> = all.iter().flat_map(|batch| &batch.rejected).map(|event| event.line).collect();
+        assert_eq!((valid, rejected), (16, vec![6, 16]));
         for (index, batch) in all.iter().enumerate() {
-            let start = Start { ordinal: batch.ordinal + 1, mark: batch.end.clone() };
+            let start = ReadStart { batch: batch.number + 1, at: batch.end.clone() };
             let rest = read(&files, &start).unwrap();
-            let told = |batches: &[Batch]| -> Vec<_> {
-                batches.iter().map(|batch| (batch.ordinal, batch.key(), batch.end.clone())).collect()
+            let identities = |batches: &[PackedBatch]| -> Vec<_> {
+                batches.iter().map(|batch| (batch.number, batch.key(), batch.end.clone())).collect()
             };
-            assert_eq!(told(&rest), told(&all[index + 1..]));
+            assert_eq!(identities(&rest), identities(&all[index + 1..]));
         }
     }
 
     #[test]
-    fn input_that_changed_before_the_mark_is_noticed() {
-        let path = file("changing.ndjson", &lines(0, 7));
-        let batches = read(&[&path], &Start::default()).unwrap();
-        let start = Start { ordinal: 1, mark: batches[0].end.clone() };
+    fn input_that_changed_before_the_resume_point_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = file(&directory, "events.ndjson", &lines(0, 7));
+        let batches = read(&[&path], &ReadStart::default()).unwrap();
+        let start = ReadStart { batch: 1, at: batches[0].end.clone() };
         read(&[&path], &start).unwrap();
         for changed in [lines(0, 7).replacen("\"n\"", "\"m\"", 1), lines(1, 7), String::new()] {
-            file("changing.ndjson", &changed);
-            let failure = read(&[&path], &start).unwrap_err();
-            assert!(matches!(failure, Failure::Usage(why) if why.contains("--restart")));
+            file(&directory, "events.ndjson", &changed);
+            let error = read(&[&path], &start).unwrap_err();
+            assert!(matches!(error, Error::Usage(reason) if reason.contains("--restart")));
         }
     }
 
     #[test]
-    fn a_file_of_faults_does_not_fill_the_memory() {
-        let path = file("faults.ndjson", &"{}\n".repeat(1200));
-        let batches = read(&[&path], &Start::default()).unwrap();
-        assert_eq!(batches.iter().map(|batch| batch.rejects.len()).collect::<Vec<_>>(), [500, 500, 200]);
+    fn a_batch_ends_after_500_rejected_events() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = file(&directory, "invalid.ndjson", &"{}\n".repeat(1200));
+        let batches = read(&[&path], &ReadStart::default()).unwrap();
+        assert_eq!(batches.iter().map(|batch| batch.rejected.len()).collect::<Vec<_>>(), [500, 500, 200]);
         assert!(batches.iter().all(|batch| batch.body.len() == 0));
-        let reject = &batches[0].rejects[1];
-        assert_eq!(
-            (reject.line, reject.faults.len(), reject.faults[0].field.as_deref()),
-            (2, 2, Some("external_user_id"))
-        );
+        let event = &batches[0].rejected[1];
+        assert_eq!((event.line, event.problems.len()), (2, 2));
+        assert_eq!(event.problems[0].field.as_deref(), Some("external_user_id"));
     }
 }

@@ -1,137 +1,136 @@
-//! The run: reader → senders → ledger → checkpoint.
+//! A run: takes batches from the reader, sends them, tracks the results and writes checkpoints.
 
-use crate::checkpoint::{Job, Paths, Store};
+use crate::batch_sender::{BatchSender, SendResult};
+use crate::batch_tracker::BatchTracker;
+use crate::checkpoint::Job;
 use crate::client::Client;
-use crate::dry_run::reader_vanished;
-use crate::failure::Failure;
-use crate::input::Mark;
-use crate::ledger::Ledger;
-use crate::packing::Batch;
-use crate::progress::{Counters, Progress};
-use crate::reader::{self, Plan, Read, Start};
-use crate::sending::{Outcome, Sender};
+use crate::counters::Counters;
+use crate::error::Error;
+use crate::input::Source;
+use crate::packing::PackedBatch;
+use crate::position::ResumePoint;
+use crate::progress::Progress;
+use crate::reader::{self, Batches, ReadPlan, ReadStart};
+use crate::rejects::RejectedEvent;
+use crate::run_files::{RunFiles, RunPaths};
 use crate::summary::{Status, Summary};
 use crate::throttle::{Stopped, Throttle};
 use contract::tenant::Mode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// How often, at most, a checkpoint is written. What was accepted since the last one is sent again,
-/// with its old keys, after a run that was killed.
+/// The shortest time between two checkpoints. If a run is killed, the next one sends again, with the
+/// same keys, what was accepted since the last checkpoint.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
 
-/// How many batches may be under way or done beyond the first that is not, for each that may be in
-/// flight. It bounds the checkpoint while one batch is tried again and again.
-const WINDOW_PER_SLOT: u64 = 8;
+/// How many batches may be done or in flight beyond the first that is not done, for each request
+/// that may be in flight. This bounds the checkpoint while one batch is being retried.
+const WINDOW_PER_REQUEST: u64 = 8;
 
-/// What to do.
-pub struct Orders {
-    /// What is read.
-    pub plan: Plan,
-    /// Where it is sent.
+/// The options of a run.
+pub struct RunOptions {
+    /// What to read.
+    pub plan: ReadPlan,
+    /// The service's base URL.
     pub url: String,
-    /// The Host header, where it is not the URL's.
+    /// The `Host` header, if it is not the URL's.
     pub host: Option<String>,
-    /// Live or test.
+    /// The mode of the API key.
     pub mode: Mode,
-    /// By what.
+    /// Sends the requests.
     pub client: Client,
-    /// Where the run's files are.
-    pub paths: Paths,
-    /// Whether to begin anew.
+    /// The run's files.
+    pub paths: RunPaths,
+    /// Whether to ignore an earlier checkpoint.
     pub restart: bool,
     /// The most requests in flight.
     pub concurrency: usize,
-    /// How long to go on without success.
+    /// How long to continue without a success.
     pub give_up_after: Duration,
 }
 
-/// Does everything that is left to do.
+/// Sends everything that an earlier run has not sent.
 ///
 /// # Errors
-/// Where it could not even begin. A run that ends early has a summary.
-pub async fn run(orders: Orders) -> Result<Summary, Failure> {
-    let Orders { plan, url, host, mode, client, paths, restart, concurrency, give_up_after } = orders;
+/// If the run cannot begin. A run that ends early returns a summary.
+pub async fn run(options: RunOptions) -> Result<Summary, Error> {
+    let RunOptions { plan, url, host, mode, client, paths, restart, concurrency, give_up_after } = options;
     let inputs: Vec<_> = plan.sources.iter().map(|source| source.identity.clone()).collect();
     let sizes: Vec<_> = inputs.iter().map(|input| input.bytes).collect();
-    let names = plan.sources.iter().map(crate::input::Source::shown).collect();
+    let input_names = plan.sources.iter().map(Source::display_name).collect();
     let mode = mode.to_string();
     let job = Job { url, host, mode, inputs, max_events: plan.max_events, types: plan.types.clone() };
-    // Nothing was sent yet, so whatever is wrong here is a matter of how the command was called.
-    let opened = Store::open(paths.clone(), job, restart);
-    let (store, checkpoint) = opened.map_err(|failure| Failure::Usage(failure.to_string()))?;
-    let before = checkpoint.accepted + checkpoint.rejected;
-    let start = Start { ordinal: checkpoint.next_batch, mark: checkpoint.mark.clone() };
-    let (to_us, mut batches) = mpsc::channel(2);
-    std::thread::spawn(move || reader::run(&plan, &start, &to_us));
+    // Nothing was sent yet, so every error here is an error of usage.
+    let opened = RunFiles::open(paths.clone(), job, restart);
+    let (files, checkpoint) = opened.map_err(|error| Error::Usage(error.to_string()))?;
+    let before = checkpoint.events_done();
+    let start = ReadStart { batch: checkpoint.next_batch, at: checkpoint.resume_point.clone() };
+    let mut batches = reader::spawn(plan, start);
     if checkpoint.complete {
-        let path = paths.checkpoint.display();
-        if batches.recv().await.unwrap_or_else(|| Err(reader_vanished()))?.is_some() {
-            return Err(Failure::Usage(format!(
-                "the checkpoint {path} says that all was done, and the input goes on beyond that. To begin anew, give --restart"
+        if batches.next().await?.is_some() {
+            let path = paths.checkpoint.display();
+            return Err(Error::Usage(format!(
+                "the checkpoint {path} says that the run is complete, but the input continues. To start over, pass --restart"
             )));
         }
         return Ok(Summary::new(Status::AlreadyComplete, &checkpoint, before, Duration::ZERO).with_files(&paths));
     }
     let progress = Progress::new(&sizes, &checkpoint);
     if checkpoint.has_begun() {
-        let (done, path) = (checkpoint.accepted + checkpoint.rejected, paths.checkpoint.display());
-        progress.line(&format!("Going on after {done} events, as {path} says; reading what was sent again first."));
+        let path = paths.checkpoint.display();
+        progress.print(&format!("Resuming from {path} after {before} events. Verifying the input before them first."));
     }
-    if let Some(hours) = checkpoint.forgotten_for() {
-        progress.line(&format!(
-            "warning: the last run ended {hours} hours ago and the service remembers keys for 24: what was in flight \
-             when it ended, if it was killed, may be queued a second time"
+    if let Some(hours) = checkpoint.hours_if_keys_expired() {
+        progress.print(&format!(
+            "warning: the last run ended {hours} hours ago, but the service remembers idempotency keys for 24 hours. If \
+             that run was killed, events that were in flight may be queued twice"
         ));
     }
-    let retries_before = checkpoint.retries;
     let counters = Arc::new(Counters::default());
     let throttle = Arc::new(Throttle::new(concurrency, give_up_after));
-    let sender = Sender { client, throttle: Arc::clone(&throttle), names, counters: Arc::clone(&counters) };
-    let next = checkpoint.next_batch;
-    let mut running = Running {
+    let sender = BatchSender { client, throttle: Arc::clone(&throttle), input_names, counters: Arc::clone(&counters) };
+    let mut run = Run {
         sender: Arc::new(sender),
-        ledger: Ledger::new(checkpoint),
-        store: Some(store),
+        retries_before: checkpoint.retries,
+        next: checkpoint.next_batch,
+        tracker: BatchTracker::new(checkpoint),
+        files: Some(files),
         batches,
         sending: JoinSet::new(),
         reading: true,
-        next,
         concurrency,
-        retries_before,
         progress,
         throttle,
         counters,
     };
-    let ended = running.finish().await;
-    running.progress.end();
-    let checkpoint = running.ledger.checkpoint();
-    let took = running.progress.elapsed();
-    match ended {
-        Ok(()) => Ok(Summary::new(Status::Complete, checkpoint, before, took).with_files(&paths)),
-        // What is wrong with the input or the command line is no reason to try the same again.
-        Err(failure @ Failure::Usage(_)) if checkpoint.accepted + checkpoint.rejected == before => Err(failure),
-        Err(failure) => {
-            let summary = Summary::new(Status::Aborted, checkpoint, before, took);
-            Ok(summary.with_files(&paths).with_failure(&failure))
+    let result = run.finish().await;
+    run.progress.finish();
+    let checkpoint = run.tracker.checkpoint();
+    let elapsed = run.progress.elapsed();
+    match result {
+        Ok(()) => Ok(Summary::new(Status::Complete, checkpoint, before, elapsed).with_files(&paths)),
+        // An error of usage before anything was done has no summary, because there is nothing to resume.
+        Err(error @ Error::Usage(_)) if checkpoint.events_done() == before => Err(error),
+        Err(error) => {
+            let summary = Summary::new(Status::Aborted, checkpoint, before, elapsed);
+            Ok(summary.with_files(&paths).with_error(&error))
         }
     }
 }
 
-struct Running {
-    sender: Arc<Sender>,
-    ledger: Ledger,
-    /// Lent to the thread that writes.
-    store: Option<Store>,
-    batches: mpsc::Receiver<Read>,
-    sending: JoinSet<Sent>,
+struct Run {
+    sender: Arc<BatchSender>,
+    tracker: BatchTracker,
+    /// `None` while a checkpoint is being written.
+    files: Option<RunFiles>,
+    batches: Batches,
+    sending: JoinSet<SentBatch>,
+    /// Whether the reader may have more batches.
     reading: bool,
-    /// The number of the next batch to come.
+    /// The number of the next batch to be read.
     next: u64,
     concurrency: usize,
     retries_before: u64,
@@ -140,124 +139,126 @@ struct Running {
     counters: Arc<Counters>,
 }
 
-/// What a sender's task ends with.
-struct Sent {
-    ordinal: u64,
+/// The result of the task that sends a batch.
+struct SentBatch {
+    number: u64,
     key: String,
-    end: Mark,
-    rejects: Vec<crate::rejects::Reject>,
-    outcome: Result<Outcome, Stopped>,
+    end: ResumePoint,
+    /// The events that were rejected before sending.
+    rejected: Vec<RejectedEvent>,
+    result: Result<SendResult, Stopped>,
 }
 
-impl Running {
-    async fn finish(&mut self) -> Result<(), Failure> {
+impl Run {
+    async fn finish(&mut self) -> Result<(), Error> {
         let mut signals = Signals::new()?;
         let mut interrupted = false;
         let mut tick = tokio::time::interval(CHECKPOINT_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut saved = Instant::now();
+        let mut saved_at = Instant::now();
         while !self.sending.is_empty() || (self.reading && !self.throttle.is_stopped()) {
             tokio::select! {
                 Some(sent) = self.sending.join_next() => match sent {
                     Ok(sent) => self.record(sent),
-                    Err(error) => self.throttle.stop(Failure::Aborted(format!("a defect: {error}"))),
+                    Err(error) => self.throttle.stop(Error::Aborted(format!("internal error: {error}"))),
                 },
-                read = self.batches.recv(), if self.has_room() => self.take(read),
+                batch = self.batches.next(), if self.has_room() => self.take(batch),
                 () = signals.next() => {
                     if std::mem::replace(&mut interrupted, true) {
                         break;
                     }
-                    self.progress.line("Stopping when the requests in flight are answered; Ctrl-C again does not wait.");
-                    self.throttle.stop(Failure::Aborted("interrupted".to_owned()));
+                    self.progress.print("Waiting for answers to the requests in flight. Press Ctrl-C again to stop at once.");
+                    self.throttle.stop(Error::Aborted("interrupted".to_owned()));
                 }
                 _ = tick.tick() => {
-                    self.progress.show(self.ledger.checkpoint(), &self.counters, self.throttle.held_for());
+                    let retry_after_left = self.throttle.retry_after_left();
+                    self.progress.show(self.tracker.checkpoint(), &self.counters, retry_after_left);
                 }
             }
-            if saved.elapsed() >= CHECKPOINT_EVERY || self.ledger.is_urgent() {
+            if saved_at.elapsed() >= CHECKPOINT_EVERY || self.tracker.is_checkpoint_urgent() {
                 self.save().await?;
-                saved = Instant::now();
+                saved_at = Instant::now();
             }
         }
-        let stopped = self.throttle.reason();
-        if stopped.is_none() {
-            self.ledger.complete();
+        let stop_reason = self.throttle.stop_reason();
+        if stop_reason.is_none() {
+            self.tracker.complete();
         }
         self.save().await?;
-        stopped.map_or(Ok(()), Err)
+        stop_reason.map_or(Ok(()), Err)
     }
 
-    /// Whether another batch may be taken: memory and the checkpoint hold only so many.
+    /// Whether another batch may be read. This bounds memory and the checkpoint.
     fn has_room(&self) -> bool {
-        let window = self.concurrency as u64 * WINDOW_PER_SLOT;
+        let window = self.concurrency as u64 * WINDOW_PER_REQUEST;
         self.reading
             && !self.throttle.is_stopped()
             && self.sending.len() < self.concurrency
-            && self.next < self.ledger.next_batch() + window
+            && self.next < self.tracker.next_batch() + window
     }
 
-    fn take(&mut self, read: Option<Read>) {
-        match read.unwrap_or_else(|| Err(reader_vanished())) {
+    fn take(&mut self, batch: Result<Option<PackedBatch>, Error>) {
+        match batch {
             Ok(Some(batch)) => self.dispatch(batch),
             Ok(None) => self.reading = false,
-            Err(failure) => {
+            Err(error) => {
                 self.reading = false;
-                self.throttle.stop(failure);
+                self.throttle.stop(error);
             }
         }
     }
 
-    fn dispatch(&mut self, batch: Batch) {
-        self.next = batch.ordinal + 1;
-        if let Some(key) = self.ledger.done_before(batch.ordinal) {
+    /// Starts to send a batch, unless an earlier run has done it.
+    fn dispatch(&mut self, batch: PackedBatch) {
+        self.next = batch.number + 1;
+        if let Some(key) = self.tracker.key_if_done(batch.number) {
             if key == batch.key() {
-                return self.ledger.seen_again(batch.ordinal, batch.end);
+                return self.tracker.read_again(batch.number, batch.end);
             }
-            let why = "the input is not what it was when the checkpoint was written; begin anew with --restart";
-            return self.throttle.stop(Failure::Usage(why.to_owned()));
+            let reason = "the input has changed since the checkpoint was written. To start over, pass --restart";
+            return self.throttle.stop(Error::Usage(reason.to_owned()));
         }
         let sender = Arc::clone(&self.sender);
         self.sending.spawn(async move {
             let key = batch.key();
-            let Batch { ordinal, end, body, rejects, .. } = batch;
-            let outcome = if body.len() == 0 { Ok(Outcome::default()) } else { sender.send(key.clone(), body).await };
-            Sent { ordinal, key, end, rejects, outcome }
+            let PackedBatch { number, end, body, rejected, .. } = batch;
+            let result = if body.len() == 0 { Ok(SendResult::default()) } else { sender.send(key.clone(), body).await };
+            SentBatch { number, key, end, rejected, result }
         });
     }
 
-    fn record(&mut self, sent: Sent) {
-        let Sent { ordinal, key, end, mut rejects, outcome } = sent;
-        if let Ok(outcome) = outcome {
-            rejects.extend(outcome.rejects);
-            self.ledger.done(ordinal, key, end, outcome.accepted, &rejects);
+    fn record(&mut self, sent: SentBatch) {
+        let SentBatch { number, key, end, mut rejected, result } = sent;
+        if let Ok(result) = result {
+            rejected.extend(result.rejected);
+            self.tracker.done(number, key, end, result.accepted, &rejected);
         }
     }
 
-    /// Writes a checkpoint on a thread of its own, while requests go on.
-    async fn save(&mut self) -> Result<(), Failure> {
-        self.ledger.set_retries(self.retries_before + self.counters.retries.load(Ordering::Relaxed));
-        let Some((checkpoint, rejects)) = self.ledger.unsaved() else { return Ok(()) };
-        let Some(mut store) = self.store.take() else { return Ok(()) };
-        let written = tokio::task::spawn_blocking(move || {
-            let result = store.save(&checkpoint, &rejects);
-            (store, result)
+    /// Writes a checkpoint on another thread. Requests continue meanwhile.
+    async fn save(&mut self) -> Result<(), Error> {
+        self.tracker.set_retries(self.retries_before + self.counters.retries());
+        let Some((checkpoint, new_rejects)) = self.tracker.take_unsaved() else { return Ok(()) };
+        let Some(mut files) = self.files.take() else { return Ok(()) };
+        let write = tokio::task::spawn_blocking(move || {
+            let result = files.save(&checkpoint, &new_rejects);
+            (files, result)
         });
-        let (store, result) = written.await.map_err(|error| Failure::Aborted(format!("a defect: {error}")))?;
-        self.store = Some(store);
+        let (files, result) = write.await.map_err(|error| Error::Aborted(format!("internal error: {error}")))?;
+        self.files = Some(files);
         result
     }
 }
 
-/// Ctrl-C, and how systems end a process.
+/// SIGINT (Ctrl-C) and SIGTERM.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let listen =
-            |kind| signal(kind).map_err(|error| Failure::Aborted(format!("cannot listen for signals: {error}")));
+    fn new() -> Result<Self, Error> {
+        let listen = |kind| signal(kind).map_err(|error| Error::Aborted(format!("cannot listen for signals: {error}")));
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 

@@ -1,8 +1,9 @@
-//! What a run came to: words on standard error, or with `--json` an object on standard output.
+//! The result of a run: text on standard error, or with `--json` an object on standard output.
 
-use crate::checkpoint::{Checkpoint, Paths};
-use crate::failure::Failure;
-use crate::progress::per_second;
+use crate::checkpoint::Checkpoint;
+use crate::counters::per_second;
+use crate::error::Error;
+use crate::run_files::RunPaths;
 use indicatif::{HumanCount, HumanDuration};
 use serde::Serialize;
 use std::process::ExitCode;
@@ -16,42 +17,42 @@ pub enum Status {
     Complete,
     /// An earlier run had done everything.
     AlreadyComplete,
-    /// Everything was validated, and nothing sent.
+    /// Everything was validated, and nothing was sent.
     DryRun,
-    /// It can go on.
+    /// The run ended early and can be resumed.
     Aborted,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug, Serialize)]
 pub struct Summary {
-    /// How it ended.
+    /// How the run ended.
     pub status: Status,
-    /// Events accepted, over all runs; with `--dry-run` those that are valid.
+    /// The events accepted over all runs; with `--dry-run` the valid ones.
     pub accepted: u64,
-    /// Events rejected, over all runs.
+    /// The events rejected over all runs.
     pub rejected: u64,
-    /// Requests repeated, over all runs.
+    /// The requests retried over all runs.
     pub retries: u64,
-    /// Events accepted or rejected by this run.
+    /// The events accepted or rejected by this run.
     pub events_this_run: u64,
     /// How long this run took.
     pub seconds: f64,
-    /// [`Self::events_this_run`] over [`Self::seconds`].
+    /// The rate of this run.
     pub events_per_second: u64,
-    /// Where the checkpoint is, if there is one.
+    /// The path of the checkpoint, if there is one.
     pub checkpoint: Option<String>,
-    /// Where the rejected events are, if there are any.
+    /// The path of the rejects file, if any event was rejected.
     pub rejects: Option<String>,
-    /// Why it was aborted.
+    /// Why the run was aborted.
     pub error: Option<String>,
 }
 
 impl Summary {
-    /// Of a run that ended as `status`, having begun with `before` events done.
-    pub fn new(status: Status, checkpoint: &Checkpoint, before: u64, took: Duration) -> Self {
-        let events_this_run = checkpoint.accepted + checkpoint.rejected - before;
-        let seconds = took.as_secs_f64();
+    /// The summary of a run that ended at `checkpoint`. `before` is the number of events done before it.
+    pub fn new(status: Status, checkpoint: &Checkpoint, before: u64, elapsed: Duration) -> Self {
+        let events_this_run = checkpoint.events_done() - before;
+        let seconds = elapsed.as_secs_f64();
         Self {
             status,
             accepted: checkpoint.accepted,
@@ -66,20 +67,20 @@ impl Summary {
         }
     }
 
-    /// Adds where the run's files are.
-    pub fn with_files(mut self, paths: &Paths) -> Self {
+    /// Adds the paths of the run's files.
+    pub fn with_files(mut self, paths: &RunPaths) -> Self {
         self.checkpoint = Some(paths.checkpoint.display().to_string());
         self.rejects = (self.rejected > 0).then(|| paths.rejects.display().to_string());
         self
     }
 
-    /// Adds why it ended early.
-    pub fn with_failure(mut self, failure: &Failure) -> Self {
-        self.error = Some(failure.to_string());
+    /// Adds the error that ended the run.
+    pub fn with_error(mut self, error: &Error) -> Self {
+        self.error = Some(error.to_string());
         self
     }
 
-    /// As `--help` says.
+    /// The exit code that `--help` documents.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self.status {
             Status::Aborted => 3,
@@ -88,39 +89,39 @@ impl Summary {
         })
     }
 
-    /// For people.
+    /// The summary for people.
     pub fn text(&self) -> String {
         let (accepted, rejected) = (HumanCount(self.accepted), HumanCount(self.rejected));
-        let took = HumanDuration(Duration::from_secs_f64(self.seconds));
+        let elapsed = HumanDuration(Duration::from_secs_f64(self.seconds));
         let rate = HumanCount(self.events_per_second);
         let mut text = match self.status {
             Status::Complete => format!(
-                "Done: {accepted} events accepted, {rejected} rejected, {} retries, in {took} ({rate} events/s).",
+                "Done: {accepted} events accepted, {rejected} rejected, {} retries, in {elapsed} ({rate} events/s).",
                 self.retries
             ),
             Status::AlreadyComplete => format!(
-                "Already done by an earlier run: {accepted} events accepted, {rejected} rejected; nothing was sent. \
-                 To send everything again, give --restart."
+                "Already complete: an earlier run sent everything ({accepted} events accepted, {rejected} rejected). \
+                 Nothing was sent. To send everything again, pass --restart."
             ),
-            Status::DryRun => format!("{accepted} events are valid, {rejected} are not; nothing was sent."),
+            Status::DryRun => format!("{accepted} events are valid, {rejected} are not. Nothing was sent."),
             Status::Aborted => {
                 let checkpoint = self.checkpoint.as_deref().unwrap_or_default();
                 format!(
-                    "Aborted: {accepted} events accepted, {rejected} rejected so far, {} retries. Start it again, within \
-                     24 hours, and it goes on where it was: that is in {checkpoint}.",
+                    "Aborted: {accepted} events accepted, {rejected} rejected so far, {} retries. To resume from \
+                     {checkpoint}, run the same command again within 24 hours.",
                     self.retries
                 )
             }
         };
         if let Some(rejects) = &self.rejects {
-            text = format!("{text}\nThe rejected events, and why, are in {rejects}.");
+            text = format!("{text}\nThe rejected events and the reasons are in {rejects}.");
         }
         text
     }
 
-    /// For machines.
+    /// The summary as JSON.
     pub fn json(&self) -> String {
-        // Strings and finite numbers always make JSON.
+        // Serializing strings and finite numbers cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 }

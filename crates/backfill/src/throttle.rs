@@ -1,46 +1,46 @@
-//! How many requests may be in flight, and when: one for all batches.
+//! Limits the requests in flight, across all batches.
 //!
-//! The limit halves when the service says 429 or 503 and grows by one for as many successes as it
-//! is high, as TCP does it. A `Retry-After` holds everybody back.
+//! As in TCP's congestion control, a 429 or 503 halves the limit, and each success raises it by a
+//! fraction, so that a full round of successes raises it by one. A `Retry-After` delays all requests.
 
-use crate::failure::Failure;
+use crate::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// The gate that every request passes.
+/// Gives out permits for requests, and stops the run.
 pub struct Throttle {
     state: Mutex<State>,
     changed: Notify,
-    most: f64,
-    patience: Duration,
+    max_limit: f64,
+    give_up_after: Duration,
 }
 
 struct State {
-    /// How many may be in flight, rounded down; at least 1.
+    /// How many requests may be in flight: at least 1, rounded down when compared.
     limit: f64,
     in_flight: usize,
-    /// When the longest `Retry-After` so far is over.
+    /// When the longest `Retry-After` so far ends.
     not_before: Instant,
-    /// When the limit was last cut: what began earlier says nothing new.
-    cut: Option<Instant>,
-    /// Since when every request has failed, if the last one did.
+    /// When the limit was last halved. Requests that started earlier do not halve it again.
+    halved_at: Option<Instant>,
+    /// Since when every request has failed, if the last one failed.
     failing_since: Option<Instant>,
-    stopped: Option<Failure>,
+    stop_reason: Option<Error>,
 }
 
-/// The run has been stopped; [`Throttle::reason`] says why.
+/// The run was stopped. [`Throttle::stop_reason`] says why.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Stopped;
 
-/// Leave to have one request in flight.
-pub struct Slot {
+/// Permission to have one request in flight, until it is dropped.
+pub struct Permit {
     throttle: Arc<Throttle>,
-    began: Instant,
+    started: Instant,
 }
 
-impl Drop for Slot {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.throttle.state().in_flight -= 1;
         self.throttle.changed.notify_waiters();
@@ -48,37 +48,44 @@ impl Drop for Slot {
 }
 
 impl Throttle {
-    /// Lets through at most `most` at once. With no success for `patience`, a failure is the last.
-    pub fn new(most: usize, patience: Duration) -> Self {
-        let most = u32::try_from(most).map_or(1.0, f64::from).max(1.0);
-        let now = Instant::now();
-        let state = State { limit: most, in_flight: 0, not_before: now, cut: None, failing_since: None, stopped: None };
-        Self { state: Mutex::new(state), changed: Notify::new(), most, patience }
+    /// Allows at most `concurrency` requests in flight, and stops the run at the first failure after
+    /// `give_up_after` without a success.
+    pub fn new(concurrency: usize, give_up_after: Duration) -> Self {
+        let max_limit = u32::try_from(concurrency).map_or(1.0, f64::from).max(1.0);
+        let state = State {
+            limit: max_limit,
+            in_flight: 0,
+            not_before: Instant::now(),
+            halved_at: None,
+            failing_since: None,
+            stop_reason: None,
+        };
+        Self { state: Mutex::new(state), changed: Notify::new(), max_limit, give_up_after }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for leave to make a request.
+    /// Waits for permission to send a request.
     ///
     /// # Errors
-    /// Once the run is stopped.
-    pub async fn slot(self: &Arc<Self>) -> Result<Slot, Stopped> {
+    /// When the run is stopped.
+    pub async fn permit(self: &Arc<Self>) -> Result<Permit, Stopped> {
         loop {
-            // Made before the look at the state, so that no change in between is missed.
+            // Created before the state is read, so that no change is missed.
             let changed = self.changed.notified();
             let until = {
                 let mut state = self.state();
                 let now = Instant::now();
-                if state.stopped.is_some() {
+                if state.stop_reason.is_some() {
                     return Err(Stopped);
                 }
                 if now < state.not_before {
                     Some(state.not_before)
                 } else if f64::from(u32::try_from(state.in_flight).unwrap_or(u32::MAX)) + 1.0 <= state.limit {
                     state.in_flight += 1;
-                    return Ok(Slot { throttle: Arc::clone(self), began: now });
+                    return Ok(Permit { throttle: Arc::clone(self), started: now });
                 } else {
                     None
                 }
@@ -98,8 +105,8 @@ impl Throttle {
     /// Sleeps.
     ///
     /// # Errors
-    /// Once the run is stopped.
-    pub async fn pause(&self, duration: Duration) -> Result<(), Stopped> {
+    /// When the run is stopped.
+    pub async fn sleep(&self, duration: Duration) -> Result<(), Stopped> {
         let until = Instant::now() + duration;
         while Instant::now() < until {
             let changed = self.changed.notified();
@@ -114,55 +121,55 @@ impl Throttle {
         Ok(())
     }
 
-    /// A request was answered in a way that is final.
-    pub fn succeeded(&self) {
+    /// Records that a request got a final answer.
+    pub fn request_succeeded(&self) {
         let mut state = self.state();
         state.failing_since = None;
-        state.limit = (state.limit + 1.0 / state.limit).min(self.most);
+        state.limit = (state.limit + 1.0 / state.limit).min(self.max_limit);
         drop(state);
         self.changed.notify_waiters();
     }
 
-    /// The service has too much to do.
-    pub fn slow_down(&self, slot: &Slot, retry_after: Option<Duration>) {
+    /// Records a 429 or 503: halves the limit and waits for `retry_after`.
+    pub fn slow_down(&self, permit: &Permit, retry_after: Option<Duration>) {
         let now = Instant::now();
         let mut state = self.state();
-        // Requests that were in flight together fail together: that is one reason, not several.
-        if state.cut.is_none_or(|cut| slot.began > cut) {
+        // Requests that were in flight together halve the limit only once.
+        if state.halved_at.is_none_or(|halved_at| permit.started > halved_at) {
             state.limit = (state.limit / 2.0).max(1.0);
-            state.cut = Some(now);
+            state.halved_at = Some(now);
         }
         state.not_before = state.not_before.max(now + retry_after.unwrap_or_default());
     }
 
-    /// Stops the run, if nothing but failures came for too long. Time in which nothing was tried,
-    /// as while a slow input was waited for, does not count.
-    pub fn failed(&self, what: &str) {
-        let failing = self.state().failing_since.get_or_insert_with(Instant::now).elapsed();
-        if failing >= self.patience {
-            let seconds = failing.as_secs();
-            self.stop(Failure::Aborted(format!("no request has succeeded for {seconds} s; the last: {what}")));
+    /// Records a failed request, and stops the run if every request has failed for too long. The time
+    /// before the first failure does not count, for example a wait for slow input.
+    pub fn request_failed(&self, reason: &str) {
+        let failing_for = self.state().failing_since.get_or_insert_with(Instant::now).elapsed();
+        if failing_for >= self.give_up_after {
+            let seconds = failing_for.as_secs();
+            self.stop(Error::Aborted(format!("no request has succeeded for {seconds} s; the last error: {reason}")));
         }
     }
 
-    /// Lets no further request through. The first reason counts.
-    pub fn stop(&self, failure: Failure) {
-        self.state().stopped.get_or_insert(failure);
+    /// Stops the run: no more permits are given out. Only the first reason is kept.
+    pub fn stop(&self, reason: Error) {
+        self.state().stop_reason.get_or_insert(reason);
         self.changed.notify_waiters();
     }
 
     /// Whether the run is stopped.
     pub fn is_stopped(&self) -> bool {
-        self.state().stopped.is_some()
+        self.state().stop_reason.is_some()
     }
 
     /// Why the run is stopped.
-    pub fn reason(&self) -> Option<Failure> {
-        self.state().stopped.clone()
+    pub fn stop_reason(&self) -> Option<Error> {
+        self.state().stop_reason.clone()
     }
 
-    /// How long everybody waits yet, because the service said so.
-    pub fn held_for(&self) -> Duration {
+    /// How much of the longest `Retry-After` is left.
+    pub fn retry_after_left(&self) -> Duration {
         self.state().not_before.saturating_duration_since(Instant::now())
     }
 }
@@ -171,88 +178,89 @@ impl Throttle {
 mod tests {
     use super::*;
 
-    fn throttle(most: usize) -> Arc<Throttle> {
-        Arc::new(Throttle::new(most, Duration::from_mins(1)))
+    fn throttle(concurrency: usize) -> Arc<Throttle> {
+        Arc::new(Throttle::new(concurrency, Duration::from_mins(1)))
     }
 
-    async fn slots(throttle: &Arc<Throttle>) -> Vec<Slot> {
-        let mut slots = Vec::new();
-        while let Ok(Ok(slot)) = tokio::time::timeout(Duration::from_millis(20), throttle.slot()).await {
-            slots.push(slot);
+    /// All permits that are available now.
+    async fn permits(throttle: &Arc<Throttle>) -> Vec<Permit> {
+        let mut permits = Vec::new();
+        while let Ok(Ok(permit)) = tokio::time::timeout(Duration::from_millis(20), throttle.permit()).await {
+            permits.push(permit);
         }
-        slots
+        permits
     }
 
     #[tokio::test]
-    async fn it_halves_once_for_what_was_in_flight_together_and_recovers() {
+    async fn the_limit_halves_once_for_requests_in_flight_together_and_recovers() {
         let throttle = throttle(8);
-        let all = slots(&throttle).await;
+        let all = permits(&throttle).await;
         assert_eq!(all.len(), 8);
-        for slot in &all {
-            throttle.slow_down(slot, None);
+        for permit in &all {
+            throttle.slow_down(permit, None);
         }
         drop(all);
-        let half = slots(&throttle).await;
+        let half = permits(&throttle).await;
         assert_eq!(half.len(), 4);
         throttle.slow_down(&half[0], None);
         drop(half);
-        assert_eq!(slots(&throttle).await.len(), 2);
-        // Two successes at 2, three at 3.
-        (0..2).for_each(|_| throttle.succeeded());
-        assert_eq!(slots(&throttle).await.len(), 2);
-        throttle.succeeded();
-        assert_eq!(slots(&throttle).await.len(), 3);
-        (0..100).for_each(|_| throttle.succeeded());
-        assert_eq!(slots(&throttle).await.len(), 8);
+        assert_eq!(permits(&throttle).await.len(), 2);
+        // Two successes raise the limit from 2, three more raise it from 3.
+        (0..2).for_each(|_| throttle.request_succeeded());
+        assert_eq!(permits(&throttle).await.len(), 2);
+        throttle.request_succeeded();
+        assert_eq!(permits(&throttle).await.len(), 3);
+        (0..100).for_each(|_| throttle.request_succeeded());
+        assert_eq!(permits(&throttle).await.len(), 8);
     }
 
     #[tokio::test]
-    async fn one_always_gets_through() {
+    async fn the_limit_never_falls_below_one() {
         let throttle = throttle(1);
         for _ in 0..5 {
-            let slot = throttle.slot().await.unwrap();
-            throttle.slow_down(&slot, None);
+            let permit = throttle.permit().await.unwrap();
+            throttle.slow_down(&permit, None);
         }
-        assert_eq!(slots(&throttle).await.len(), 1);
+        assert_eq!(permits(&throttle).await.len(), 1);
     }
 
     #[tokio::test]
-    async fn retry_after_holds_everybody_back() {
+    async fn retry_after_delays_all_requests() {
         let throttle = throttle(4);
-        let begun = Instant::now();
-        let slot = throttle.slot().await.unwrap();
-        throttle.slow_down(&slot, Some(Duration::from_millis(300)));
-        // A shorter one does not shorten it.
-        throttle.slow_down(&slot, Some(Duration::from_millis(1)));
-        throttle.slot().await.unwrap();
-        assert!(begun.elapsed() >= Duration::from_millis(300));
+        let started = Instant::now();
+        let permit = throttle.permit().await.unwrap();
+        throttle.slow_down(&permit, Some(Duration::from_millis(300)));
+        // A later, shorter one does not shorten the wait.
+        throttle.slow_down(&permit, Some(Duration::from_millis(1)));
+        throttle.permit().await.unwrap();
+        assert!(started.elapsed() >= Duration::from_millis(300));
     }
 
     #[tokio::test]
     async fn a_stop_ends_every_wait() {
         let throttle = throttle(1);
-        let _slot = throttle.slot().await.unwrap();
+        let _permit = throttle.permit().await.unwrap();
         let stopping = async {
             tokio::task::yield_now().await;
-            throttle.stop(Failure::Aborted("first".to_owned()));
-            throttle.stop(Failure::Aborted("second".to_owned()));
+            throttle.stop(Error::Aborted("first".to_owned()));
+            throttle.stop(Error::Aborted("second".to_owned()));
         };
-        let (slot, pause, ()) = tokio::join!(throttle.slot(), throttle.pause(Duration::from_mins(1)), stopping);
-        assert!(slot.is_err() && pause.is_err());
-        assert_eq!(throttle.reason(), Some(Failure::Aborted("first".to_owned())));
+        let (permit, sleep, ()) = tokio::join!(throttle.permit(), throttle.sleep(Duration::from_mins(1)), stopping);
+        assert!(permit.is_err() && sleep.is_err());
+        assert_eq!(throttle.stop_reason(), Some(Error::Aborted("first".to_owned())));
     }
 
     #[tokio::test]
-    async fn patience_ends_with_a_failure_and_begins_anew_with_a_success() {
+    async fn the_run_stops_when_every_request_failed_for_too_long() {
         let throttle = Throttle::new(1, Duration::ZERO);
-        throttle.failed("503");
-        assert!(matches!(throttle.reason(), Some(Failure::Aborted(why)) if why.contains("503")));
+        throttle.request_failed("503");
+        assert!(matches!(throttle.stop_reason(), Some(Error::Aborted(reason)) if reason.contains("503")));
         let waited = Throttle::new(1, Duration::from_millis(500));
         tokio::time::sleep(Duration::from_millis(600)).await;
-        waited.failed("503");
-        assert_eq!(waited.reason(), None, "the time before the first failure counts");
+        waited.request_failed("503");
+        assert_eq!(waited.stop_reason(), None, "the time before the first failure counts");
         let patient = Throttle::new(1, Duration::from_mins(1));
-        patient.failed("503");
-        assert_eq!(patient.reason(), None);
+        patient.request_failed("503");
+        assert_eq!(patient.stop_reason(), None);
     }
 }

@@ -1,0 +1,31 @@
+//! The errors that end a run.
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Why the command stopped. Its message is the text for the user.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The command line, the environment, an input or the checkpoint is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// The run could not continue. The checkpoint records what was accepted.
+    #[error("{0}")]
+    Aborted(String),
+}
+
+impl Error {
+    /// The exit code that `--help` documents.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Usage(_) => 2,
+            Self::Aborted(_) => 3,
+        })
+    }
+
+    /// A file operation failed; `action` is a verb such as "read".
+    pub fn file(action: &str, path: &Path, error: &io::Error) -> Self {
+        Self::Aborted(format!("cannot {action} {}: {error}", path.display()))
+    }
+}
