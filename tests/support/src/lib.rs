@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, clippy::missing_panics_doc, reason = "a helper that panics is a failed test")]
 #![expect(clippy::missing_errors_doc, clippy::must_use_candidate, reason = "nothing but tests uses this crate")]
 
+pub mod deployment;
 pub mod http_server;
 pub mod local_aws;
 pub mod tables;
