@@ -104,11 +104,7 @@ impl<K: KeyStore> Authenticator<K> {
     }
 }
 
-fn cached<T: Clone>(
-    cache: &RefCell<LruCache<KeyHash, Cached<T>>>,
-    hash: &KeyHash,
-    now: Timestamp,
-) -> Option<T> {
+fn cached<T: Clone>(cache: &RefCell<LruCache<KeyHash, Cached<T>>>, hash: &KeyHash, now: Timestamp) -> Option<T> {
     let mut cache = cache.borrow_mut();
     cache.get(hash).filter(|entry| now < entry.until).map(|entry| entry.value.clone())
 }

@@ -103,8 +103,6 @@ fn gunzip(body: &[u8]) -> Result<Vec<u8>, Error> {
             "the decompressed body is larger than 5 MB (5,242,880 bytes); send fewer events per batch",
         )),
         Ok(_) => Ok(decoded),
-        Err(_) => {
-            Err(Error::MalformedEncoding("the gzip body is damaged or truncated; compress it and send it again"))
-        }
+        Err(_) => Err(Error::MalformedEncoding("the gzip body is damaged or truncated; compress it and send it again")),
     }
 }

@@ -116,7 +116,10 @@ impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
     }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "every parser of a variable has this signature; empty values are refused before")]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "every parser of a variable has this signature; empty values are refused before"
+)]
 fn non_empty(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
@@ -247,7 +250,10 @@ mod tests {
         assert_eq!(level(&[("AWS_LAMBDA_LOG_LEVEL", Some("FATAL"))]), "error");
         assert_eq!(level(&[("RUST_LOG", Some("warn,event_ingest=debug"))]), "event_ingest=debug,warn");
         for invalid in ["inof", "verbose", "warn,event_ingest"] {
-            assert!(parse(&[("RUST_LOG", Some(invalid))]).is_err_and(|problem| problem.contains("RUST_LOG")), "{invalid}");
+            assert!(
+                parse(&[("RUST_LOG", Some(invalid))]).is_err_and(|problem| problem.contains("RUST_LOG")),
+                "{invalid}"
+            );
         }
     }
 }

@@ -111,12 +111,7 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
     }
 
     /// Checks 3 and 4: the caller.
-    async fn identify(
-        &self,
-        event: &GatewayEvent,
-        deadline: &Deadline,
-        facts: &mut Facts,
-    ) -> Result<Caller, Error> {
+    async fn identify(&self, event: &GatewayEvent, deadline: &Deadline, facts: &mut Facts) -> Result<Caller, Error> {
         let api_key = event.header(Header::Authorization).and_then(ApiKey::from_header);
         let started = Instant::now();
         let caller = self.auth.authenticate(api_key, &self.pipeline.clock, deadline.claim_by()).await;
@@ -257,8 +252,7 @@ impl Response {
                 if let Some((name, value)) = error.header() {
                     headers.insert(HeaderName::from_static(name), header_value(&value));
                 }
-                let status =
-                    StatusCode::from_u16(error.code().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                let status = StatusCode::from_u16(error.code().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 Self { status, headers, body: error.body() }
             }
         }

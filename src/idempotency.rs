@@ -408,7 +408,8 @@ mod tests {
         for record in [own(), another()] {
             assert_eq!(decided(Record { state: State::Accepted, ..record }), Decision::Replay);
         }
-        assert_eq!(decided(own()), Decision::Send(own()));
+        let record = own();
+        assert_eq!(decided(record.clone()), Decision::Send(record));
         assert_eq!(decided(another()), Decision::Wait { until: another().lease_until });
         for record in [own(), another()] {
             let seen = record.owner.clone();
