@@ -2,7 +2,9 @@
 #![expect(clippy::expect_used, reason = "a helper that panics is a failed test")]
 
 mod create;
+mod documentation;
 mod environment;
+mod function;
 mod list;
 mod lost_answers;
 mod revoke;
