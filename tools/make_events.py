@@ -1,4 +1,4 @@
-"""Writes the samples in events/: one API Gateway event per interesting answer, and what it is.
+"""Writes the samples in events/: one API Gateway event per kind of response, and the expected responses.
 
     python3 tools/make_events.py
 """
@@ -15,7 +15,7 @@ ENDPOINT = "/api/v1/events/batch"
 SINGLE_ENDPOINT = "/api/v1/events"
 JSON = "application/json"
 
-# tools/local.py puts these keys into the local table, and nobody into another.
+# These keys exist only on the local AWS; tools/local.py adds them to its API keys table.
 KEY = "sk_test_LOCAL_ONLY_not_a_secret_0123456789"
 REVOKED_KEY = "sk_test_LOCAL_ONLY_revoked_key_0123456789"
 READ_ONLY_KEY = "sk_test_LOCAL_ONLY_read_scope_0123456789"
@@ -44,7 +44,7 @@ def binary_body(data: bytes) -> dict[str, Any]:
 
 
 def request_id(name: str) -> str:
-    """An id of the gateway's own form, the same at each run."""
+    """A request id in the format of API Gateway. It depends only on the name, so it is the same in every run."""
     return base64.urlsafe_b64encode(hashlib.sha256(name.encode()).digest()[:11]).decode()
 
 
@@ -110,7 +110,7 @@ def http_api_event(
 
 
 def rest_api_event(name: str, text: str) -> dict[str, Any]:
-    """A REST API event, payload format 1.0: headers as the client wrote them, each also as a list."""
+    """A REST API event, payload format 1.0: headers in the case that the client sent, each also as a list."""
     host = "f6g7h8i9j0.execute-api.us-east-1.amazonaws.com"
     headers = {
         "Accept": "*/*",
@@ -174,13 +174,13 @@ def expected(
     answer_headers: dict[str, str] | None = None,
     fields: list[str] | None = None,
 ) -> dict[str, Any]:
-    """The answer to this event, which always carries the gateway's own request id."""
+    """The expected response to an event. It always contains the gateway's request id."""
     own = {"x-request-id": event["requestContext"]["requestId"]}
     return {"status": status, "code": code, "fields": fields or [], "headers": own | (answer_headers or {})}
 
 
 def samples() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Name, event and expected answer, in the order to send them: some build on earlier ones."""
+    """Name, event and expected response, in the order to send them. Some depend on earlier ones."""
     one = compact({"events": [SIGN_UP]})
     two = compact({"events": [SIGN_UP, SIGN_UP | {"name": "plan_chosen"}]})
     many = [
