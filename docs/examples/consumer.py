@@ -1,9 +1,10 @@
-"""A consumer of the queue: counts events per project, mode and name, each event exactly once.
+"""A consumer of the queue that counts events per project, mode and name. It counts each event once.
 
-A Lambda function for an SQS event source mapping with ReportBatchItemFailures. Its environment:
+This is a Lambda function for an SQS event source mapping with ReportBatchItemFailures. It reads these
+environment variables:
 
-    COUNTS_TABLE  DynamoDB table, partition key `pk` (S): what this consumer is about
-    SEEN_TABLE    DynamoDB table, partition key `id` (S), TTL attribute `expires_at` (N)
+    COUNTS_TABLE  DynamoDB table of the counts: partition key `pk` (S)
+    SEEN_TABLE    DynamoDB table of event ids: partition key `id` (S), TTL attribute `expires_at` (N)
 """
 
 import json
@@ -12,26 +13,27 @@ import time
 
 import boto3
 
-# Longer than any copy of an event can be on its way: 14 days in the queues, and a client's retries.
+# A second copy of an event arrives sooner: messages stay in the queues for 14 days, and clients may
+# retry for some days before that.
 REMEMBER_SECONDS = 30 * 24 * 3600
 
 dynamodb = boto3.client("dynamodb", endpoint_url=os.environ.get("AWS_ENDPOINT_URL"))
 
 
 def handler(event, context):
-    """Report the messages that failed; Lambda deletes the others."""
+    """Returns the messages that failed. Lambda deletes the others."""
     failed = []
     for record in event["Records"]:
         try:
             consume(json.loads(record["body"]))
-        except Exception as error:  # One message must not bring back the other nine.
+        except Exception as error:  # The other messages must not be delivered again.
             print(json.dumps({"level": "ERROR", "message": str(error), "messageId": record["messageId"]}))
             failed.append({"itemIdentifier": record["messageId"]})
     return {"batchItemFailures": failed}
 
 
 def consume(message):
-    """Apply every event of a message, the good ones even if another one fails."""
+    """Applies every event of a message. If one fails, the others are still applied."""
     if message["schema"] != "event-batch/1":
         raise ValueError(f"unknown schema {message['schema']}")
     failures = []
@@ -45,9 +47,9 @@ def consume(message):
 
 
 def apply_once(message, entry):
-    """Remember the event and do its work in one transaction: both happen, or neither."""
+    """Records the event id and counts the event in one transaction."""
     name = entry["event"]["name"]
-    remember = {
+    record_id = {
         "TableName": os.environ["SEEN_TABLE"],
         "Item": {
             "id": {"S": entry["id"]},
@@ -55,16 +57,16 @@ def apply_once(message, entry):
         },
         "ConditionExpression": "attribute_not_exists(id)",
     }
-    work = {
+    count = {
         "TableName": os.environ["COUNTS_TABLE"],
         "Key": {"pk": {"S": f"{message['project_id']}#{message['mode']}#{name}"}},
         "UpdateExpression": "ADD seen :one",
         "ExpressionAttributeValues": {":one": {"N": "1"}},
     }
     try:
-        dynamodb.transact_write_items(TransactItems=[{"Put": remember}, {"Update": work}])
+        dynamodb.transact_write_items(TransactItems=[{"Put": record_id}, {"Update": count}])
     except dynamodb.exceptions.TransactionCanceledException as error:
         reasons = error.response["CancellationReasons"]
         if reasons[0]["Code"] != "ConditionalCheckFailed":
-            raise  # Such as a conflict with another copy at this moment: comes again.
-        # Seen before, and so done before.
+            raise  # For example a conflict with a concurrent copy. SQS delivers the message again.
+        # The event was already counted.

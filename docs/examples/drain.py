@@ -1,6 +1,6 @@
-"""Empties a queue and counts what was in it. For a queue on a local AWS: what it reads is deleted.
+"""Deletes all messages of a queue and counts their events. Meant for a queue of the local AWS.
 
-    drain.py QUEUE_URL [ENDPOINT]     ENDPOINT is http://127.0.0.1:4566 if not given
+    drain.py QUEUE_URL [ENDPOINT]     the default ENDPOINT is http://127.0.0.1:4566
 """
 
 import json
@@ -11,7 +11,7 @@ import boto3
 
 
 def messages(sqs, queue):
-    """Every message of the queue, each deleted once the next ten are asked for."""
+    """Yields every message of the queue. Each ten are deleted before the next ten are received."""
     while found := sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages"):
         yield from found
         entries = [{"Id": str(number), "ReceiptHandle": one["ReceiptHandle"]} for number, one in enumerate(found)]
@@ -27,9 +27,12 @@ def main(queue, endpoint="http://127.0.0.1:4566"):
         for entry in json.loads(message["Body"])["events"]:
             ids[entry["id"]] += 1
             contents[hash(json.dumps(entry["event"]))] += 1
-    again = sum(times > 1 for times in ids.values())
-    alike = sum(times > 1 for times in contents.values())
-    print(f"{count:,} messages, {ids.total():,} events; {again:,} ids came more than once, {alike:,} events are alike")
+    repeated_ids = sum(times > 1 for times in ids.values())
+    repeated_contents = sum(times > 1 for times in contents.values())
+    print(
+        f"{count:,} messages, {ids.total():,} events; "
+        f"{repeated_ids:,} event ids and {repeated_contents:,} event contents occur more than once"
+    )
 
 
 if __name__ == "__main__":

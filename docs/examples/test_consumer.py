@@ -1,4 +1,4 @@
-"""The example consumer, on a local AWS of its own: python -m unittest discover -s docs/examples"""
+"""Tests the example consumer on a local AWS: python -m unittest discover -s docs/examples"""
 
 import json
 import os
@@ -71,33 +71,33 @@ class ConsumerTest(unittest.TestCase):
         self.assertEqual(self.deliver(one=message([signup(), signup(), signup(name="left")])), [])
         self.assertEqual((self.count(), self.count("acme#live#left")), (2, 1))
 
-    def test_a_message_that_comes_again_changes_nothing(self):
+    def test_a_redelivered_message_changes_nothing(self):
         for _ in range(3):
             self.assertEqual(self.deliver(one=message([signup(), signup()])), [])
         self.assertEqual(self.count(), 2)
 
-    def test_two_copies_at_the_same_moment_count_once(self):
+    def test_concurrent_copies_count_once(self):
         copies = [message([signup()])] * 8
         with ThreadPoolExecutor(8) as pool:
             failed = list(pool.map(lambda copy: self.deliver(one=copy), copies))
-        # One that met another copy halfway comes again, and then finds it done.
+        # A copy that failed because of a concurrent one is delivered again, and finds the event counted.
         for copy in (copy for copy, ids in zip(copies, failed) if ids):
             self.assertEqual(self.deliver(one=copy), [])
         self.assertEqual(self.count(), 1)
 
     def test_only_the_message_that_failed_is_reported(self):
         other = "01a207af-0ff7-7cc3-9d4e-0a1b2c3d4e60"
-        failed = self.deliver(good=message([signup()]), bad="no JSON", good_too=message([signup()], other))
+        failed = self.deliver(good=message([signup()]), bad="not JSON", good_too=message([signup()], other))
         self.assertEqual(failed, ["bad"])
         self.assertEqual(self.count(), 2)
 
-    def test_a_poison_event_brings_its_message_back_but_its_neighbours_count_once(self):
+    def test_a_message_with_a_poison_event_is_redelivered_but_its_other_events_count_once(self):
         poisoned = message([signup(), {"external_user_id": "usr_42"}, signup()])
         for _ in range(2):
             self.assertEqual(self.deliver(poisoned=poisoned), ["poisoned"])
         self.assertEqual(self.count(), 2)
 
-    def test_an_unknown_schema_is_refused_and_an_unknown_member_ignored(self):
+    def test_an_unknown_schema_is_rejected_and_an_unknown_member_ignored(self):
         self.assertEqual(self.deliver(new=message([signup()], schema="event-batch/2")), ["new"])
         self.assertEqual(self.deliver(more=message([signup()], future=1)), [])
         self.assertEqual(self.count(), 1)
