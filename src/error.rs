@@ -2,8 +2,8 @@
 //! and log level (docs/contract.md, "Order of checks").
 
 use crate::store::StoreError;
-use contract::batch::Violation;
 use contract::error_code::ErrorCode;
+use contract::event::Violation;
 use serde::Serialize;
 use std::borrow::Cow;
 use std::time::Duration;

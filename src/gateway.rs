@@ -1,8 +1,8 @@
 //! API Gateway's JSON ⇄ our types, for HTTP API (payload 2.0) and REST API (1.0) events.
 //!
-//! `lambda_http`'s own request type is not used: it panics on a body that is wrongly marked
-//! base64 and on a path that is no URI, fails on a header that is not ASCII, and tries one
-//! shape after the other. Each of those would reach the client as an answer that is not ours.
+//! This module does not use `lambda_http`'s request type. That type panics if a body is wrongly marked
+//! as base64 or a path is not a URI, and fails if a header is not ASCII. In each case the client would
+//! get a response that is not in the contract.
 
 use lambda_http::Body;
 use lambda_http::aws_lambda_events::apigw::{ApiGatewayProxyResponse, ApiGatewayV2httpResponse};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::fmt;
 
-/// A gateway event of either shape, reduced to what is used here.
+/// The parts of a gateway event that the function uses, from either payload version.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GatewayEvent {
@@ -24,9 +24,9 @@ pub struct GatewayEvent {
     multi_value_headers: Headers,
     #[serde(deserialize_with = "null_is_absent")]
     request_context: RequestContext,
-    /// The body as the gateway handed it over.
+    /// The body as the gateway passed it on.
     pub body: Option<String>,
-    /// Whether that is base64 of the body.
+    /// Whether `body` is base64.
     #[serde(deserialize_with = "null_is_absent")]
     pub is_base64_encoded: bool,
 }
@@ -45,12 +45,12 @@ struct HttpContext {
     method: Option<String>,
 }
 
-/// Test tools and proxies write null where a gateway writes nothing.
+/// Test tools and proxies write `null` where a gateway leaves a member out.
 fn null_is_absent<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// The shape of the event, and so of the answer.
+/// The payload version of the event, and therefore of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PayloadVersion {
     /// REST API.
@@ -60,7 +60,7 @@ pub enum PayloadVersion {
 }
 
 impl GatewayEvent {
-    /// Which gateway sent it.
+    /// The payload version.
     #[must_use]
     pub fn payload_version(&self) -> PayloadVersion {
         if self.version.as_deref() == Some("2.0") { PayloadVersion::V2 } else { PayloadVersion::V1 }
@@ -72,20 +72,19 @@ impl GatewayEvent {
         self.request_context.http.method.as_deref().or(self.http_method.as_deref()).unwrap_or_default()
     }
 
-    /// The path, possibly with a stage before it.
+    /// The path, which may have a stage prefix.
     #[must_use]
     pub fn path(&self) -> &str {
         self.raw_path.as_deref().or(self.path.as_deref()).unwrap_or_default()
     }
 
-    /// The gateway's own request id.
+    /// The gateway's request id.
     #[must_use]
     pub fn request_id(&self) -> Option<&str> {
         self.request_context.request_id.as_deref()
     }
 
-    /// A header's value. Given more than once, its values joined by commas, which is how
-    /// HTTP API hands them over.
+    /// The value of a header. The values of a repeated header are joined by commas, as HTTP API does.
     #[must_use]
     pub fn header(&self, header: Header) -> Option<&str> {
         let repeated = self.multi_value_headers.get(header);
@@ -93,7 +92,7 @@ impl GatewayEvent {
     }
 }
 
-/// The headers that matter here; all others are skipped unread.
+/// The headers that the function reads. It skips all others.
 #[derive(Clone, Copy, Debug)]
 pub enum Header {
     /// `Authorization`
@@ -119,7 +118,7 @@ impl Header {
     }
 }
 
-/// Holds no `Debug` of its values, as one of them is a key.
+/// The values of the known headers. No `Debug`, because one of them is an API key.
 #[derive(Default)]
 struct Headers([Option<String>; Header::ALL.len()]);
 
@@ -175,7 +174,7 @@ impl<'de> Visitor<'de> for HeadersVisitor {
     }
 }
 
-/// Borrows where it can, which a plain `Cow` does not.
+/// A key that borrows from the event if possible; a plain `Cow` would always copy.
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -185,22 +184,22 @@ enum Values {
     None,
     One(String),
     Many(Vec<String>),
-    /// No header: it counts as absent.
+    /// Any other value counts as absent.
     Other(IgnoredAny),
 }
 
-/// An answer in the shape that the event's gateway reads.
+/// A response in the payload version of the event.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum GatewayResponse {
-    /// To a REST API.
+    /// For a REST API.
     V1(ApiGatewayProxyResponse),
-    /// To an HTTP API.
+    /// For an HTTP API.
     V2(ApiGatewayV2httpResponse),
 }
 
 impl GatewayResponse {
-    /// An answer with a JSON body.
+    /// Creates a response with a JSON body.
     #[must_use]
     pub fn new(version: PayloadVersion, status: StatusCode, headers: HeaderMap, body: String) -> Self {
         let status = i64::from(status.as_u16());

@@ -1,6 +1,7 @@
 //! Every rule of contract section 1 that concerns the body, at its exact boundary.
 
-use contract::batch::{Batch, BatchError, Violation};
+use contract::batch::{Batch, BatchError};
+use contract::event::Violation;
 use serde_json::{Value, json};
 
 fn event() -> Value {

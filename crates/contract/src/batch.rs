@@ -3,7 +3,7 @@
 //! Nothing is copied: an [`Event`] is a slice of the body. One scan of the whole body checks its
 //! syntax and finds each event; each event is then walked once.
 
-use crate::event::Event;
+use crate::event::{Event, Violation};
 use crate::limits::{MAX_EVENTS, MAX_VIOLATIONS};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -25,16 +25,6 @@ pub enum BatchError {
     Invalid(Vec<Violation>),
 }
 
-/// A rule that the body breaks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// The member at fault, such as `events[3].name`; never a client's own key. `None` if the body
-    /// is a single event and the event as a whole is at fault.
-    pub field: Option<String>,
-    /// The rule; never a value.
-    pub message: Cow<'static, str>,
-}
-
 impl<'body> Batch<'body> {
     /// Parses and validates the decoded body of `POST /api/v1/events/batch`.
     ///
@@ -45,7 +35,7 @@ impl<'body> Batch<'body> {
         let Outline { events, count, violation } = outline(text)?;
         let mut violations: Vec<Violation> = violation.into_iter().collect();
         if count > MAX_EVENTS {
-            violations.push(Violation::of_events(format!("must hold at most {MAX_EVENTS} events, holds {count}")));
+            violations.push(violation_of_events(format!("must hold at most {MAX_EVENTS} events, holds {count}")));
         }
         let mut valid = Vec::with_capacity(events.len());
         for (index, raw) in events.iter().enumerate() {
@@ -82,10 +72,8 @@ impl<'body> Batch<'body> {
     }
 }
 
-impl Violation {
-    fn of_events(message: impl Into<Cow<'static, str>>) -> Self {
-        Self { field: Some("events".to_owned()), message: message.into() }
-    }
+fn violation_of_events(message: impl Into<Cow<'static, str>>) -> Violation {
+    Violation { field: Some("events".to_owned()), message: message.into() }
 }
 
 fn not_utf8(body: &[u8], valid_up_to: usize) -> BatchError {
@@ -113,7 +101,7 @@ fn outline(text: &str) -> Result<Outline<'_>, BatchError> {
         serde_json::from_str::<IgnoredAny>(text).map_err(|error| BatchError::Malformed(error.to_string()))?;
         let is_object = text.trim_ascii_start().starts_with('{');
         let message = if is_object { "must be an array" } else { "the body must be an object with an array `events`" };
-        outline.violation = Some(Violation::of_events(message));
+        outline.violation = Some(violation_of_events(message));
     }
     if outline.violation.is_some() {
         outline.events.clear();
@@ -140,16 +128,16 @@ impl<'body> Visitor<'body> for TopLevel<'_, 'body> {
                 map.next_value::<IgnoredAny>()?;
             } else if seen {
                 map.next_value::<IgnoredAny>()?;
-                outline.violation = Some(Violation::of_events("duplicate field `events`"));
+                outline.violation = Some(violation_of_events("duplicate field `events`"));
             } else {
                 seen = true;
                 map.next_value_seed(EventsArray(outline))?;
             }
         }
         if !seen {
-            outline.violation = Some(Violation::of_events("is required"));
+            outline.violation = Some(violation_of_events("is required"));
         } else if outline.count == 0 && outline.violation.is_none() {
-            outline.violation = Some(Violation::of_events("must hold at least 1 event"));
+            outline.violation = Some(violation_of_events("must hold at least 1 event"));
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! The rules for one event (docs/contract.md, "Requests").
 
-use crate::batch::Violation;
 use crate::limits::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_PROPERTIES_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
 use crate::walk::{self, Check, Message, Reading, Rule};
 use serde::de::{IgnoredAny, MapAccess, SeqAccess};
+use std::borrow::Cow;
 use std::ops::Range;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -58,6 +58,16 @@ impl<'body> Event<'body> {
         }
         message.push_str(&self.text[written..]);
     }
+}
+
+/// A rule that the body breaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The member at fault, such as `events[3].name`; never a client's own key. `None` if the body
+    /// is a single event and the event as a whole is at fault.
+    pub field: Option<String>,
+    /// The rule; never a value.
+    pub message: Cow<'static, str>,
 }
 
 /// The positions of U+FFFE and U+FFFF in `text`. Both are valid in JSON, and SQS refuses both. In
