@@ -13,7 +13,7 @@ import time
 
 import boto3
 
-# A second copy of an event arrives sooner: messages stay in the queues for 14 days, and clients may
+# Any second copy of an event arrives within this time: messages stay in the queues for 14 days, and clients may
 # retry for some days before that.
 REMEMBER_SECONDS = 30 * 24 * 3600
 

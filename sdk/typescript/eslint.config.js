@@ -14,6 +14,6 @@ export default defineConfig(
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }],
     },
   },
-  // The product page's own words.
+  // The file is the example of the product page, word for word.
   { files: ['examples/page.ts'], rules: { '@typescript-eslint/no-non-null-assertion': 'off' } },
 );

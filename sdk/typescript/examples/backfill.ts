@@ -1,9 +1,9 @@
-// The page's example, against the address in the environment:
+// The example of the product page, with the address taken from the environment:
 //
 //   VIBEFOLLOW_API_KEY=sk_… npm run example [-- COUNT]
 //
-// VIBEFOLLOW_BASE_URL  where the API is, if not at its public address
-// VIBEFOLLOW_HOST      a Host header to send, for an API behind a local AWS
+// VIBEFOLLOW_BASE_URL  optional: base URL of the API, if it is not the public one
+// VIBEFOLLOW_HOST      optional: the Host header, by which a local AWS selects the API
 import { VibeFollow, VibeFollowError } from '@vibefollow/sdk';
 import { fetchWithHost } from './fetch-with-host.js';
 
@@ -25,7 +25,7 @@ const start = performance.now();
 try {
   for (const [i, row] of historicalEvents.entries()) {
     batch.track(row.name, row.userId, row.properties);
-    // Lets the network keep up, so that memory does not grow with the history.
+    // Wait for the network, so that memory does not grow with the number of events.
     if (i % 10_000 === 9_999) await batch.flush();
   }
   await batch.flush();

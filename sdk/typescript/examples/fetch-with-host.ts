@@ -2,8 +2,8 @@ import { request as httpRequest } from 'node:http';
 import type { FetchLike } from '@vibefollow/sdk';
 
 /**
- * A fetch that sends a Host header of its own, which the platform's refuses to. A local AWS tells
- * the APIs behind its one address apart by it.
+ * Creates a fetch that sends the given Host header, which the platform's fetch does not allow. A local
+ * AWS selects the API by this header.
  */
 export function fetchWithHost(host: string): FetchLike {
   return (url, { method, headers, body, signal }) =>

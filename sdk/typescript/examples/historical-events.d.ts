@@ -1,4 +1,4 @@
-/** What the page's example sends: its reader's own events. */
+/** The events that the example of the product page sends. */
 declare const historicalEvents: readonly {
   name: string;
   userId: string;

@@ -6,39 +6,39 @@ import type { Transport } from './transport.js';
 
 const MAX_EVENTS = 500;
 const MAX_BODY_BYTES = 5 * 1024 * 1024;
-/** A body's bytes beside its events, each of which is counted with a comma that the last lacks. */
+/** Bytes of a body without events. Each event counts with a comma, so the last comma is subtracted. */
 const EMPTY_BODY_BYTES = '{"events":[]}'.length - 1;
 const utf8 = new TextEncoder();
 
 export interface BatchOptions {
-  /** A buffer goes out when it holds this many events, 1 to 500. Default 100. */
+  /** A buffer is sent when it has this many events, 1 to 500. Default 100. */
   readonly maxSize?: number | undefined;
-  /** A buffer goes out this long after its first event. Default 5,000. */
+  /** A buffer is sent this many milliseconds after its first event. Default 5,000. */
   readonly maxAgeMs?: number | undefined;
-  /** `track()` throws beyond this many events not yet accepted or reported. Default 100,000. */
+  /** `track()` throws if this many events are queued: neither accepted nor reported. Default 100,000. */
   readonly maxQueue?: number | undefined;
-  /** The same in bytes of their JSON text. Default 128 MiB. */
+  /** The same limit in bytes of JSON text. Default 128 MiB. */
   readonly maxQueueBytes?: number | undefined;
   /**
-   * Gets the events of a buffer that the service refused for good, and why; `flush()` then does
-   * not throw for them. A promise it returns is waited for, so it must not wait for a `flush()` of
-   * the same batch. Should it fail, `flush()` throws after all.
+   * Receives the events of a buffer that the service rejected, and the error. `flush()` then does
+   * not throw for them. The batch waits for the promise that it returns, so it must not wait for a
+   * `flush()` of the same batch. If it fails, `flush()` throws.
    */
   readonly onRejected?:
     | ((events: readonly TrackedEvent[], error: VibeFollowError) => unknown)
     | undefined;
-  /** Hears of every failure that no `flush()` was waiting for. */
+  /** Receives every failure that no `flush()` was waiting for. */
   readonly onError?: ((error: VibeFollowError) => unknown) | undefined;
 }
 
-/** What is sent in one POST. Once sealed it never changes, since its key stands for its bytes. */
+/** The events of one request. A sealed buffer never changes, because its key belongs to its bytes. */
 interface EventBuffer {
   readonly key: string;
   readonly events: string[];
   bytes: number;
 }
 
-/** A `flush()` that waits until the first `upTo` buffers are settled. */
+/** A `flush()` that waits until the first `upTo` buffers are accepted or rejected. */
 interface Flush {
   readonly upTo: number;
   readonly failures: VibeFollowError[];
@@ -46,7 +46,7 @@ interface Flush {
   readonly reject: (error: VibeFollowError) => void;
 }
 
-/** Collects events and sends them many at a time, each accepted once or reported. */
+/** Collects events and sends them in batches. Each event is accepted once, or reported. */
 export class EventBatch implements AsyncDisposable {
   readonly #transport: Transport;
   readonly #maxSize: number;
@@ -56,20 +56,20 @@ export class EventBatch implements AsyncDisposable {
   readonly #onRejected: BatchOptions['onRejected'];
   readonly #onError: BatchOptions['onError'];
 
-  /** The buffer being filled. */
+  /** The buffer that is being filled. */
   #open: EventBuffer | undefined;
   #ageTimer: ReturnType<typeof setTimeout> | undefined;
-  /** Sealed buffers in order, the first of which is being sent or was sent in vain. */
+  /** Sealed buffers in order. The first one is in flight, or its last attempt failed. */
   readonly #sealed: EventBuffer[] = [];
   #sealedCount = 0;
   #sending = false;
   #flushes: readonly Flush[] = [];
-  /** Rejections that no `flush()` was there to throw. */
+  /** Rejections that no `flush()` has thrown yet. */
   #unreported: { readonly error: VibeFollowError; readonly buffer: EventBuffer }[] = [];
-  #heldEvents = 0;
-  #heldBytes = 0;
+  #queuedEvents = 0;
+  #queuedBytes = 0;
 
-  /** @internal Made by `events.batch()`. */
+  /** @internal Use `events.batch()`. */
   constructor(transport: Transport, options: BatchOptions) {
     this.#transport = transport;
     this.#maxSize = wholeNumber('maxSize', options.maxSize ?? 100, 1, MAX_EVENTS);
@@ -83,8 +83,8 @@ export class EventBatch implements AsyncDisposable {
   }
 
   /**
-   * Takes an event, with its properties as they are now, to be sent later. Throws only where it
-   * cannot take it: properties that are not JSON, an event too big for any request, a full queue.
+   * Queues an event with a snapshot of its properties. Throws only if the properties cannot be
+   * serialized to JSON, if the event does not fit into a request, or if the queue is full.
    */
   track(name: string, userId: string, properties?: Properties | null): void {
     const json = toJson(name, userId, properties);
@@ -94,26 +94,26 @@ export class EventBatch implements AsyncDisposable {
     this.#open ??= this.#begin();
     this.#open.events.push(json);
     this.#open.bytes += bytes;
-    this.#heldEvents += 1;
-    this.#heldBytes += bytes;
+    this.#queuedEvents += 1;
+    this.#queuedBytes += bytes;
     if (this.#open.events.length >= this.#maxSize) this.#send();
   }
 
   /**
-   * Sends what is left and resolves once everything tracked before is accepted (or was handed to
-   * `onRejected`). Throws what stood in the way: events refused for good are on `error.events`;
-   * what failed otherwise stays queued, and the next `flush()` sends it again under its key.
+   * Sends the queued events, and resolves once every event tracked before is accepted or was passed
+   * to `onRejected`. Otherwise it throws. Rejected events are in `error.events`. Events that failed
+   * for another reason stay queued, and the next `flush()` sends them again with the same key.
    */
   async flush(): Promise<void> {
     this.#seal();
     const failures = this.#unreported.splice(0).map(({ error, buffer }) => {
-      this.#release(buffer);
+      this.#uncountQueued(buffer);
       return error;
     });
     await new Promise<void>((resolve, reject) => {
       const flush = { upTo: this.#sealedCount, failures, resolve, reject };
       this.#flushes = [...this.#flushes, flush];
-      this.#settle();
+      this.#endFlushes();
       this.#send();
     });
   }
@@ -122,16 +122,16 @@ export class EventBatch implements AsyncDisposable {
     return this.flush();
   }
 
-  /** Makes sure that the open buffer can take an event of this size. */
+  /** Ensures that an event of this size fits into the queue and the open buffer. */
   #makeRoom(bytes: number): void {
     if (EMPTY_BODY_BYTES + bytes > MAX_BODY_BYTES) {
-      throw refused('event_too_large', `an event must fit a request of ${MAX_BODY_BYTES} bytes`);
+      throw refused('event_too_large', `the event does not fit into a request of ${MAX_BODY_BYTES} bytes`);
     }
-    if (this.#heldEvents >= this.#maxQueue) {
-      throw full(`${this.#heldEvents} events`, 'maxQueue');
+    if (this.#queuedEvents >= this.#maxQueue) {
+      throw full(`${this.#queuedEvents} events`, 'maxQueue');
     }
-    if (this.#heldBytes + bytes > this.#maxQueueBytes) {
-      throw full(`${this.#heldBytes} bytes`, 'maxQueueBytes');
+    if (this.#queuedBytes + bytes > this.#maxQueueBytes) {
+      throw full(`${this.#queuedBytes} bytes`, 'maxQueueBytes');
     }
     if (this.#open && this.#open.bytes + bytes > MAX_BODY_BYTES) this.#send();
   }
@@ -140,7 +140,7 @@ export class EventBatch implements AsyncDisposable {
     this.#ageTimer = setTimeout(() => {
       this.#send();
     }, this.#maxAgeMs);
-    // An idle batch must not keep a process alive. Browsers' timers are numbers and never do.
+    // An idle batch must not keep the process alive. In browsers, timers are numbers without unref().
     (this.#ageTimer as { unref?: () => void }).unref?.();
     return { key: crypto.randomUUID(), events: [], bytes: EMPTY_BODY_BYTES };
   }
@@ -153,16 +153,16 @@ export class EventBatch implements AsyncDisposable {
     this.#open = undefined;
   }
 
-  /** Seals the open buffer and sees to it that everything sealed is sent. */
+  /** Seals the open buffer, and starts sending unless a send is running. */
   #send(): void {
     this.#seal();
     if (!this.#sending) void this.#sendAll();
   }
 
-  /** Sends one buffer after the other until none is left or one cannot be sent now. */
+  /** Sends one buffer after another until none is left or one cannot be sent now. */
   async #sendAll(): Promise<void> {
     this.#sending = true;
-    // Let a loop of track() and its flush() finish, so that this is that flush()'s own round.
+    // Let the caller reach its flush() first, so that this round counts for that flush().
     await Promise.resolve();
     for (let buffer = this.#sealed[0]; buffer; buffer = this.#sealed[0]) {
       const waiting = this.#flushes;
@@ -171,14 +171,14 @@ export class EventBatch implements AsyncDisposable {
         if (waiting.length === 0) this.#report(error);
         for (const flush of waiting) end(flush, error);
         this.#flushes = this.#flushes.filter((flush) => !waiting.includes(flush));
-        // Whoever called flush() since gets a round of attempts of their own.
+        // A flush() that was called meanwhile gets its own round of attempts.
         if (this.#flushes.length === 0) break;
         continue;
       }
       if (error) await this.#reject(buffer, error, waiting.length === 0);
-      else this.#release(buffer);
+      else this.#uncountQueued(buffer);
       this.#sealed.shift();
-      this.#settle();
+      this.#endFlushes();
     }
     this.#sending = false;
   }
@@ -193,18 +193,18 @@ export class EventBatch implements AsyncDisposable {
     }
   }
 
-  /** Hands over what the service refused for good, to `onRejected` or else to a `flush()`. */
+  /** Reports a rejected buffer to `onRejected` or, without it, to a `flush()`. */
   async #reject(buffer: EventBuffer, error: VibeFollowError, unseen: boolean): Promise<void> {
     const events = buffer.events.map(fromJson);
     attach(error, 'events', events);
     if (this.#onRejected) {
-      // Handed over, they make room: what is good among them may be tracked again.
-      this.#release(buffer);
+      // Make room first, so that the callback can track the valid events again.
+      this.#uncountQueued(buffer);
       try {
         await this.#onRejected(events, error);
         return;
       } catch (thrown) {
-        this.#hold(buffer);
+        this.#countQueued(buffer);
         attach(error, 'cause', thrown);
       }
     }
@@ -212,30 +212,30 @@ export class EventBatch implements AsyncDisposable {
     if (this.#flushes.length === 0) {
       this.#unreported.push({ error, buffer });
     } else {
-      this.#release(buffer);
+      this.#uncountQueued(buffer);
       for (const flush of this.#flushes) flush.failures.push(error);
     }
   }
 
-  /** Ends every `flush()` that has nothing left to wait for. */
-  #settle(): void {
-    const settled = this.#sealedCount - this.#sealed.length;
-    const done = this.#flushes.filter(({ upTo }) => upTo <= settled);
-    this.#flushes = this.#flushes.filter(({ upTo }) => upTo > settled);
+  /** Ends every `flush()` whose buffers are all accepted or rejected. */
+  #endFlushes(): void {
+    const finished = this.#sealedCount - this.#sealed.length;
+    const done = this.#flushes.filter(({ upTo }) => upTo <= finished);
+    this.#flushes = this.#flushes.filter(({ upTo }) => upTo > finished);
     for (const flush of done) end(flush);
   }
 
-  #hold(buffer: EventBuffer): void {
-    this.#heldEvents += buffer.events.length;
-    this.#heldBytes += buffer.bytes - EMPTY_BODY_BYTES;
+  #countQueued(buffer: EventBuffer): void {
+    this.#queuedEvents += buffer.events.length;
+    this.#queuedBytes += buffer.bytes - EMPTY_BODY_BYTES;
   }
 
-  #release(buffer: EventBuffer): void {
-    this.#heldEvents -= buffer.events.length;
-    this.#heldBytes -= buffer.bytes - EMPTY_BODY_BYTES;
+  #uncountQueued(buffer: EventBuffer): void {
+    this.#queuedEvents -= buffer.events.length;
+    this.#queuedBytes -= buffer.bytes - EMPTY_BODY_BYTES;
   }
 
-  /** Tells `onError`, whose own failure has nowhere to go: `flush()` reports this error anyway. */
+  /** Calls `onError` and ignores its failures, because `flush()` reports the error as well. */
   #report(error: VibeFollowError): void {
     new Promise((resolve) => {
       resolve(this.#onError?.(error));
@@ -243,7 +243,7 @@ export class EventBatch implements AsyncDisposable {
   }
 }
 
-/** Resolves a `flush()`, or rejects it with one error that carries all there is to report. */
+/** Resolves a `flush()`, or rejects it with the first error, which has the others in `suppressed`. */
 function end(flush: Flush, last?: VibeFollowError): void {
   const [first, ...rest] = last ? [...flush.failures, last] : flush.failures;
   if (!first) {
@@ -254,8 +254,8 @@ function end(flush: Flush, last?: VibeFollowError): void {
   flush.reject(first);
 }
 
-function full(held: string, option: string): VibeFollowError {
-  const what = `the queue is full: ${held} are not yet accepted or reported`;
+function full(queued: string, option: string): VibeFollowError {
+  const what = `the queue is full: ${queued} are not yet accepted or reported`;
   return refused('queue_full', `${what}; await flush() more often, or raise ${option}`);
 }
 

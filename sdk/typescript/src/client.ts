@@ -4,7 +4,7 @@ import { Transport, type TransportOptions } from './transport.js';
 
 export type VibeFollowOptions = TransportOptions;
 
-/** The client. */
+/** A client of the VibeFollow API. */
 export class VibeFollow {
   readonly events: Events;
 
@@ -22,15 +22,16 @@ export class Events {
   }
 
   /**
-   * Sends one event and resolves once it is accepted. Its Idempotency-Key lives for this call: to
-   * call again after a failure is to send another event. A batch keeps its keys until it knows.
+   * Sends one event and resolves once it is accepted. The Idempotency-Key is valid for this call
+   * only, so calling again after a failure sends another event. A batch keeps its keys until the
+   * service has accepted or rejected the events.
    */
   async track(name: string, userId: string, properties?: Properties | null): Promise<void> {
     const body = toJson(name, userId, properties);
     await this.#transport.post('/api/v1/events', body, crypto.randomUUID());
   }
 
-  /** Starts a batch: events are collected and sent many at a time. */
+  /** Creates a batch, which collects events and sends many at a time. */
   batch(options: BatchOptions = {}): EventBatch {
     return new EventBatch(this.#transport, options);
   }

@@ -1,16 +1,16 @@
 import type { TrackedEvent } from './event.js';
 
-/** One fault as the service names it. */
+/** One element of `errors` in a response of the service. */
 export interface Fault {
   readonly code: string;
   readonly message: string;
-  /** Where the fault lies, as in `events[3].external_user_id`. */
+  /** The place of a violation, such as `events[3].external_user_id`. */
   readonly field?: string;
 }
 
-/** What is known of a failure beyond its message. */
+/** The details of a failure, apart from its message. */
 export interface Failure {
-  /** The HTTP status, or 0 where there was no answer. */
+  /** The HTTP status, or 0 without a response. */
   readonly status: number;
   readonly code: string;
   readonly errors?: readonly Fault[] | undefined;
@@ -18,27 +18,27 @@ export interface Failure {
   readonly retryAfterMs?: number | undefined;
 }
 
-/** Every failure of this SDK, and the base of the more specific ones. */
+/** The base class of all errors of this client. */
 export class VibeFollowError extends Error {
   static {
-    // On the prototype, and spelt out: it survives a minifier and stays out of what is logged.
+    // A string, because minifiers change class names. On the prototype, so that it is not logged as a member.
     this.prototype.name = 'VibeFollowError';
   }
 
-  /** The HTTP status, or 0 where there was no answer. */
+  /** The HTTP status, or 0 without a response. */
   readonly status: number;
-  /** The first fault's code, or `http_<status>` where the answer was not the service's own. */
+  /** The first code of `errors`, or `http_<status>` if the response did not come from the service. */
   readonly code: string;
-  /** Every fault that the service named. */
+  /** All elements of `errors` in the response. */
   readonly errors: readonly Fault[];
-  /** The gateway's id of the request, to give to support. */
+  /** The id that the gateway assigned to the request, for support. */
   readonly requestId: string | undefined;
-  /** How long the service asked to wait (429 and 503), where it did. */
+  /** The time to wait before a retry, if the response contained it (429 and 503). */
   readonly retryAfterMs: number | undefined;
 
-  /** The events of the rejected buffer, in order: `errors[n].field` counts from here. */
+  /** The events of the rejected buffer, in order. An index in `errors[n].field` refers to this array. */
   declare readonly events?: readonly TrackedEvent[];
-  /** What else the same `flush()` has to report, in the order it happened. */
+  /** Further errors of the same `flush()`, in order of occurrence. */
   declare readonly suppressed?: readonly VibeFollowError[];
 
   constructor(message: string, failure: Failure) {
@@ -51,40 +51,40 @@ export class VibeFollowError extends Error {
   }
 }
 
-/** 401 and 403: the key is missing, unknown, revoked, or may not send events. */
+/** 401 or 403: the API key is missing, unknown or revoked, or may not send events. */
 export class AuthError extends VibeFollowError {
   static {
     this.prototype.name = 'AuthError';
   }
 }
 
-/** 409 and 422: the events break a rule. */
+/** 409 or 422: the events violate a rule. */
 export class ValidationError extends VibeFollowError {
   static {
     this.prototype.name = 'ValidationError';
   }
 
-  /** Where the first fault lies. */
+  /** The place of the first violation. */
   get field(): string | undefined {
     return this.errors[0]?.field;
   }
 }
 
-/** 429, still after the last retry, or with a wait too long to sit out. */
+/** 429 after the last retry, or with a `Retry-After` that is too long to wait for. */
 export class RateLimitError extends VibeFollowError {
   static {
     this.prototype.name = 'RateLimitError';
   }
 }
 
-/** 5xx, still after the last retry. */
+/** 5xx after the last retry. */
 export class ServerError extends VibeFollowError {
   static {
     this.prototype.name = 'ServerError';
   }
 }
 
-/** No answer: no connection, a connection lost, or no answer in time (`code` is `timeout`). */
+/** No response: no connection, a lost connection, or a timeout (`code` is `timeout`). */
 export class NetworkError extends VibeFollowError {
   static {
     this.prototype.name = 'NetworkError';
@@ -95,7 +95,7 @@ export class NetworkError extends VibeFollowError {
   }
 }
 
-/** The error that stands for an answer. */
+/** Creates the error for a response. */
 export function errorFor(message: string, failure: Failure): VibeFollowError {
   return new (classFor(failure.status))(message, failure);
 }
@@ -108,14 +108,14 @@ function classFor(status: number): new (message: string, failure: Failure) => Vi
   return VibeFollowError;
 }
 
-/** Whether the service has said no for good: sending the same again would get the same answer. */
+/** Whether the service rejected the request, so that a retry would be rejected as well. */
 export function isRejection(error: VibeFollowError): boolean {
   return error.status >= 400 && error.status < 500 && error.status !== 429;
 }
 
 /**
- * Adds to an error what only its reader should see: not enumerable, so that people's properties
- * stay out of logs that print or serialise errors.
+ * Adds a member to an error. The member is not enumerable, so that logs that print or serialize
+ * errors do not contain personal data from properties.
  */
 export function attach(
   error: VibeFollowError,

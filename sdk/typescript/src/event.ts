@@ -1,20 +1,20 @@
-/** Anything that JSON can write. What JSON leaves out, such as `undefined`, is left out. */
+/** Anything that can be serialized to JSON. Members that JSON omits, such as `undefined`, are omitted. */
 // eslint-disable-next-line @typescript-eslint/no-explicit-any -- `unknown` refuses interfaces and classes.
 export type Properties = Readonly<Record<string, any>>;
 
-/** An event as it was tracked, its properties as JSON gives them back. */
+/** An event as it was tracked, with its properties as parsed from JSON. */
 export interface TrackedEvent {
   readonly name: string;
   readonly userId: string;
   readonly properties?: Readonly<Record<string, unknown>> | null;
 }
 
-/** Writes an event as the service reads it. What the service would refuse, the service judges. */
+/** Serializes an event for the service. It leaves validation to the service. */
 export function toJson(name: string, userId: string, properties?: Properties | null): string {
   try {
     return JSON.stringify({ external_user_id: userId, name, properties });
   } catch (cause) {
-    throw new TypeError('the properties cannot be written as JSON', { cause });
+    throw new TypeError('the properties cannot be serialized to JSON', { cause });
   }
 }
 

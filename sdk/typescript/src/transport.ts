@@ -5,10 +5,10 @@ import { MAX_TIMER_MS, wholeNumber } from './options.js';
 const GZIP_OVER_BYTES = 64 * 1024;
 const BACKOFF_MS = 500;
 const MAX_BACKOFF_MS = 8_000;
-/** A longer Retry-After of a 429 is the caller's to sit out, not ours; that of a 5xx is a guess. */
+/** A 429 with a longer Retry-After is not retried. For a 5xx, a longer Retry-After is shortened. */
 const MAX_RETRY_AFTER_MS = 60_000;
 
-/** What this SDK asks of `fetch`; the platform's own and undici's both fit. */
+/** The subset of `fetch` that this client uses. The platform's `fetch` and undici's are compatible. */
 export type FetchLike = (url: string, request: FetchRequest) => Promise<FetchResponse>;
 
 export interface FetchRequest {
@@ -28,11 +28,11 @@ export interface FetchResponse {
 export interface TransportOptions {
   /** The API key, `sk_live_…` or `sk_test_…`. */
   readonly apiKey: string;
-  /** Default `https://api.vibefollow.com`. */
+  /** Base URL of the API. Default `https://api.vibefollow.com`. */
   readonly baseUrl?: string | undefined;
-  /** How long one attempt may take, its answer's body included. Default 10,000. */
+  /** Timeout of one attempt in milliseconds, including its response body. Default 10,000. */
   readonly timeoutMs?: number | undefined;
-  /** How often a failed attempt is repeated, 0 to 10. Default 2. */
+  /** Retries after a failed attempt, 0 to 10. Default 2. */
   readonly maxRetries?: number | undefined;
   /** Used in place of the global `fetch`. */
   readonly fetchImpl?: FetchLike | undefined;
@@ -43,9 +43,9 @@ interface Payload {
   readonly headers: Record<string, string>;
 }
 
-/** Takes one body to the service: attempts, time-outs, and what each answer means. */
+/** Sends a body to the service, with timeouts and retries, and interprets the responses. */
 export class Transport {
-  // All private: what prints a client must not print its key.
+  // Private, so that printing a client does not print its API key.
   readonly #apiKey: string;
   readonly #baseUrl: string;
   readonly #timeoutMs: number;
@@ -57,19 +57,20 @@ export class Transport {
     this.#baseUrl = checkedBaseUrl(options.baseUrl ?? 'https://api.vibefollow.com');
     this.#timeoutMs = wholeNumber('timeoutMs', options.timeoutMs ?? 10_000, 1, MAX_TIMER_MS);
     this.#maxRetries = wholeNumber('maxRetries', options.maxRetries ?? 2, 0, 10);
-    // Looked up at each call and called unbound, as browsers demand and test doubles expect.
+    // The global fetch is looked up at each call, so that tests can replace it, and is called without
+    // `this`, as browsers require.
     this.#fetch = options.fetchImpl ?? ((url, request) => fetch(url, request));
     if (typeof this.#fetch !== 'function') throw new TypeError('fetchImpl must be a function');
     if (!options.fetchImpl && typeof fetch !== 'function') {
-      throw new TypeError('this runtime has no fetch: pass one as fetchImpl');
+      throw new TypeError('this runtime has no fetch; pass one as fetchImpl');
     }
     const { crypto } = globalThis as { crypto?: Partial<Crypto> };
     if (typeof crypto?.randomUUID !== 'function') {
-      throw new TypeError('this runtime has no crypto.randomUUID; browsers have it on https only');
+      throw new TypeError('this runtime has no crypto.randomUUID; browsers provide it only over HTTPS');
     }
   }
 
-  /** Resolves once the service has accepted the body. Rejects with a `VibeFollowError` only. */
+  /** Resolves once the service has accepted the body. Otherwise rejects with a `VibeFollowError`. */
   async post(path: string, body: string, idempotencyKey: string): Promise<void> {
     let payload: Payload | undefined;
     for (let attempt = 0; ; attempt++) {
@@ -81,7 +82,7 @@ export class Transport {
         const error =
           thrown instanceof VibeFollowError
             ? thrown
-            : new NetworkError(`no connection: ${this.#redacted(describe(thrown))}`, 'network_error');
+            : new NetworkError(`the request failed: ${this.#redacted(describe(thrown))}`, 'network_error');
         const delay = retryDelay(error, attempt);
         if (delay === undefined || attempt >= this.#maxRetries) throw error;
         await new Promise((resolve) => setTimeout(resolve, delay));
@@ -92,15 +93,15 @@ export class Transport {
   async #attempt(path: string, payload: Payload, idempotencyKey: string): Promise<void> {
     const controller = new AbortController();
     let timer;
-    // Raced, since a fetchImpl may not heed the signal.
-    const late = new Promise<never>((_, reject) => {
+    // A race, because a fetchImpl might ignore the signal.
+    const timeout = new Promise<never>((_, reject) => {
       timer = setTimeout(() => {
-        reject(new NetworkError(`no answer within ${this.#timeoutMs} ms`, 'timeout'));
+        reject(new NetworkError(`no response within ${this.#timeoutMs} ms`, 'timeout'));
         controller.abort();
       }, this.#timeoutMs);
     });
     try {
-      await Promise.race([this.#exchange(path, payload, idempotencyKey, controller.signal), late]);
+      await Promise.race([this.#exchange(path, payload, idempotencyKey, controller.signal), timeout]);
     } finally {
       clearTimeout(timer);
     }
@@ -121,14 +122,14 @@ export class Transport {
         ...payload.headers,
       },
       body: payload.body,
-      // A redirected POST may arrive as a GET, whose 200 would look like success.
+      // A redirected POST can become a GET, whose 200 would look like success.
       redirect: 'manual',
       signal,
     });
-    const answer = parse(this.#redacted(await response.text()));
-    // Only the service's own words count: a proxy's 200 has put nothing into the queue.
-    if (response.status >= 200 && response.status < 300 && accepted(answer)) return;
-    throw failed(response, answer);
+    const body = parse(this.#redacted(await response.text()));
+    // A 2xx alone is not enough: a 200 from a proxy has queued nothing.
+    if (response.status >= 200 && response.status < 300 && accepted(body)) return;
+    throw failed(response, body);
   }
 
   #redacted(text: string): string {
@@ -137,12 +138,12 @@ export class Transport {
 }
 
 function checkedKey(apiKey: unknown): string {
-  // Never quoted in a message, not even a wrong one.
+  // No message quotes the API key, even if it is invalid.
   if (typeof apiKey !== 'string' || apiKey === '') {
-    throw new TypeError('apiKey is missing: pass your API key, for example from the environment');
+    throw new TypeError('apiKey is missing; pass your API key, for example from the environment');
   }
   if (!/^[\w.~+/=-]+$/.test(apiKey)) {
-    throw new TypeError('apiKey holds a character no key has, such as a space or a line break');
+    throw new TypeError('apiKey contains an invalid character, such as a space or a line break');
   }
   return apiKey;
 }
@@ -154,17 +155,19 @@ function checkedBaseUrl(baseUrl: string): string {
   } catch {
     throw new TypeError('baseUrl is not a URL');
   }
-  if (!/^https?:$/.test(url.protocol)) throw new TypeError('baseUrl must be http or https');
-  // A bare `?` or `#` is in neither `search` nor `hash`.
+  if (!/^https?:$/.test(url.protocol)) throw new TypeError('baseUrl must start with http:// or https://');
+  // `search` and `hash` are empty for a `?` or `#` at the end, so test the whole URL.
   if (url.username || url.password || /[?#]/.test(url.href)) {
-    throw new TypeError('baseUrl must have no user, query or fragment');
+    throw new TypeError('baseUrl must not contain a user, a query or a fragment');
   }
   return url.href.replace(/\/+$/, '');
 }
 
-/** The bytes to send. The API's gateway takes bodies as text and limits that text to 6 MB, quotes
- * escaped, which 5 MB of JSON can exceed; compressed, it never does. Compressed bytes in turn
- * reach the service whole only under a content type that is not text. */
+/**
+ * Returns the bytes to send. Behind API Gateway, a text body becomes an escaped string of at most
+ * 6 MB, which 5 MB of JSON can exceed. A compressed body never exceeds it, but needs a content type
+ * that is not text, because API Gateway corrupts compressed bytes of a text type.
+ */
 async function encode(text: string): Promise<Payload> {
   const body = new TextEncoder().encode(text);
   if (body.length <= GZIP_OVER_BYTES || typeof CompressionStream === 'undefined') {
@@ -177,20 +180,20 @@ async function encode(text: string): Promise<Payload> {
   };
 }
 
-/** How long to wait before the next attempt, or nothing where there should be none. */
+/** The delay before the next attempt, or undefined if the error must not be retried. */
 function retryDelay(error: VibeFollowError, attempt: number): number | undefined {
-  const passing =
+  const temporary =
     error instanceof RateLimitError ||
     error instanceof ServerError ||
     error instanceof NetworkError;
-  const asked = Math.min(error.retryAfterMs ?? 0, MAX_RETRY_AFTER_MS);
-  const tooLong = error instanceof RateLimitError && asked < (error.retryAfterMs ?? 0);
-  if (!passing || tooLong) return undefined;
-  // Full jitter, on top of what was asked, so that clients turned away together do not return so.
-  return asked + Math.random() * Math.min(MAX_BACKOFF_MS, BACKOFF_MS * 2 ** attempt);
+  const retryAfter = Math.min(error.retryAfterMs ?? 0, MAX_RETRY_AFTER_MS);
+  const tooLong = error instanceof RateLimitError && retryAfter < (error.retryAfterMs ?? 0);
+  if (!temporary || tooLong) return undefined;
+  // Full jitter in addition to Retry-After, so that clients that failed together do not retry together.
+  return retryAfter + Math.random() * Math.min(MAX_BACKOFF_MS, BACKOFF_MS * 2 ** attempt);
 }
 
-/** A JSON answer as an object to look into, or an empty one for anything else. */
+/** Parses a JSON object. Returns an empty object for anything else. */
 function parse(text: string): Record<string, unknown> {
   try {
     return record(JSON.parse(text));
@@ -203,18 +206,18 @@ function record(value: unknown): Record<string, unknown> {
   return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {};
 }
 
-function accepted(answer: Record<string, unknown>): boolean {
-  return record(answer['data'])['accepted'] === true;
+function accepted(body: Record<string, unknown>): boolean {
+  return record(body['data'])['accepted'] === true;
 }
 
-function failed(response: FetchResponse, answer: Record<string, unknown>): VibeFollowError {
+function failed(response: FetchResponse, body: Record<string, unknown>): VibeFollowError {
   const { status } = response;
-  const errors = faults(answer['errors']);
+  const errors = faults(body['errors']);
   const [first] = errors;
-  // The gateway speaks for itself with {"message": …}.
-  const message = first?.message ?? answer['message'];
+  // Responses that come from API Gateway have the body {"message": …}.
+  const message = first?.message ?? body['message'];
   const text =
-    typeof message === 'string' && message !== '' ? message : "the answer was not the service's own";
+    typeof message === 'string' && message !== '' ? message : 'the response did not come from the service';
   const code = first?.code ?? (status < 400 ? 'unexpected_response' : `http_${status}`);
   return errorFor(`${text} (${[`HTTP ${status}`, first?.code, first?.field].filter(Boolean).join(', ')})`, {
     status,
@@ -234,7 +237,7 @@ function faults(value: unknown): Fault[] {
   );
 }
 
-/** Reads a Retry-After header: seconds, as the service writes it, or a date, as a proxy may. */
+/** Parses a Retry-After header: seconds, as the service sends, or a date, as a proxy might send. */
 function retryAfterMs(header: string | null): number | undefined {
   if (header === null) return undefined;
   if (/^\d+$/.test(header.trim())) return Number(header) * 1_000;
@@ -242,12 +245,12 @@ function retryAfterMs(header: string | null): number | undefined {
   return Number.isNaN(at) ? undefined : Math.max(0, at - Date.now());
 }
 
-/** What went wrong below us: `fetch` hides it in causes, some of which have a code but no words. */
+/** Describes an error with its causes. `fetch` puts the reason into causes, some of which have only a code. */
 function describe(thrown: unknown): string {
-  const words: string[] = [];
-  for (let error = thrown; error instanceof Error && words.length < 4; error = error.cause) {
+  const messages: string[] = [];
+  for (let error = thrown; error instanceof Error && messages.length < 4; error = error.cause) {
     const { code } = error as { code?: unknown };
-    words.push(error.message || (typeof code === 'string' ? code : error.name));
+    messages.push(error.message || (typeof code === 'string' ? code : error.name));
   }
-  return words.join(': ') || String(thrown);
+  return messages.join(': ') || String(thrown);
 }

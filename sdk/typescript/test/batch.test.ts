@@ -42,8 +42,8 @@ function track(batch: EventBatch, ...names: string[]): void {
   for (const name of names) batch.track(name, 'usr_42');
 }
 
-/** Lets everything happen that needs no time. */
-async function settle(): Promise<void> {
+/** Runs everything that is due now. */
+async function runPending(): Promise<void> {
   await vi.advanceTimersByTimeAsync(0);
 }
 
@@ -53,21 +53,21 @@ function sentNames(): string[][] {
   );
 }
 
-describe('a buffer goes out', () => {
-  it('when it holds maxSize events', async () => {
+describe('a buffer is sent', () => {
+  it('when it has maxSize events', async () => {
     const batch = batchOf({ maxSize: 3 });
     track(batch, 'a', 'b');
-    await settle();
+    await runPending();
     expect(service.received).toHaveLength(0);
     track(batch, 'c', 'd');
-    await settle();
+    await runPending();
     expect(sentNames()).toEqual([['a', 'b', 'c']]);
   });
 
-  it('when it holds 100, if not told otherwise', async () => {
+  it('when it has 100 events, by default', async () => {
     const batch = batchOf();
     for (let i = 0; i < 250; i++) batch.track(`${i}`, 'u');
-    await settle();
+    await runPending();
     expect(sentNames().map(({ length }) => length)).toEqual([100, 100]);
     await batch.flush();
     expect(service.names()).toEqual(Array.from({ length: 250 }, (_, i) => `${i}`));
@@ -82,7 +82,7 @@ describe('a buffer goes out', () => {
     expect(service.received).toHaveLength(0);
     await vi.advanceTimersByTimeAsync(1);
     expect(sentNames()).toEqual([['a', 'b']]);
-    // The next one counts from its own first event.
+    // The age of the next buffer is counted from its own first event.
     await vi.advanceTimersByTimeAsync(10_000);
     track(batch, 'c');
     await vi.advanceTimersByTimeAsync(4_999);
@@ -92,7 +92,7 @@ describe('a buffer goes out', () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
-  it('at its own age, not at that of one that was full before', async () => {
+  it('at its own age, not at the age of an earlier buffer that became full', async () => {
     const batch = batchOf({ maxSize: 2 });
     track(batch, 'a');
     await vi.advanceTimersByTimeAsync(3_000);
@@ -106,7 +106,7 @@ describe('a buffer goes out', () => {
   it('before it would exceed 5 MB, to the byte', async () => {
     const shell = '{"events":[{"external_user_id":"u","name":"a","properties":{"t":""}},'.length;
     const last = '{"external_user_id":"u","name":"b"}'.length;
-    // "é" is two bytes.
+    // "é" takes two bytes.
     const room = MAX_BODY_BYTES - shell - last - ']}'.length;
     const filler = 'é'.repeat(Math.floor(room / 2)) + 'x'.repeat(room % 2);
 
@@ -128,7 +128,7 @@ describe('a buffer goes out', () => {
     expect(sentNames()).toEqual([['a'], ['b']]);
   });
 
-  it('one at a time and in order, however many are waiting', async () => {
+  it('one at a time and in order, even if several are waiting', async () => {
     const batch = batchOf({ maxSize: 1 });
     track(batch, 'a', 'b', 'c');
     const flushed = batch.flush();
@@ -158,7 +158,7 @@ describe('track()', () => {
     ]);
   });
 
-  it('throws where properties are not JSON, and goes on', async () => {
+  it('throws if properties are not JSON, and the batch can still be used', async () => {
     const batch = batchOf();
     const circular: Record<string, unknown> = {};
     circular['self'] = circular;
@@ -170,7 +170,7 @@ describe('track()', () => {
     expect(service.names()).toEqual(['b']);
   });
 
-  it('throws where an event alone is too big for a request', async () => {
+  it('throws if an event does not fit into a request', async () => {
     const batch = batchOf();
     const shell = '{"events":[{"external_user_id":"u","name":"a","properties":{"t":""}}]}'.length;
     const most = 'x'.repeat(MAX_BODY_BYTES - shell);
@@ -182,7 +182,7 @@ describe('track()', () => {
     expect(Buffer.byteLength(service.received[0]?.body ?? '')).toBe(MAX_BODY_BYTES);
   });
 
-  it('throws when maxQueue events are held, until some are accepted', async () => {
+  it('throws while maxQueue events are queued', async () => {
     const batch = batchOf({ maxSize: 2, maxQueue: 3 });
     service.script = [DOWN];
     track(batch, 'a', 'b', 'c');
@@ -192,14 +192,14 @@ describe('track()', () => {
       'the queue is full: 3 events are not yet accepted or reported; ' +
         'await flush() more often, or raise maxQueue',
     );
-    await settle();
+    await runPending();
     await batch.flush();
     track(batch, 'd', 'e', 'f');
     await batch.flush();
     expect(service.names()).toEqual(['a', 'b', 'c', 'd', 'e', 'f']);
   });
 
-  it('throws when maxQueueBytes are held', async () => {
+  it('throws while maxQueueBytes are queued', async () => {
     const each = '{"external_user_id":"usr_42","name":"a"},'.length;
     const batch = batchOf({ maxQueueBytes: 3 * each });
     track(batch, 'a', 'b', 'c');
@@ -210,10 +210,10 @@ describe('track()', () => {
     track(batch, 'd', 'e', 'f');
   });
 
-  it('counts rejected events until they are handed over', async () => {
+  it('counts rejected events as queued until they are reported', async () => {
     const batch = batchOf({ maxSize: 1, maxQueue: 1 });
     track(batch, BAD);
-    await settle();
+    await runPending();
     expect(() => {
       track(batch, 'a');
     }).toThrow(VibeFollowError);
@@ -224,16 +224,16 @@ describe('track()', () => {
 });
 
 describe('flush()', () => {
-  it('does nothing where nothing waits', async () => {
+  it('sends nothing if no events are queued', async () => {
     await batchOf().flush();
     expect(service.received).toHaveLength(0);
   });
 
-  it('waits for what a background send has under way', async () => {
+  it('waits for a background send that is in flight', async () => {
     const batch = batchOf({ maxSize: 1 });
     service.script = ['accept', 'hang'];
     track(batch, 'a', 'b');
-    await settle();
+    await runPending();
     const done = vi.fn();
     const flushed = batch.flush().catch(done);
     await vi.advanceTimersByTimeAsync(9_999);
@@ -242,7 +242,7 @@ describe('flush()', () => {
     await flushed;
   });
 
-  it('is not held up by what was tracked after it', async () => {
+  it('does not wait for events that are tracked after it', async () => {
     const batch = batchOf({ maxSize: 1 });
     track(batch, 'a');
     const flushed = batch.flush();
@@ -252,7 +252,7 @@ describe('flush()', () => {
     expect(service.names()).toEqual(['a']);
   });
 
-  it('may be called many times at once', async () => {
+  it('can be called several times at once', async () => {
     const batch = batchOf({ maxSize: 2 });
     track(batch, 'a', 'b', 'c');
     const first = batch.flush();
@@ -261,14 +261,14 @@ describe('flush()', () => {
     expect(sentNames()).toEqual([['a', 'b'], ['c'], ['d']]);
   });
 
-  it('is what disposal does', async () => {
+  it('is called by disposal', async () => {
     const batch = batchOf();
     track(batch, 'a');
     await batch[Symbol.asyncDispose]();
     expect(service.names()).toEqual(['a']);
   });
 
-  it('retries as the client is told to', async () => {
+  it('retries as often as maxRetries says', async () => {
     const batch = batchOf({}, 2);
     service.script = [DOWN, 'drop the connection'];
     track(batch, 'a');
@@ -281,13 +281,13 @@ describe('flush()', () => {
 });
 
 describe('a buffer whose retries ran out', () => {
-  const mishaps: Step[] = [DOWN, 'drop the connection', 'hang', refusal(429, 'rate_limited')];
+  const failures: Step[] = [DOWN, 'drop the connection', 'hang', refusal(429, 'rate_limited')];
 
-  it.each([...mishaps, { status: 200, body: 'not ours' }, { status: 301, body: '' }])(
-    'stays queued after %o, and goes out again under its key, unchanged',
-    async (mishap) => {
+  it.each([...failures, { status: 200, body: 'from a proxy' }, { status: 301, body: '' }])(
+    'stays queued after %o, and is sent again with the same key and body',
+    async (failure) => {
       const batch = batchOf();
-      service.script = [mishap];
+      service.script = [failure];
       track(batch, 'a');
       const failed = rejection(batch.flush(), VibeFollowError);
       await vi.runAllTimersAsync();
@@ -301,9 +301,9 @@ describe('a buffer whose retries ran out', () => {
     },
   );
 
-  it('is not doubled where it had been accepted after all', async () => {
+  it('is not duplicated if it was accepted after all', async () => {
     const batch = batchOf();
-    service.script = ['accept, then drop the connection', 'accept, then cut the answer off'];
+    service.script = ['accept, then drop the connection', 'accept, then cut off the response'];
     track(batch, 'a', 'b');
     await rejection(batch.flush(), NetworkError);
     await rejection(batch.flush(), NetworkError);
@@ -311,7 +311,7 @@ describe('a buffer whose retries ran out', () => {
     expect(service.names()).toEqual(['a', 'b']);
   });
 
-  it('holds back those behind it, so that order is kept', async () => {
+  it('delays the buffers behind it, so that the order is kept', async () => {
     const batch = batchOf({ maxSize: 1 });
     service.script = [DOWN];
     track(batch, 'a', 'b');
@@ -321,7 +321,7 @@ describe('a buffer whose retries ran out', () => {
     expect(service.names()).toEqual(['a', 'b']);
   });
 
-  it('in the background: is reported to onError, again by flush(), and sent by a later trigger', async () => {
+  it('in the background: is reported to onError and by flush(), and is sent with the next buffer', async () => {
     const onError = vi.fn();
     const batch = batchOf({ onError });
     service.script = [DOWN, DOWN];
@@ -338,7 +338,7 @@ describe('a buffer whose retries ran out', () => {
     await batch.flush();
   });
 
-  it('gives a flush() that joined half-way a round of attempts of its own', async () => {
+  it('is attempted again for a flush() that was called during the last attempt', async () => {
     const onError = vi.fn();
     const batch = batchOf({ maxSize: 1, onError });
     service.script = ['hang'];
@@ -377,7 +377,7 @@ describe('a rejected buffer', () => {
     [409, ValidationError],
     [413, VibeFollowError],
     [422, ValidationError],
-  ])('goes to onRejected after a %i, and the rest goes on', async (status, type) => {
+  ])('is passed to onRejected after a %i, and later buffers are sent', async (status, type) => {
     const onError = vi.fn();
     const batch = batchOf({ maxSize: 2, onRejected, onError });
     service.script = ['accept', refusal(status, 'x')];
@@ -390,7 +390,7 @@ describe('a rejected buffer', () => {
     expect(service.received).toHaveLength(3);
   });
 
-  it('is handed over as it was tracked', async () => {
+  it('is passed to onRejected as it was tracked', async () => {
     const given: TrackedEvent[] = [];
     const batch = batchOf({ onRejected: (events) => given.push(...events) });
     batch.track(BAD, 'usr_1', { plan: 'trial' });
@@ -400,13 +400,13 @@ describe('a rejected buffer', () => {
       { name: BAD, userId: 'usr_1', properties: { plan: 'trial' } },
       { name: 'a', userId: 'usr_2' },
     ]);
-    // Good ones can be tracked again.
+    // The valid events can be tracked again.
     for (const { name, userId, properties } of given.slice(1)) batch.track(name, userId, properties);
     await batch.flush();
     expect(service.names()).toEqual(['a']);
   });
 
-  it('makes flush() throw where there is no onRejected, with the events on the error', async () => {
+  it('without onRejected, makes flush() throw an error with the events', async () => {
     const batch = batchOf({ maxSize: 2 });
     track(batch, 'a', 'b', 'c', BAD, 'e');
     const error = await rejection(batch.flush(), ValidationError);
@@ -416,14 +416,14 @@ describe('a rejected buffer', () => {
     await batch.flush();
   });
 
-  it('does not print people’s properties with the error', async () => {
+  it('keeps properties out of the printed error', async () => {
     const batch = batchOf();
     batch.track(BAD, 'usr_1', { iban: 'DE0012345678' });
     const error = await rejection(batch.flush(), ValidationError);
     expect(inspect(error) + JSON.stringify(error)).not.toContain('DE0012345678');
   });
 
-  it('comes with the others, and with what failed in the same flush()', async () => {
+  it('is thrown together with the other failures of the same flush()', async () => {
     const batch = batchOf({ maxSize: 1 });
     service.script = [refusal(422, 'one'), 'accept', refusal(401, 'two'), DOWN];
     track(batch, 'a', 'b', 'c', 'd');
@@ -436,11 +436,11 @@ describe('a rejected buffer', () => {
     expect(service.names()).toEqual(['b', 'd']);
   });
 
-  it('in the background: goes to onError at once and to the next flush()', async () => {
+  it('in the background: is passed to onError at once, and is thrown by the next flush()', async () => {
     const onError = vi.fn();
     const batch = batchOf({ maxSize: 1, onError });
     track(batch, BAD, 'a', BAD);
-    await settle();
+    await runPending();
     expect(onError).toHaveBeenCalledTimes(2);
     const error = await rejection(batch.flush(), ValidationError);
     expect(error.events).toHaveLength(1);
@@ -448,11 +448,11 @@ describe('a rejected buffer', () => {
     await batch.flush();
   });
 
-  it('in the background: goes to onRejected alone where there is one', async () => {
+  it('in the background: is passed only to onRejected, if there is one', async () => {
     const onError = vi.fn();
     const batch = batchOf({ maxSize: 1, onError, onRejected });
     track(batch, BAD);
-    await settle();
+    await runPending();
     expect(handed).toHaveLength(1);
     expect(onError).not.toHaveBeenCalled();
     await batch.flush();
@@ -474,11 +474,11 @@ describe('a callback', () => {
   it.each([
     ['throws', () => { throw bug; }],
     ['rejects', () => Promise.reject(bug)],
-  ])('onRejected that %s loses nothing: flush() throws after all', async (_, onRejected) => {
+  ])('onRejected that %s makes flush() throw', async (_, onRejected) => {
     const onError = vi.fn();
     const batch = batchOf({ maxSize: 1, onRejected, onError });
     track(batch, BAD, 'a');
-    await settle();
+    await runPending();
     expect(onError).toHaveBeenCalledTimes(1);
     const error = await rejection(batch.flush(), ValidationError);
     expect(error.cause).toBe(bug);
@@ -486,7 +486,7 @@ describe('a callback', () => {
     expect(service.names()).toEqual(['a']);
   });
 
-  it('onRejected that returns a promise is waited for', async () => {
+  it('onRejected can return a promise, which flush() waits for', async () => {
     let stored = false;
     const batch = batchOf({
       onRejected: async () => {
@@ -500,7 +500,7 @@ describe('a callback', () => {
     expect(await flushed).toBe(true);
   });
 
-  it('onRejected may track the good ones again although the queue was full', async () => {
+  it('onRejected can track the valid events again although the queue was full', async () => {
     const batch = batchOf({
       maxSize: 3,
       maxQueue: 3,
@@ -514,7 +514,7 @@ describe('a callback', () => {
     expect(service.names()).toEqual(['a', 'b']);
   });
 
-  it('onRejected may track', async () => {
+  it('onRejected can call track()', async () => {
     const batch = batchOf({
       onRejected: () => {
         track(batch, 'instead');
@@ -533,23 +533,23 @@ describe('a callback', () => {
     const batch = batchOf({ maxSize: 1, onError });
     service.script = [DOWN];
     track(batch, 'a', BAD);
-    await settle();
+    await runPending();
     await rejection(batch.flush(), ValidationError);
     expect(service.names()).toEqual(['a']);
   });
 
-  it('onError may flush', async () => {
+  it('onError can call flush()', async () => {
     const again: Promise<void>[] = [];
     const batch = batchOf({ maxSize: 1, onError: () => void again.push(batch.flush()) });
     service.script = [DOWN];
     track(batch, 'a');
-    await settle();
+    await runPending();
     expect(again).toHaveLength(1);
     await Promise.all(again);
     expect(service.names()).toEqual(['a']);
   });
 
-  it('need not exist: a failure in the background is never an unhandled rejection', async () => {
+  it('is optional: a failure in the background never becomes an unhandled rejection', async () => {
     const batch = batchOf({ maxSize: 1 });
     service.script = [DOWN];
     track(batch, 'a', BAD);
@@ -569,11 +569,11 @@ describe('options', () => {
     { maxAgeMs: 2 ** 31 },
     { maxQueue: 0 },
     { maxQueueBytes: NaN },
-  ])('refuses %o, naming it', (options) => {
+  ])('rejects %o and names the option', (options) => {
     expect(() => batchOf(options)).toThrow(Object.keys(options)[0]);
   });
 
-  it('takes the most and the least', () => {
+  it('accepts the highest and lowest values', () => {
     batchOf({ maxSize: 500, maxAgeMs: 0, maxQueue: 1, maxQueueBytes: 1 });
   });
 });

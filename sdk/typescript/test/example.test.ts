@@ -3,7 +3,7 @@ import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import type { FetchRequest } from '@vibefollow/sdk';
 import { FakeService, KEY } from './service.js';
 
-/** The product page's example. `examples/page.ts` is what is type-checked and run. */
+/** The example of the product page. `examples/page.ts` is type-checked and run. */
 const PAGE = `import { VibeFollow } from '@vibefollow/sdk';
 const vf = new VibeFollow({ apiKey: process.env.VIBEFOLLOW_API_KEY! });
 const batch = vf.events.batch({ maxSize: 100, maxAgeMs: 5_000 });
@@ -29,12 +29,12 @@ afterEach(() => {
   vi.unstubAllGlobals();
 });
 
-it('is the page’s and the README’s, word for word', async () => {
+it('is the same on the product page, in examples/ and in the README', async () => {
   expect(await readFile(new URL('../examples/page.ts', import.meta.url), 'utf8')).toBe(PAGE);
   expect(await readFile(new URL('../README.md', import.meta.url), 'utf8')).toContain(PAGE);
 });
 
-it('sends every event, over a network and through a mishap', async () => {
+it('sends every event over a network that fails once', async () => {
   const http = await service.listen();
   service.script = ['accept', 'accept, then drop the connection'];
   const { fetch } = globalThis;

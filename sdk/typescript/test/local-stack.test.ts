@@ -4,13 +4,14 @@ import { ValidationError, VibeFollow, type FetchRequest } from '@vibefollow/sdk'
 import { fetchWithHost } from '../examples/fetch-with-host.js';
 import { rejection } from './service.js';
 
-// Runs against a deployed service:
+// These tests run against a deployed service if these environment variables are set:
 //
-//   VIBEFOLLOW_BASE_URL   where it is, as in http://127.0.0.1:4566
-//   VIBEFOLLOW_API_KEY    a key it knows
-//   VIBEFOLLOW_HOST       a Host header to send: how a local AWS knows which API is meant
-//   VIBEFOLLOW_QUEUE_URL  its queue on the local AWS, to look for the events there; they are left
-//                         in it, but hidden from other readers for VISIBILITY_SECONDS
+//   VIBEFOLLOW_BASE_URL   base URL of the API, such as http://127.0.0.1:4566
+//   VIBEFOLLOW_API_KEY    an API key of the service
+//   VIBEFOLLOW_HOST       optional: the Host header, by which a local AWS selects the API
+//   VIBEFOLLOW_QUEUE_URL  optional: the queue on the local AWS, in which the tests look for the
+//                         events. They stay in the queue, hidden from other readers for
+//                         VISIBILITY_SECONDS
 const { VIBEFOLLOW_BASE_URL, VIBEFOLLOW_API_KEY, VIBEFOLLOW_HOST, VIBEFOLLOW_QUEUE_URL } = process.env;
 const VISIBILITY_SECONDS = 30;
 
@@ -20,13 +21,13 @@ const send = VIBEFOLLOW_HOST
 const target = { apiKey: VIBEFOLLOW_API_KEY ?? '', baseUrl: VIBEFOLLOW_BASE_URL, fetchImpl: send };
 const run = randomUUID();
 
-/** The events of this run that are in the queue, in the order of their ids in each batch. */
+/** The events of this run that are in the queue, ordered by user id. */
 async function queued(atLeast: number): Promise<{ userId: string; name: string; properties: unknown }[]> {
   const url = new URL(VIBEFOLLOW_QUEUE_URL ?? '');
   const found = new Map<string, { userId: string; name: string; properties: unknown }>();
   const events = [];
-  // Reads on until nothing is left, so that a copy would be found, too; and ends before what it
-  // has read is shown again.
+  // Reads until the queue is empty, so that it finds duplicates too, but ends before messages that
+  // it has read become visible again.
   let more = true;
   for (const end = Date.now() + 20_000; Date.now() < end && (more || events.length < atLeast); ) {
     const response = await fetch(url.origin, {
@@ -34,7 +35,7 @@ async function queued(atLeast: number): Promise<{ userId: string; name: string; 
       headers: {
         'Content-Type': 'application/x-amz-json-1.0',
         'X-Amz-Target': 'AmazonSQS.ReceiveMessage',
-        // A local AWS reads the region and the service from it and checks no signature.
+        // A local AWS reads the region and the service from this header and does not check the signature.
         Authorization:
           'AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/sqs/aws4_request, SignedHeaders=host, Signature=0',
       },
@@ -68,9 +69,9 @@ async function queued(atLeast: number): Promise<{ userId: string; name: string; 
 const deployed = it.skipIf(!VIBEFOLLOW_BASE_URL || !VIBEFOLLOW_API_KEY);
 
 deployed(
-  'takes the page’s example, word for word',
+  'accepts the events of the page’s example',
   async () => {
-    // 350 events of about 1 KB: buffers large enough to go compressed.
+    // 350 events of about 1 KB, so that the buffers are large enough to be compressed.
     const events = Array.from({ length: 350 }, (_, i) => ({
       userId: `${run}-${String(i).padStart(5, '0')}`,
       name: 'order_placed',
@@ -88,13 +89,13 @@ deployed(
   60_000,
 );
 
-deployed('takes a batch near 5 MB', async () => {
+deployed('accepts a batch of almost 5 MB', async () => {
   const batch = new VibeFollow(target).events.batch({ maxSize: 500 });
   for (let i = 0; i < 52; i++) batch.track('big', `big-${run}`, { quotes: '"'.repeat(50_000) });
   await batch.flush();
 }, 30_000);
 
-deployed('names the faulty event of a batch', async () => {
+deployed('names the invalid event of a batch', async () => {
   const batch = new VibeFollow(target).events.batch();
   batch.track('fine', `fine-${run}`);
   batch.track('', `nameless-${run}`);
@@ -103,7 +104,7 @@ deployed('names the faulty event of a batch', async () => {
   expect(error.events).toHaveLength(2);
 });
 
-deployed('takes a single event, and names what is wrong with one', async () => {
+deployed('accepts a single event, and names the violation of an invalid one', async () => {
   const vf = new VibeFollow(target);
   await vf.events.track('signed_up', `single-${run}`, { plan: 'trial' });
   const error = await rejection(vf.events.track('', `single-${run}`), ValidationError);

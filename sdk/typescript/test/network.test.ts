@@ -5,7 +5,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { NetworkError, VibeFollow, VibeFollowError, type VibeFollowOptions } from '@vibefollow/sdk';
 import { FakeService, KEY, rejection, type HttpService } from './service.js';
 
-// The platform's own fetch against a real server; the clock is real, so the jitter is none.
+// The platform's fetch against a real server. The clock is real, so the jitter is set to 0.
 let service: FakeService;
 let http: HttpService;
 
@@ -25,8 +25,8 @@ function client(options: Partial<VibeFollowOptions> = {}): VibeFollow {
 }
 
 describe('a network that fails', () => {
-  it.each(['accept, then drop the connection', 'accept, then cut the answer off'] as const)(
-    'does not double an event when the service does %s',
+  it.each(['accept, then drop the connection', 'accept, then cut off the response'] as const)(
+    'does not duplicate an event when the service does this: %s',
     async (step) => {
       service.script = [step];
       await client().events.track('signed_up', 'usr_42');
@@ -35,20 +35,20 @@ describe('a network that fails', () => {
     },
   );
 
-  it('is tried again when it drops the connection or does not answer in time', async () => {
+  it('causes a retry if it drops the connection or if there is no response in time', async () => {
     service.script = ['drop the connection', 'hang'];
     await client({ timeoutMs: 1_000 }).events.track('signed_up', 'usr_42');
     expect(service.received).toHaveLength(3);
     expect(new Set(service.sentKeys()).size).toBe(1);
   });
 
-  it('times out in the middle of an answer', async () => {
-    service.script = ['hang in the answer'];
+  it('causes a timeout in the middle of a response', async () => {
+    service.script = ['hang in the response'];
     const sent = client({ timeoutMs: 100, maxRetries: 0 }).events.track('signed_up', 'usr_42');
     expect((await rejection(sent, NetworkError)).code).toBe('timeout');
   });
 
-  it('is named where nobody listens', async () => {
+  it('is named in the error if nothing listens on the port', async () => {
     const { url } = http;
     await http.kill();
     const sent = client({ baseUrl: url, maxRetries: 0 }).events.track('signed_up', 'usr_42');
@@ -70,10 +70,10 @@ describe('a network that fails', () => {
     other.close();
   });
 
-  it('loses and doubles nothing when the service crashes in the middle of a flush', async () => {
+  it('loses and duplicates nothing when the service crashes during a flush', async () => {
     const batch = client({ maxRetries: 0 }).events.batch({ maxSize: 10 });
     for (let i = 0; i < 55; i++) batch.track(`event ${i}`, 'usr_42');
-    // The third buffer is accepted, its answer lost, and then there is no service for a while.
+    // The third buffer is accepted but its response is lost. Then the service is down for a while.
     service.script = ['accept', 'accept', 'accept, then drop the connection'];
     await rejection(batch.flush(), NetworkError);
     await http.kill();
@@ -89,14 +89,14 @@ describe('a network that fails', () => {
   });
 });
 
-describe('the size of a body', () => {
+describe('a body', () => {
   /** Tracks one event that makes a body of exactly this many bytes, and sends it. */
   async function send(bytes: number, text: (length: number) => string): Promise<void> {
     const empty = JSON.stringify({ external_user_id: 'u', name: 'n', properties: { t: '' } });
     await client().events.track('n', 'u', { t: text(bytes - empty.length) });
   }
 
-  it('decides that it goes as it is up to 64 KB', async () => {
+  it('is sent uncompressed up to 64 KB', async () => {
     await send(64 * 1024, (length) => 'x'.repeat(length));
     const [request] = service.received;
     expect(request?.wireBytes).toBe(64 * 1024);
@@ -104,7 +104,7 @@ describe('the size of a body', () => {
     expect(request?.headers).not.toHaveProperty('content-encoding');
   });
 
-  it('decides that it goes compressed beyond, as a type the gateway leaves alone', async () => {
+  it('is compressed above 64 KB, with a content type that API Gateway treats as binary', async () => {
     await send(64 * 1024 + 1, (length) => 'x'.repeat(length));
     const [request] = service.received;
     expect(request?.wireBytes).toBeLessThan(1_000);
@@ -116,14 +116,14 @@ describe('the size of a body', () => {
     });
   });
 
-  it('is counted in UTF-8, and compression changes no character', async () => {
+  it('is measured in UTF-8, and compression changes no character', async () => {
     const text = 'é€😀\u2028\ud800"\\\n'.repeat(5_000);
     await client().events.track('n', 'u', { text });
     expect(service.received[0]?.headers['content-encoding']).toBe('gzip');
     expect(service.queue[0]?.properties).toEqual({ text });
   });
 
-  it('fits the gateway at its largest, even where it hardly compresses', async () => {
+  it('stays below the limit of Lambda at its maximum size, even if it hardly compresses', async () => {
     const batch = client({ timeoutMs: 60_000 }).events.batch({ maxSize: 500 });
     for (let bytes = 0; bytes < 5_100_000; bytes += 100_000) {
       batch.track('n', 'u', { noise: randomBytes(75_000).toString('base64') });
@@ -131,11 +131,11 @@ describe('the size of a body', () => {
     await batch.flush();
     const [request] = service.received;
     expect(request?.body.length).toBeGreaterThan(5_000_000);
-    // What Lambda gets is base64, with the rest of the event around it.
+    // Lambda receives the body as base64, together with the rest of the event.
     expect(((request?.wireBytes ?? NaN) * 4) / 3).toBeLessThan(6_291_456 - 100_000);
   });
 
-  it('is let be where the runtime cannot compress', async () => {
+  it('is sent uncompressed if the runtime cannot compress', async () => {
     vi.stubGlobal('CompressionStream', undefined);
     await send(100_000, (length) => 'x'.repeat(length));
     vi.unstubAllGlobals();

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 
-// What `npm run build` made, packed and unpacked as a consumer would have it.
+// The output of `npm run build`, packed and installed as in a consumer's project.
 const root = fileURLToPath(new URL('..', import.meta.url));
 const consumer = mkdtempSync(join(tmpdir(), 'vibefollow-sdk-'));
 const installed = join(consumer, 'node_modules/@vibefollow/sdk');
@@ -48,20 +48,20 @@ it('type-checks and runs as an ES module and as CommonJS, and lets the process e
   expect(run(process.execPath, 'out/cjs.cjs')).toBe('cjs ValidationError c usr_42\n');
 }, 120_000);
 
-it('type-checks for an older target, which has an older library', () => {
+it('type-checks for an older target and library', () => {
   const flags = ['--ignoreConfig', '--noEmit', '--strict', '--module', 'nodenext'];
   const old = ['--target', 'ES2020', '--lib', 'ES2020,DOM'];
   run(process.execPath, join(root, 'node_modules/typescript/bin/tsc'), ...flags, ...old, 'cjs.cts');
 }, 120_000);
 
-it('holds the build and nothing else, and depends on nothing', () => {
-  expect(readdirSync(installed).sort()).toEqual(['README.md', 'dist', 'package.json']);
+it('contains only the build, and has no dependencies', () => {
+  expect(readdirSync(installed).sort()).toEqual(['LICENSE', 'README.md', 'dist', 'package.json']);
   const manifest = JSON.parse(readFileSync(join(installed, 'package.json'), 'utf8')) as object;
   expect(manifest).toMatchObject({ name: '@vibefollow/sdk', private: true });
   expect(manifest).not.toHaveProperty('dependencies');
 });
 
-it('gives both kinds of module the same names', async () => {
+it('exports the same names from both kinds of module', async () => {
   const esm = (await import(join(installed, 'dist/esm/index.js'))) as object;
   const names = run(
     process.execPath,

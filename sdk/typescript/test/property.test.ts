@@ -6,20 +6,20 @@ import { FakeService, KEY, refusal, type Step } from './service.js';
 beforeEach(() => vi.useFakeTimers());
 afterEach(() => vi.useRealTimers());
 
-/** What happens to a batch, one thing after the other. */
+/** The actions of a run, in order. */
 type Action =
   | { do: 'track'; name: string }
   | { do: 'flush' }
   | { do: 'wait'; ms: number }
-  | { do: 'mishap'; step: Step };
+  | { do: 'fail'; step: Step };
 
 const step = fc.constantFrom<Step>(
   'accept',
   'accept, then drop the connection',
-  'accept, then cut the answer off',
+  'accept, then cut off the response',
   'drop the connection',
   'hang',
-  'hang in the answer',
+  'hang in the response',
   refusal(500, 'internal_error'),
   refusal(503, 'service_unavailable', { headers: { 'Retry-After': '1' } }),
   refusal(429, 'rate_limited', { headers: { 'Retry-After': '4' } }),
@@ -35,7 +35,7 @@ const action: fc.Arbitrary<Action> = fc.oneof(
   { weight: 1, arbitrary: fc.record({ do: fc.constant('track'), name: fc.constant(FakeService.BAD) }) },
   { weight: 2, arbitrary: fc.record({ do: fc.constant('flush') }) },
   { weight: 3, arbitrary: fc.record({ do: fc.constant('wait'), ms: fc.constantFrom(0, 1, 400, 5_000, 40_000) }) },
-  { weight: 4, arbitrary: fc.record({ do: fc.constant('mishap'), step }) },
+  { weight: 4, arbitrary: fc.record({ do: fc.constant('fail'), step }) },
 );
 
 const MAX_QUEUE = 20;
@@ -47,12 +47,12 @@ const setting = fc.record({
   handler: fc.constantFrom('none', 'sync', 'async', 'failing'),
 });
 
-it('accepts every event once or reports it, whatever happens', async () => {
+it('accepts every event once or reports it, in every sequence of actions', async () => {
   await fc.assert(
     fc.asyncProperty(setting, async ({ actions, maxSize, maxRetries, handler }) => {
       const service = new FakeService();
       const tracked: string[] = [];
-      // By error, since flushes that wait for one buffer share its error.
+      // Keyed by error, because several flushes that wait for a buffer share its error.
       const reported = new Map<VibeFollowError, string[]>();
       const report = (events: readonly TrackedEvent[], error: VibeFollowError) => {
         reported.set(error, events.map(({ userId }) => userId));
@@ -110,14 +110,14 @@ it('accepts every event once or reports it, whatever happens', async () => {
           case 'wait':
             await vi.advanceTimersByTimeAsync(action.ms);
             break;
-          case 'mishap':
+          case 'fail':
             service.script.push(action.step);
             break;
         }
       }
 
-      // The service recovers. What flush() has to report it reports at once, so that a second
-      // one has nothing left to say.
+      // The service recovers. The first flush() reports all remaining failures, so the second one
+      // succeeds.
       await vi.runAllTimersAsync();
       service.script = [];
       for (let i = 0; i < 2; i++) {
@@ -126,11 +126,11 @@ it('accepts every event once or reports it, whatever happens', async () => {
       }
       expect((await Promise.all(flushes)).at(-1)).toBe(true);
 
-      // Nothing is in the queue twice, and everything is there in the order it was tracked.
+      // No event is in the queue twice, and the events are in the order in which they were tracked.
       const queued = service.queue.map((event) => Number(event.external_user_id));
       expect(queued).toEqual([...new Set(queued)].sort((a, b) => a - b));
 
-      // A key stands for the same bytes each time, and no event goes under two keys.
+      // A key is always sent with the same bytes, and no event is sent with two keys.
       const bodies = new Map<string, string>();
       const last = new Map<string, number>();
       for (const { headers, body, seen } of service.received) {
@@ -146,7 +146,7 @@ it('accepts every event once or reports it, whatever happens', async () => {
       );
       expect(sent.map(([id]) => id)).toEqual(tracked);
 
-      // Each event's last answer was definite, and it is reported just where that was a no.
+      // The last response for each event was definite. The event is reported only if it was a rejection.
       for (const [id, status] of sent) {
         if (status === 202) {
           expect(accepted(id)).toBe(true);
@@ -159,7 +159,7 @@ it('accepts every event once or reports it, whatever happens', async () => {
       expect([...reported.values()].flat()).toHaveLength(new Set([...reported.values()].flat()).size);
       expect(service.mostAtOnce).toBeLessThanOrEqual(1);
 
-      // Nothing is held any longer.
+      // The queue is empty again.
       for (let i = 0; i < MAX_QUEUE; i++) track('good');
       expect(() => {
         track('good');

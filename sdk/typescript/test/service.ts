@@ -19,13 +19,13 @@ export interface Answer {
 
 export interface Received {
   path: string;
-  /** In lower case. */
+  /** With names in lowercase. */
   headers: Record<string, string>;
   /** After decoding. */
   body: string;
   wireBytes: number;
   at: number;
-  /** The status that the client came to see, or 0. */
+  /** The status that reached the client, or 0. */
   seen: number;
 }
 
@@ -40,28 +40,28 @@ export function refusal(
   return { status, headers, body: JSON.stringify({ errors: [{ code, message: `no: ${code}`, ...field }] }) };
 }
 
-/** What happens to one request. `accept…` put its events into the queue, the others do not. */
+/** The behavior for one request. Only `accept…` and `hang in the response` queue its events. */
 export type Step =
   | 'accept'
   | 'accept, then drop the connection'
-  | 'accept, then cut the answer off'
+  | 'accept, then cut off the response'
   | 'drop the connection'
   | 'hang'
-  | 'hang in the answer'
+  | 'hang in the response'
   | Answer;
 
-/** The contract's side of idempotency and validation, in memory, with a script of mishaps. */
+/** The service's idempotency and validation in memory, with a script of failures. */
 export class FakeService {
-  /** Played one a request; after it, everything is accepted. */
+  /** One step per request. After the last step, every request is accepted. */
   script: Step[] = [];
   readonly received: Received[] = [];
   readonly queue: WireEvent[] = [];
   readonly keys = new Map<string, string>();
-  /** The most requests that were under way at once. */
+  /** The highest number of requests in flight. */
   mostAtOnce = 0;
-  #underWay = 0;
+  #inFlight = 0;
 
-  /** Events of this name break a rule. */
+  /** Events with this name violate a rule. */
   static readonly BAD = 'bad';
 
   accept(received: Received): Answer {
@@ -90,9 +90,9 @@ export class FakeService {
     return this.received.map(({ headers }) => headers['idempotency-key'] ?? '');
   }
 
-  /** The service without a network, for tests that own the clock. */
+  /** The service without a network, for tests with a fake clock. */
   readonly fetch: FetchLike = async (url, request) => {
-    this.mostAtOnce = Math.max(this.mostAtOnce, ++this.#underWay);
+    this.mostAtOnce = Math.max(this.mostAtOnce, ++this.#inFlight);
     try {
       const headers = Object.fromEntries(
         Object.entries(request.headers).map(([name, value]) => [name.toLowerCase(), value]),
@@ -128,7 +128,7 @@ export class FakeService {
         case 'accept, then drop the connection':
           this.accept(received);
           throw new TypeError('fetch failed', { cause: new Error('other side closed') });
-        case 'accept, then cut the answer off':
+        case 'accept, then cut off the response':
           return {
             ...answer(this.accept(received)),
             text: () => Promise.reject(new TypeError('terminated')),
@@ -137,15 +137,15 @@ export class FakeService {
           throw new TypeError('fetch failed', { cause: new Error('other side closed') });
         case 'hang':
           return await hanging;
-        case 'hang in the answer':
+        case 'hang in the response':
           return { ...answer(this.accept(received)), text: () => hanging };
       }
     } finally {
-      this.#underWay--;
+      this.#inFlight--;
     }
   };
 
-  /** The service on a port, for tests of what a network does. */
+  /** The service on a port, for tests with a network. */
   async listen(port = 0): Promise<HttpService> {
     const server = createServer((request, response) => {
       void this.#serve(request, response);
@@ -185,7 +185,7 @@ export class FakeService {
         this.accept(received);
         request.socket.destroy();
         break;
-      case 'accept, then cut the answer off': {
+      case 'accept, then cut off the response': {
         const { status, body } = this.accept(received);
         response.writeHead(status, { 'Content-Length': body.length });
         response.write(body.slice(0, 10), () => request.socket.destroy());
@@ -196,7 +196,7 @@ export class FakeService {
         break;
       case 'hang':
         break;
-      case 'hang in the answer': {
+      case 'hang in the response': {
         const { status, body } = this.accept(received);
         response.writeHead(status, { 'Content-Length': body.length });
         response.write(body.slice(0, 10));
@@ -219,7 +219,7 @@ export class HttpService {
     return `http://127.0.0.1:${this.port}`;
   }
 
-  /** Ends it as a crash would. */
+  /** Stops the service like a crash. */
   async kill(): Promise<void> {
     this.#server.closeAllConnections();
     await new Promise((resolve) => this.#server.close(resolve));
@@ -230,7 +230,7 @@ function decode(headers: Record<string, string>, wire: Buffer): string {
   return (headers['content-encoding'] === 'gzip' ? gunzipSync(wire) : wire).toString('utf8');
 }
 
-/** The reason that a promise is rejected for, which must be an error of this class. */
+/** Returns the error that a promise is rejected with, which must be an instance of this class. */
 export async function rejection<E extends Error>(
   promise: Promise<unknown>,
   type: abstract new (...args: never[]) => E,

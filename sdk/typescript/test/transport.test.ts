@@ -28,7 +28,7 @@ function client(options: Partial<VibeFollowOptions> = {}): VibeFollow {
   return new VibeFollow({ apiKey: KEY, fetchImpl: service.fetch, ...options });
 }
 
-/** Sends one event against a script and lets the clock run until it is settled. */
+/** Sends one event to a service with this script, and advances the clock until the call has ended. */
 async function send(script: Step[], options: Partial<VibeFollowOptions> = {}): Promise<unknown> {
   service.script = script;
   const outcome = client(options)
@@ -38,7 +38,7 @@ async function send(script: Step[], options: Partial<VibeFollowOptions> = {}): P
   return outcome;
 }
 
-/** The times that passed between one attempt and the next. */
+/** The times between consecutive attempts. */
 function waits(): number[] {
   const times = service.received.map(({ at }) => at);
   return times.slice(1).map((at, i) => at - (times[i] ?? NaN));
@@ -47,7 +47,7 @@ function waits(): number[] {
 const BUSY = refusal(503, 'service_unavailable');
 
 describe('track()', () => {
-  it('sends the event as the contract has it', async () => {
+  it('sends the event as docs/contract.md requires', async () => {
     expect(await send([])).toBeUndefined();
     const [request] = service.received;
     expect(request?.path).toBe('/api/v1/events');
@@ -63,12 +63,12 @@ describe('track()', () => {
     });
   });
 
-  it('leaves properties out where there are none', async () => {
+  it('omits properties if there are none', async () => {
     await client().events.track('signed_up', 'usr_42');
     expect(service.queue).toEqual([{ external_user_id: 'usr_42', name: 'signed_up' }]);
   });
 
-  it('has a key of its own for each call, kept through its retries', async () => {
+  it('creates a key for each call, and keeps it for the retries', async () => {
     await send([BUSY, BUSY]);
     await send([BUSY]);
     const [a, b, c, d, e] = service.sentKeys();
@@ -78,12 +78,12 @@ describe('track()', () => {
     expect(service.queue).toHaveLength(2);
   });
 
-  it('keeps the path of a baseUrl', async () => {
+  it('keeps the path of baseUrl', async () => {
     await send([], { baseUrl: 'http://localhost:4566/stage/' });
     expect(service.received[0]?.path).toBe('/stage/api/v1/events');
   });
 
-  it('rejects properties that are not JSON, and sends nothing', async () => {
+  it('throws if properties are not JSON, and sends nothing', async () => {
     const error = await rejection(client().events.track('a', 'u', { n: 1n }), TypeError);
     expect(error.message).toContain('properties');
     expect(service.received).toHaveLength(0);
@@ -91,27 +91,27 @@ describe('track()', () => {
 });
 
 describe('retries', () => {
-  it.each([500, 502, 503, 504])('repeats after a %i', async (status) => {
+  it.each([500, 502, 503, 504])('happen after a %i', async (status) => {
     expect(await send([refusal(status, 'x')])).toBeUndefined();
     expect(service.received).toHaveLength(2);
   });
 
-  it('repeats after a lost connection, a lost answer and a time-out', async () => {
-    expect(await send(['drop the connection', 'accept, then cut the answer off'])).toBeUndefined();
-    expect(await send(['hang', 'hang in the answer'])).toBeUndefined();
+  it('happen after a lost connection, a lost response and a timeout', async () => {
+    expect(await send(['drop the connection', 'accept, then cut off the response'])).toBeUndefined();
+    expect(await send(['hang', 'hang in the response'])).toBeUndefined();
     expect(service.received).toHaveLength(6);
     expect(service.queue).toHaveLength(2);
   });
 
   it.each([400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 301, 302, 304, 307])(
-    'does not repeat after a %i',
+    'do not happen after a %i',
     async (status) => {
       expect(await send([refusal(status, 'x')])).toMatchObject({ status });
       expect(service.received).toHaveLength(1);
     },
   );
 
-  it('makes three attempts by default, and as many as it is told', async () => {
+  it('are two by default, and maxRetries if it is set', async () => {
     expect(await send([BUSY, BUSY, BUSY])).toBeInstanceOf(ServerError);
     expect(service.received).toHaveLength(3);
     expect(await send([BUSY], { maxRetries: 0 })).toBeInstanceOf(ServerError);
@@ -120,7 +120,7 @@ describe('retries', () => {
     expect(service.received).toHaveLength(15);
   });
 
-  it('backs off exponentially from 500 ms, at most 8 s, with full jitter', async () => {
+  it('back off exponentially from 500 ms to 8 s, with full jitter', async () => {
     const random = vi.spyOn(Math, 'random').mockReturnValue(1);
     await send(Array<Step>(6).fill(BUSY), { maxRetries: 6 });
     expect(waits()).toEqual([500, 1_000, 2_000, 4_000, 8_000, 8_000]);
@@ -131,7 +131,7 @@ describe('retries', () => {
     expect(waits()).toEqual([0, 250]);
   });
 
-  it('waits out a Retry-After, plus the jitter', async () => {
+  it('wait for Retry-After plus jitter', async () => {
     vi.spyOn(Math, 'random').mockReturnValue(0);
     const date = new Date(Date.now() + 27_000).toUTCString();
     await send([
@@ -147,28 +147,28 @@ describe('retries', () => {
     expect(waits()).toEqual([17_500]);
   });
 
-  it('backs off from a 429 that does not say how long, as the gateway sends it', async () => {
+  it('back off after a 429 without Retry-After, as API Gateway sends it', async () => {
     vi.spyOn(Math, 'random').mockReturnValue(1);
     await send([{ status: 429, body: '{"message":"Too Many Requests"}' }]);
     expect(waits()).toEqual([500]);
   });
 
-  it('does not sit out a Retry-After of more than a minute', async () => {
+  it('do not happen after a 429 with a Retry-After of more than a minute', async () => {
     const error = await send([refusal(429, 'rate_limited', { headers: { 'Retry-After': '61' } })]);
     expect(error).toBeInstanceOf(RateLimitError);
     expect(error).toMatchObject({ retryAfterMs: 61_000 });
     expect(service.received).toHaveLength(1);
   });
 
-  it('retries a 5xx after a minute at most, however long it asks for', async () => {
+  it('happen at most a minute after a 5xx, even if its Retry-After is longer', async () => {
     vi.spyOn(Math, 'random').mockReturnValue(0);
     await send([refusal(503, 'service_unavailable', { headers: { 'Retry-After': '120' } })]);
     expect(waits()).toEqual([60_000]);
   });
 });
 
-describe('time-outs', () => {
-  it.each(['hang', 'hang in the answer'] as const)('end an attempt whose server does %s', async (step) => {
+describe('timeouts', () => {
+  it.each(['hang', 'hang in the response'] as const)('end an attempt if the server does this: %s', async (step) => {
     const sent = send([step], { maxRetries: 0, timeoutMs: 1_234 });
     const error = await sent;
     expect(error).toBeInstanceOf(NetworkError);
@@ -176,7 +176,7 @@ describe('time-outs', () => {
     expect(String(error)).toContain('1234 ms');
   });
 
-  it('end an attempt even if fetchImpl does not heed the signal', async () => {
+  it('end an attempt even if fetchImpl ignores the signal', async () => {
     let signal: AbortSignal | undefined;
     const error = await send([], {
       maxRetries: 0,
@@ -189,7 +189,7 @@ describe('time-outs', () => {
     expect(signal?.aborted).toBe(true);
   });
 
-  it('are 10 s unless told otherwise, and leave no timer behind', async () => {
+  it('are 10 s by default, and leave no timer behind', async () => {
     const start = Date.now();
     await send(['hang'], { maxRetries: 0 });
     expect(Date.now() - start).toBe(10_000);
@@ -218,7 +218,7 @@ describe('errors', () => {
     expect(String(error)).toBe(`${type.name}: no: some_code (HTTP ${status}, some_code)`);
   });
 
-  it('carry every fault, the first field, and the request id', async () => {
+  it('have all elements of errors, the first field, and the request id', async () => {
     const errors = [
       { code: 'validation_failed', message: 'is missing', field: 'events[3].name' },
       { code: 'validation_failed', message: 'is too long', field: 'events[4].name' },
@@ -232,12 +232,12 @@ describe('errors', () => {
   });
 
   it.each([
-    ['the gateway’s', '{"message":"Request Entity Too Large"}', 'Request Entity Too Large (HTTP 413)'],
-    ['HTML', '<h1>413</h1>', "the answer was not the service's own (HTTP 413)"],
-    ['empty', '', "the answer was not the service's own (HTTP 413)"],
-    ['null', 'null', "the answer was not the service's own (HTTP 413)"],
-    ['of other shapes', '{"errors":[null,1,{"code":2}],"message":7}', 'own (HTTP 413)'],
-  ])('are clear where the body is %s', async (_, body, message) => {
+    ['from API Gateway', '{"message":"Request Entity Too Large"}', 'Request Entity Too Large (HTTP 413)'],
+    ['HTML', '<h1>413</h1>', 'the response did not come from the service (HTTP 413)'],
+    ['empty', '', 'the response did not come from the service (HTTP 413)'],
+    ['null', 'null', 'the response did not come from the service (HTTP 413)'],
+    ['of another form', '{"errors":[null,1,{"code":2}],"message":7}', 'the response did not come from the service (HTTP 413)'],
+  ])('have a clear message if the body is %s', async (_, body, message) => {
     const error = await send([{ status: 413, body }]);
     expect(error).toMatchObject({ status: 413, code: 'http_413', errors: [] });
     expect(String(error)).toContain(message);
@@ -248,11 +248,11 @@ describe('errors', () => {
     [200, '{"data":{"accepted":false}}'],
     [202, ''],
     [302, '{"data":{"accepted":true}}'],
-  ])('%i is no success where the body is %s', async (status, body) => {
+  ])('are thrown for a %i with the body %s', async (status, body) => {
     expect(await send([{ status, body }])).toMatchObject({ status, code: 'unexpected_response' });
   });
 
-  it('say what is wrong with the network', async () => {
+  it('contain the reason of a network failure', async () => {
     const cause = new AggregateError([], '');
     Object.assign(cause, { code: 'ECONNREFUSED' });
     const error = await send([], {
@@ -261,10 +261,10 @@ describe('errors', () => {
     });
     expect(error).toBeInstanceOf(NetworkError);
     expect(error).toMatchObject({ status: 0, code: 'network_error' });
-    expect(String(error)).toBe('NetworkError: no connection: fetch failed: ECONNREFUSED');
+    expect(String(error)).toBe('NetworkError: the request failed: fetch failed: ECONNREFUSED');
   });
 
-  it('stand for whatever a fetchImpl throws', async () => {
+  it('are created from anything that a fetchImpl throws', async () => {
     const fetchImpl = (): never => {
       // eslint-disable-next-line @typescript-eslint/only-throw-error
       throw 'a string';
@@ -272,7 +272,7 @@ describe('errors', () => {
     expect(String(await send([], { maxRetries: 0, fetchImpl }))).toContain('a string');
   });
 
-  it('never show the API key, nor does the client', async () => {
+  it('never show the API key, and neither does the client', async () => {
     const echo = refusal(400, KEY, { field: KEY, headers: {} });
     const errors = [
       await send([echo]),
@@ -308,25 +308,25 @@ describe('options', () => {
     ['maxRetries', { maxRetries: Infinity }],
     ['fetchImpl', { fetchImpl: 'fetch' }],
   ];
-  it.each(bad)('refuses a bad %s: %o', (name, options) => {
+  it.each(bad)('reject an invalid %s: %o', (name, options) => {
     const make = () => client(options);
     expect(make).toThrow(name);
     expect(make).not.toThrow(/secret|sk_test/);
   });
 
-  it('asks for a fetch where the runtime has none', () => {
+  it('require fetchImpl if the runtime has no fetch', () => {
     vi.stubGlobal('fetch', undefined);
     expect(() => new VibeFollow({ apiKey: KEY })).toThrow('fetchImpl');
     vi.unstubAllGlobals();
   });
 
-  it('asks for a source of keys where the runtime has none', () => {
+  it('require a runtime with crypto.randomUUID', () => {
     vi.stubGlobal('crypto', {});
     expect(() => client({})).toThrow('crypto.randomUUID');
     vi.unstubAllGlobals();
   });
 
-  it('goes to the product’s address by default', async () => {
+  it('have a default baseUrl', async () => {
     const urls: string[] = [];
     await client({
       fetchImpl: (url, request) => {

@@ -7,7 +7,7 @@ const fetchImpl: FetchLike = (_, { body }) => {
   return Promise.resolve(new Response('{"data":{"accepted":true}}', { status: 202 }));
 };
 const vf = new VibeFollow({ apiKey: 'sk_test_x', fetchImpl });
-// The platform's own fetch fits, too.
+// The platform's fetch is accepted as well.
 new VibeFollow({ apiKey: 'sk_test_x', fetchImpl: fetch });
 {
   await using batch = vf.events.batch({
@@ -21,11 +21,11 @@ new VibeFollow({ apiKey: 'sk_test_x', fetchImpl: fetch });
   }
   const row: Row = { plan: 'trial' };
   batch.track('signed_up', 'usr_42', row);
-  // @ts-expect-error a user has an id
+  // @ts-expect-error the user id is required
   if (bodies.length > 99) batch.track('signed_up');
   if (bodies.length > 99) batch.track('signed_up', 'usr_42', null);
 }
 if (bodies.length !== 1) throw new Error('disposal did not flush');
-// This one is never flushed, and its timer must not keep the process alive.
+// This batch is never flushed, and its timer must not keep the process alive.
 vf.events.batch({ maxAgeMs: 3_600_000 }).track('left', 'usr_42');
 console.log('esm', bodies[0]);
