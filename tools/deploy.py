@@ -2,12 +2,12 @@
 
     tools/deploy.py PROFILE [--yes] [--no-build] [--param NAME=VALUE]
 
-PROFILE is one of samconfig.toml's. A stack's first deployment is sam's guided one, which asks for
-each parameter. Afterwards it posts a batch without a key and expects our own 401: a function that
-cannot start is seen at once, with the reason.
+PROFILE is one of those in samconfig.toml. The first deployment of a stack is sam's guided one, which
+asks for each parameter. After every deployment, a batch is posted without a key. The function must
+answer 401; if it cannot start, the reason is printed.
 
-Run by make with .venv/sam/bin/python, which brings boto3. With AWS_ENDPOINT_URL set it deploys to
-the local AWS there.
+Make runs it with .venv/sam/bin/python, which has boto3. If AWS_ENDPOINT_URL is set, it deploys to
+the local AWS at that address.
 """
 
 import argparse
@@ -27,7 +27,11 @@ from typing import Any, cast
 
 import boto3
 import botocore.exceptions
-from stack import ROOT, Answer, Api, Failure, build, prepare_environment, run_logged, say, stack_outputs
+
+from build import build_for_release
+from progress import Failure, run, say, step
+from project import ROOT, prepare_environment
+from stack import Answer, Api, stack_outputs
 
 SAMCONFIG = ROOT / "samconfig.toml"
 STACK_POLICY = ROOT / "tools" / "stack-policy.json"
@@ -37,34 +41,35 @@ There are no AWS credentials that work, so nothing was built and nothing deploye
 
   {reason}
 
-Give some, for example by one of
+Set them in one of these ways:
 
   export AWS_PROFILE=…                 a profile of ~/.aws/config; with SSO also: aws sso login
   export AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…
 
-and look at whose they are: aws sts get-caller-identity"""
+To see which account they belong to: aws sts get-caller-identity"""
 
 NO_REGION = """\
-No AWS region is set, so nothing was built and nothing deployed. Say where:
+No AWS region is set, so nothing was built and nothing deployed. Set one:
 
   export AWS_REGION=eu-west-1"""
 
 
-# ── Where to ─────────────────────────────────────────────────────────────────────────────────
+# ── The account and the stack ────────────────────────────────────────────────────────────────
 
 
 def profile_settings(profile: str) -> dict[str, Any]:
-    """What samconfig.toml says of a profile."""
+    """The deployment parameters of a profile in samconfig.toml."""
     config = tomllib.loads(SAMCONFIG.read_text())
     profiles = [name for name, value in config.items() if isinstance(value, dict)]
     if profile not in profiles:
         raise Failure(f"samconfig.toml has no profile {profile}; it has: {', '.join(profiles)}")
-    return config[profile]["deploy"]["parameters"]
+    settings: dict[str, Any] = config[profile]["deploy"]["parameters"]
+    return settings
 
 
 def find_region(settings: dict[str, Any]) -> str:
-    # boto3 itself does not read AWS_REGION, which everybody else does.
-    region = settings.get("region") or os.environ.get("AWS_REGION") or boto3.Session().region_name
+    # boto3 does not read AWS_REGION, although other AWS tools do.
+    region: str | None = settings.get("region") or os.environ.get("AWS_REGION") or boto3.Session().region_name
     if not region:
         raise Failure(NO_REGION)
     return region
@@ -72,28 +77,30 @@ def find_region(settings: dict[str, Any]) -> str:
 
 def caller_identity(region: str) -> dict[str, str]:
     try:
-        return boto3.client("sts", region_name=region).get_caller_identity()
+        identity: dict[str, str] = boto3.client("sts", region_name=region).get_caller_identity()
     except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
         raise Failure(NO_CREDENTIALS.format(reason=error)) from None
+    return identity
 
 
 def stack_status(cloudformation: Any, stack: str) -> str | None:
     try:
-        return cloudformation.describe_stacks(StackName=stack)["Stacks"][0]["StackStatus"]
+        status: str = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]["StackStatus"]
     except botocore.exceptions.ClientError as error:
         if "does not exist" in str(error):
             return None
         raise
+    return status
 
 
 def is_new(status: str | None) -> bool:
-    """Whether the next deployment is the first. A change set never executed leaves a stack, too."""
+    """Whether the next deployment is the first. A change set that was never executed leaves a stack, too."""
     return status in (None, "REVIEW_IN_PROGRESS")
 
 
 def confirm(question: str) -> None:
     if not sys.stdin.isatty():
-        raise Failure("Nobody is there to confirm this. To deploy unasked: make deploy YES=1")
+        raise Failure("Nobody is there to confirm this. To deploy without a question: make deploy YES=1")
     if input(f"\n{question} [y/N] ").strip().lower() not in ("y", "yes"):
         raise Failure("Nothing was built and nothing deployed.")
 
@@ -102,13 +109,13 @@ def confirm(question: str) -> None:
 
 
 def parameters(arguments: argparse.Namespace) -> list[str]:
-    """The template's parameters, as sam takes them: quoted, since it takes no empty one otherwise."""
+    """The template's parameters as sam expects them: quoted, because sam ignores empty values otherwise."""
     overrides = profile_settings(arguments.profile).get("parameter_overrides", [])
-    if isinstance(overrides, str):  # as sam writes them
+    if isinstance(overrides, str):  # as a guided deployment writes them
         overrides = shlex.split(overrides)
     values = dict(pair.split("=", 1) for pair in [*overrides, *arguments.param])
-    # A local AWS does not tell functions where it is. And the address of one must never come to
-    # AWS, from a profile that a guided deployment to the local one wrote.
+    # Functions on a local AWS need its address. On AWS the parameter must be empty, even if a guided
+    # deployment to a local AWS wrote an address into the profile.
     values["EndpointUrl"] = os.environ.get("AWS_ENDPOINT_URL", "")
     return [f'{name}="{value}"' for name, value in values.items()]
 
@@ -124,30 +131,29 @@ def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: b
         "--parameter-overrides", *parameters(arguments),
     ]  # fmt: skip
     if arguments.yes:
-        run_logged(
+        run(
             [*command, "--no-confirm-changeset"],
             arguments.state_dir / "deploy.log",
-            "The first CREATE_FAILED or UPDATE_FAILED above says why. The stack is as it was before,\n"
-            "unless it says ROLLBACK_COMPLETE: then delete it and deploy again.",
+            "The first CREATE_FAILED or UPDATE_FAILED has the reason. The stack is as it was before,\n"
+            "unless its status is ROLLBACK_COMPLETE: then delete it and deploy again.",
         )
     elif subprocess.run([*command, *(["--guided"] if guided else [])], cwd=ROOT).returncode != 0:
-        raise Failure("sam deploy did not deploy it; what it says above tells why.")
+        raise Failure("sam deploy failed. Its output above has the reason.")
 
 
-# ── Does it run? ─────────────────────────────────────────────────────────────────────────────
+# ── The check after a deployment ─────────────────────────────────────────────────────────────
 
 
 def first_answer(api: Api) -> Answer | None:
-    """What a batch without a key is answered, or None if nothing answers at that address."""
+    """The answer to a batch without a key, or None if nothing answers at that address."""
     answer = None
-    # A new API's name may take a moment to be known everywhere, and so may its permission to call
-    # the function.
+    # A new API's host name and its permission to call the function may take some seconds to work.
     for pause in (0, 1, 2, 4, 8, 15):
         time.sleep(pause)
         try:
             answer = api.post({"events": []}, {"Idempotency-Key": str(uuid.uuid4())})
         except (OSError, http.client.HTTPException) as error:
-            say(f"    no answer yet: {error}")
+            say(f"No answer yet: {error}")
             continue
         if answer.error_code() or pause >= 2:
             break
@@ -155,25 +161,25 @@ def first_answer(api: Api) -> Answer | None:
 
 
 def recent_log(region: str, outputs: dict[str, str], since: float) -> list[str]:
-    """What the function logged since then; a run of its own first, for its log is there at once."""
+    """What the function logged since then. An invocation comes first, because its log is there at once."""
     lines = []
     try:
-        run = boto3.client("lambda", region_name=region).invoke(
+        invoked = boto3.client("lambda", region_name=region).invoke(
             FunctionName=outputs["FunctionName"], LogType="Tail", Payload=b"{}"
         )
-        if "FunctionError" in run:
-            lines += base64.b64decode(run.get("LogResult", "")).decode(errors="replace").splitlines()
-            lines += [json.loads(run["Payload"].read())["errorMessage"]]
+        if "FunctionError" in invoked:
+            lines += base64.b64decode(invoked.get("LogResult", "")).decode(errors="replace").splitlines()
+            lines += [json.loads(invoked["Payload"].read())["errorMessage"]]
         pages = boto3.client("logs", region_name=region).get_paginator("filter_log_events")
         for page in pages.paginate(logGroupName=outputs["FunctionLog"], startTime=int(since * 1000)):
             lines += [event["message"].rstrip() for event in page["events"]]
     except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-        lines += [f"(its log could not be read: {error})"]
+        lines += [f"(The log could not be read: {error})"]
     return list(dict.fromkeys(lines))
 
 
 def reasons_for_failed_start(lines: list[str]) -> list[str]:
-    """What lines of level ERROR say, wherever in a line they begin, but for those of a request."""
+    """The messages of level ERROR, except those about a request."""
     reasons = []
     for line in lines:
         start = line.find('{"level":"ERROR"')
@@ -185,50 +191,50 @@ def reasons_for_failed_start(lines: list[str]) -> list[str]:
 
 
 def check(region: str, api: Api, outputs: dict[str, str], since: float) -> None:
-    """See that the function starts and answers, by our own 401."""
-    say("posting a batch without a key, which our own 401 must answer")
-    answer = first_answer(api)
+    """Check that the function starts and answers 401 to a batch without a key."""
+    with step("Post a batch without a key, which the function must answer with 401"):
+        answer = first_answer(api)
     if answer and (answer.status, answer.error_code()) == (401, "auth_required"):
-        say("HTTP 401 auth_required: it runs")
+        say("HTTP 401 auth_required: the function runs.")
         return
     got = f"HTTP {answer.status} {answer.body}" if answer else "no answer at all"
     lines = recent_log(region, outputs, since)
     reasons = reasons_for_failed_start(lines)
     if reasons:
-        why = "Its function cannot start. It says:\n\n  " + "\n  ".join(reasons)
+        why = "Its function cannot start. It logged:\n\n  " + "\n  ".join(reasons)
     else:
-        why = "What its function logged last:\n\n  " + "\n  ".join(lines[-15:] or ["nothing"])
+        why = "The last lines of the function's log:\n\n  " + "\n  ".join(lines[-15:] or ["nothing"])
     raise Failure(
-        f"The stack is deployed, but does not work: {api.address} gave\n\n  {got}\n\n{why}\n\n"
-        "Clients get this, too. Mend it and deploy again, or go back: check the last good version\n"
-        f"out and deploy that. More of its log: aws logs tail {outputs['FunctionLog']} --since 15m"
+        f"The stack is deployed, but does not work: {api.address} answered\n\n  {got}\n\n{why}\n\n"
+        "Clients get the same answer. Fix the cause and deploy again, or check out the last version that\n"
+        f"worked and deploy that. More of its log: aws logs tail {outputs['FunctionLog']} --since 15m"
     )
 
 
 def print_next_step(api: Api, outputs: dict[str, str]) -> None:
     print(f"""
-It is deployed and runs.
+The stack is deployed and the function answers.
 
   URL        {api.address}
   Dashboard  {outputs["DashboardUrl"]}
   Alarms to  {outputs["AlarmTopicArn"]}
 
-Next, make an API key. It is shown this once, so it goes into a variable:
+Next, create an API key. It is printed only once; this puts it into a variable:
 
-  KEY=$(cargo run --quiet --release --locked --features cli --bin event-ingest-keys -- \\
+  KEY=$(cargo run --quiet --release --locked --package event-ingest-keys -- \\
       create --project acme --name first --mode test --table {outputs["ApiKeysTable"]})
 
-and post a batch with it:
+Then post a batch with it:
 
   {api.curl("$KEY", str(uuid.uuid4()))}
 
-It is answered HTTP 202 {{"data":{{"accepted":true}}}}, and then waits in the queue:
+The answer is HTTP 202 {{"data":{{"accepted":true}}}}, and the batch waits in the queue:
 
   aws sqs receive-message --queue-url {outputs["QueueUrl"]}
 """)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def build_and_deploy(arguments: argparse.Namespace) -> None:
     settings = profile_settings(arguments.profile)
     region = find_region(settings)
     identity = caller_identity(region)
@@ -246,17 +252,21 @@ def run(arguments: argparse.Namespace) -> None:
 
     arguments.state_dir.mkdir(parents=True, exist_ok=True)
     if not arguments.no_build:
-        build(arguments.state_dir, parameters(arguments))
+        build_for_release(arguments.state_dir, parameters(arguments))
     template = arguments.state_dir / "build" / "template.yaml"
     since = time.time()
-    say(f"deploying stack {stack} with sam deploy")
-    deploy(template, arguments, region, guided)
+    if arguments.yes:
+        with step(f"Deploy stack {stack} with sam deploy"):
+            deploy(template, arguments, region, guided)
+    else:
+        say(f"Deploying stack {stack} with sam deploy")
+        deploy(template, arguments, region, guided)
     if guided:
-        # Its questions may have been answered with another name or region, which sam wrote down.
+        # The person may have chosen another name or region, which sam wrote into the profile.
         settings = profile_settings(arguments.profile)
         stack, region = arguments.stack or settings["stack_name"], find_region(settings)
         cloudformation = boto3.client("cloudformation", region_name=region)
-    # From now on no update may replace or delete what clients were promised.
+    # From now on no update may replace or delete what clients rely on.
     cloudformation.set_stack_policy(StackName=stack, StackPolicyBody=STACK_POLICY.read_text())
 
     outputs = stack_outputs(cloudformation, stack)
@@ -269,14 +279,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("profile", metavar="PROFILE", help="dev, prod, or another of samconfig.toml's")
-    parser.add_argument("--yes", action="store_true", help="ask nothing")
-    parser.add_argument("--no-build", action="store_true", help="deploy what was built last")
-    parser.add_argument("--stack", help="another name than the profile's")
+    parser.add_argument("profile", metavar="PROFILE", help="dev, prod, or another one in samconfig.toml")
+    parser.add_argument("--yes", action="store_true", help="ask no questions")
+    parser.add_argument("--no-build", action="store_true", help="deploy the last build")
+    parser.add_argument("--stack", help="its name, instead of the profile's")
     parser.add_argument(
-        "--param", action="append", default=[], metavar="NAME=VALUE", help="on top of the profile's"
+        "--param", action="append", default=[], metavar="NAME=VALUE", help="overrides the profile's value"
     )
-    parser.add_argument("--state-dir", type=Path, default=ROOT / ".aws-sam", help="builds and logs")
+    parser.add_argument("--state-dir", type=Path, default=ROOT / ".aws-sam", help="for builds and logs")
     arguments = parser.parse_args()
     arguments.state_dir = arguments.state_dir.resolve()
     return arguments
@@ -287,12 +297,12 @@ def main() -> int:
     arguments = parse_arguments()
     prepare_environment()
     try:
-        run(arguments)
+        build_and_deploy(arguments)
     except (Failure, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as failure:
         print(f"\n{failure}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, EOFError):
-        print("\ninterrupted", file=sys.stderr)
+        print("\nInterrupted.", file=sys.stderr)
         return 130
     return 0
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-import local  # noqa: E402
+import local_aws  # noqa: E402
+import project  # noqa: E402
 
 
 def message(events, batch="01a207af-0ff7-7cc3-9d4e-0a1b2c3d4e5f", **more):
@@ -35,9 +36,9 @@ class ConsumerTest(unittest.TestCase):
     def setUpClass(cls):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
-        local.isolate_environment()
-        cls.aws = local.start(Path(folder.name), local.free_port())
-        cls.addClassCleanup(local.stop, Path(folder.name))
+        project.isolate_environment()
+        cls.aws = local_aws.start(Path(folder.name), local_aws.free_port())
+        cls.addClassCleanup(local_aws.stop, Path(folder.name))
         os.environ.update(
             AWS_ENDPOINT_URL=cls.aws.url, COUNTS_TABLE="counts", SEEN_TABLE="seen"
         )

@@ -1,0 +1,75 @@
+"""The stack on a local AWS: checks template.yaml, deploys it, and reads the function's log."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from local_aws import LocalAws
+from progress import run, step
+from project import REGION, TEMPLATE
+from stack import stack_outputs
+
+
+def validate(state_dir: Path) -> None:
+    """Check template.yaml with sam and, including its advice, with cfn-lint."""
+    remedy = "Each line names a rule and a place in template.yaml."
+    with step("Checking template.yaml with sam validate --lint"):
+        run(
+            ["sam", "validate", "--lint", "--template-file", str(TEMPLATE), "--region", REGION],
+            state_dir / "validate.log",
+            remedy,
+        )
+    with step("Checking template.yaml with cfn-lint, including its advice"):
+        run(["cfn-lint", "--include-checks", "I", "--", str(TEMPLATE)], state_dir / "lint.log", remedy)
+
+
+def deploy(aws: LocalAws, template: Path, stack: str, parameters: Sequence[str]) -> dict[str, str]:
+    """Deploy a built template and return the outputs of the stack."""
+    bucket = f"{stack}-artifacts"
+    aws.client("s3").create_bucket(Bucket=bucket)
+    run(
+        [
+            "sam", "deploy",
+            "--template-file", str(template),
+            "--stack-name", stack,
+            "--s3-bucket", bucket,
+            "--region", REGION,
+            "--capabilities", "CAPABILITY_IAM",
+            "--no-confirm-changeset",
+            "--no-fail-on-empty-changeset",
+            *(["--parameter-overrides", *parameters] if parameters else []),
+        ],
+        aws.state_dir / "deploy.log",
+        "If the local AWS is in a bad state, start it again: make stop, then make run.",
+        environment={"AWS_ENDPOINT_URL": aws.url},
+    )  # fmt: skip
+    return stack_outputs(aws.client("cloudformation"), stack)
+
+
+def parameters_for(aws: LocalAws) -> list[str]:
+    """The parameters of the template that a local AWS needs."""
+    return [f"EndpointUrl={aws.url}", "ProtectApiKeys=false"]
+
+
+def write_function_environment(aws: LocalAws, function: str) -> None:
+    """Write the deployed function's environment to the file that `cargo lambda watch` reads."""
+    configuration = aws.client("lambda").get_function_configuration(FunctionName=function)
+    variables = {
+        name: value
+        for name, value in configuration["Environment"]["Variables"].items()
+        if not name.startswith("MALLOC_")
+    }
+    variables |= {
+        "AWS_REGION": REGION,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }
+    text = "".join(f"{name}={value}\n" for name, value in variables.items())
+    (aws.state_dir / "function.env").write_text(text)
+
+
+def log_lines(aws: LocalAws, stack: str) -> Iterator[str]:
+    """The lines that the deployed function logged."""
+    pages = aws.client("logs").get_paginator("filter_log_events")
+    for page in pages.paginate(logGroupName=f"/aws/lambda/{stack}"):
+        for event in page["events"]:
+            yield event["message"].rstrip()

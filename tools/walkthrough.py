@@ -1,0 +1,141 @@
+"""Shows the deployed API at work, and checks each answer and the queue message against the contract."""
+
+import datetime
+import json
+import textwrap
+import uuid
+from typing import Any
+
+from local_aws import LocalAws
+from progress import Failure, run
+from stack import ENDPOINT, EXAMPLE_BATCH, Answer, Api
+
+INVALID_BATCH: dict[str, Any] = {"events": [{"name": "user_signed_up"}]}
+
+
+# ── Requests ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def show_requests(aws: LocalAws, outputs: dict[str, str], project: str, key: str) -> None:
+    """Post a batch, its repetition and an invalid batch, and show what arrived in the queue."""
+    api = Api(outputs["ApiUrl"], aws.url)
+    # Messages of an earlier `make run` may still be there.
+    aws.client("sqs").purge_queue(QueueUrl=outputs["QueueUrl"])
+
+    first = str(uuid.uuid4())
+    answer = post_and_show("A batch of one event:", api, key, first, EXAMPLE_BATCH)
+    expect(answer, 202)
+    answer = post_and_show("The same request again, which sends nothing:", api, key, first, EXAMPLE_BATCH)
+    expect(answer, 202, idempotency_replayed="true")
+    title = "A batch whose event has no user:"
+    expect(post_and_show(title, api, key, str(uuid.uuid4()), INVALID_BATCH), 422)
+    show_and_check_message(receive(aws, outputs["QueueUrl"]), project)
+
+
+def post_and_show(title: str, api: Api, key: str, idempotency_key: str, batch: Any) -> Answer:
+    print(f"\n{title}\n\n  POST {ENDPOINT}\n  Idempotency-Key: {idempotency_key}\n  {json.dumps(batch)}\n")
+    answer = api.post(batch, {"Authorization": f"Bearer {key}", "Idempotency-Key": idempotency_key})
+    print(f"  HTTP {answer.status}")
+    for name in ("idempotency-replayed", "retry-after", "x-request-id"):
+        if name in answer.headers:
+            print(f"  {name}: {answer.headers[name]}")
+    print(f"  {answer.body}")
+    return answer
+
+
+def expect(answer: Answer, status: int, **headers: str) -> None:
+    wanted = {name.replace("_", "-"): value for name, value in headers.items()}
+    found = {name: answer.headers.get(name) for name in wanted}
+    if answer.status != status or found != wanted:
+        expected = " ".join([f"HTTP {status}", *(f"{name}: {value}" for name, value in wanted.items())])
+        raise Failure(f"The answer should have been {expected}\nThe function's log may say why: make logs")
+
+
+# ── The queue message ────────────────────────────────────────────────────────────────────────────
+
+
+def receive(aws: LocalAws, queue: str) -> dict[str, Any]:
+    """Take one message from the queue."""
+    sqs = aws.client("sqs")
+    received = sqs.receive_message(
+        QueueUrl=queue,
+        WaitTimeSeconds=5,
+        MessageAttributeNames=["All"],
+        MessageSystemAttributeNames=["MessageGroupId"],
+    )
+    if "Messages" not in received:
+        raise Failure("No message arrived in the queue, although the batch was accepted.")
+    message: dict[str, Any] = received["Messages"][0]
+    sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+    return message
+
+
+def documented_message(batch_id: str, project: str) -> dict[str, Any]:
+    """The queue message of the example batch, according to docs/contract.md, "The queue message"."""
+    arrived = datetime.datetime.fromtimestamp((uuid.UUID(batch_id).int >> 80) / 1000, datetime.UTC)
+    return {
+        "schema": "event-batch/1",
+        "batch_id": batch_id,
+        "project_id": project,
+        "mode": "test",
+        "received_at": arrived.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "events": [
+            {"id": f"{batch_id}-{index}", "event": event}
+            for index, event in enumerate(EXAMPLE_BATCH["events"])
+        ],
+    }
+
+
+def show_and_check_message(message: dict[str, Any], project: str) -> None:
+    body = json.loads(message["Body"])
+    attributes = {name: attribute["StringValue"] for name, attribute in message["MessageAttributes"].items()}
+    group = message["Attributes"].get("MessageGroupId")
+    print("\nThe message that arrived in the queue:\n")
+    print(f"  attributes: {json.dumps(attributes)}\n  MessageGroupId: {group}")
+    print(textwrap.indent(json.dumps(body, indent=2), "  "))
+
+    expected = documented_message(body["batch_id"], project)
+    expected_attributes = {name: expected[name] for name in ("schema", "project_id", "mode")}
+    unchanged = all(json.dumps(event) in message["Body"] for event in EXAMPLE_BATCH["events"])
+    if (body, attributes, group, unchanged) != (expected, expected_attributes, project, True):
+        raise Failure(
+            "This is not the documented message. Its MessageGroupId must be the project, each event must\n"
+            f"have the bytes that were sent, the attributes must be {json.dumps(expected_attributes)},\n"
+            f"and the body must be\n{json.dumps(expected, indent=2)}"
+        )
+
+
+# ── The client ───────────────────────────────────────────────────────────────────────────────────
+
+
+def run_client(aws: LocalAws, outputs: dict[str, str], key: str) -> str:
+    """Run the TypeScript client's example and return what to show of it."""
+    log = aws.state_dir / "example.log"
+    run(
+        ["npm", "--prefix", "sdk/typescript", "--silent", "run", "example", "--", "250"],
+        log,
+        environment={
+            "VIBEFOLLOW_API_KEY": key,
+            "VIBEFOLLOW_BASE_URL": aws.url,
+            "VIBEFOLLOW_HOST": Api(outputs["ApiUrl"]).host,
+        },
+    )
+    shown = textwrap.indent(log.read_text().strip(), "  ")
+    return f"\nThe TypeScript client's example, sdk/typescript/examples/backfill.ts:\n\n{shown}"
+
+
+# ── What next ────────────────────────────────────────────────────────────────────────────────────
+
+
+def print_what_next(aws: LocalAws, outputs: dict[str, str], key: str) -> None:
+    api = Api(outputs["ApiUrl"], aws.url)
+    print(f"""
+The local AWS keeps running. To stop it: make stop
+
+  URL      {api.address}
+  Host     {api.host}
+  API key  {key}
+  Queue    {outputs["QueueUrl"]}
+
+  {api.curl(key, str(uuid.uuid4()))}
+""")
