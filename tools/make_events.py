@@ -15,7 +15,7 @@ ENDPOINT = "/api/v1/events/batch"
 SINGLE_ENDPOINT = "/api/v1/events"
 JSON = "application/json"
 
-# These keys exist only on the local AWS; tools/local.py adds them to its API keys table.
+# These keys exist only on the local AWS; tools/local_keys.py adds them to its API keys table.
 KEY = "sk_test_LOCAL_ONLY_not_a_secret_0123456789"
 REVOKED_KEY = "sk_test_LOCAL_ONLY_revoked_key_0123456789"
 READ_ONLY_KEY = "sk_test_LOCAL_ONLY_read_scope_0123456789"
