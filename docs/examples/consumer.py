@@ -10,6 +10,7 @@ environment variables:
 import json
 import os
 import time
+from typing import Any
 
 import boto3
 
@@ -20,7 +21,7 @@ REMEMBER_SECONDS = 30 * 24 * 3600
 dynamodb = boto3.client("dynamodb", endpoint_url=os.environ.get("AWS_ENDPOINT_URL"))
 
 
-def handler(event, context):
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """Returns the messages that failed. Lambda deletes the others."""
     failed = []
     for record in event["Records"]:
@@ -32,7 +33,7 @@ def handler(event, context):
     return {"batchItemFailures": failed}
 
 
-def consume(message):
+def consume(message: dict[str, Any]) -> None:
     """Applies every event of a message. If one fails, the others are still applied."""
     if message["schema"] != "event-batch/1":
         raise ValueError(f"unknown schema {message['schema']}")
@@ -46,7 +47,7 @@ def consume(message):
         raise RuntimeError("; ".join(failures))
 
 
-def apply_once(message, entry):
+def apply_once(message: dict[str, Any], entry: dict[str, Any]) -> None:
     """Records the event id and counts the event in one transaction."""
     name = entry["event"]["name"]
     record_id = {

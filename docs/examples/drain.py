@@ -6,22 +6,27 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import boto3
 
 
-def messages(sqs, queue):
+def messages(sqs: Any, queue: str) -> Iterator[dict[str, Any]]:
     """Yields every message of the queue. Each ten are deleted before the next ten are received."""
     while found := sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages"):
         yield from found
-        entries = [{"Id": str(number), "ReceiptHandle": one["ReceiptHandle"]} for number, one in enumerate(found)]
+        handles = [one["ReceiptHandle"] for one in found]
+        entries = [{"Id": str(number), "ReceiptHandle": handle} for number, handle in enumerate(handles)]
         sqs.delete_message_batch(QueueUrl=queue, Entries=entries)
 
 
-def main(queue, endpoint="http://127.0.0.1:4566"):
+def main(queue: str, endpoint: str = "http://127.0.0.1:4566") -> None:
     credentials = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
     sqs = boto3.client("sqs", endpoint_url=endpoint, **credentials)
-    count, ids, contents = 0, Counter(), Counter()
+    count = 0
+    ids: Counter[str] = Counter()
+    contents: Counter[int] = Counter()
     for message in messages(sqs, queue):
         count += 1
         for entry in json.loads(message["Body"])["events"]:
