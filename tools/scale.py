@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What scale costs, what stops it, and what clients see in bad minutes. Standard library only.
+"""Computes the limits and the cost of scale, and what clients see during overload and outages.
 
     tools/scale.py           print the tables
-    tools/scale.py --write   put them into docs/scale.md
+    tools/scale.py --write   write them to docs/scale.md
 
-Everything assumed stands in the first part of this file, with a unit in its name. Service times
-are taken from docs/benchmarks/results.json where `make bench` has written it.
+The first part of this file lists every assumption, with its unit in its name. Service times are those of
+docs/benchmarks/results.json, if `make bench` has written it. Needs only the standard library.
 """
 
 import argparse
@@ -19,40 +19,40 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# ── What is assumed ──────────────────────────────────────────────────────────────────────────────
+# ── Assumptions ──────────────────────────────────────────────────────────────────────────────────
 
-EVENTS_A_BATCH = 100
+EVENTS_PER_BATCH = 100
 PEAK_TO_AVERAGE = 3
-DAYS_A_MONTH = 30.4
-SECONDS_A_DAY = 86_400
+DAYS_PER_MONTH = 30.4
+SECONDS_PER_DAY = 86_400
 MEMORY_GB = 0.25
 
-# us-east-1 list prices, November 2026, no free tier: (up to this many, dollars each).
+# us-east-1 list prices, November 2026, without free tier; tiers are (up to this amount, dollars each).
 LAMBDA_REQUEST = 0.20e-6
 LAMBDA_GB_SECOND = [(6e9, 16.6667e-6), (15e9, 15.0000e-6), (math.inf, 13.3334e-6)]
 WRITE_UNIT = 0.625e-6
 SQS_REQUEST = [(100e9, 0.40e-6), (200e9, 0.30e-6), (math.inf, 0.24e-6)]
-SQS_GROUP = 0.10e-6  # on top, as every message names its tenant (fair queues)
+SQS_GROUP = 0.10e-6  # surcharge, because every message has a group (fair queues)
 GATEWAY_REQUEST = [(300e6, 1.00e-6), (math.inf, 0.90e-6)]
 LOG_GB = 0.50
 
-# What one region gives a new account, and whether support raises it.
+# The quotas of a new account in one region.
 GATEWAY_RATE, GATEWAY_BURST = 10_000, 5_000
 TEMPLATE_RATE, TEMPLATE_BURST = 2_000, 1_000  # template.yaml's own throttle
 LAMBDA_CONCURRENCY = 1_000
-LAMBDA_RATE_A_SANDBOX = 10  # requests a second for each unit of the concurrency quota
-LAMBDA_SCALING, LAMBDA_SCALING_S = 1_000, 10  # new sandboxes in that many seconds
-NEW_TABLE_WRITES, TABLE_WRITES = 4_000, 40_000  # write units a second: at once, and the quota
+LAMBDA_RATE_PER_SANDBOX = 10  # requests per second for each unit of the concurrency quota
+LAMBDA_SCALING, LAMBDA_SCALING_S = 1_000, 10  # new sandboxes per this many seconds
+NEW_TABLE_WRITES, TABLE_WRITES = 4_000, 40_000  # write units per second: of a new table, and the quota
 
-# Of AWS's side, which no benchmark here can measure: medians and how far the tail reaches.
+# AWS's latencies, which the benchmark cannot measure: medians, and the spread of the tail.
 DYNAMODB_MS, SQS_MS, TAIL_SIGMA = 4.0, 8.0, 0.35
-COLD_START_PLATFORM_MS = 120.0  # Lambda fetching the code and starting the sandbox
+COLD_START_PLATFORM_MS = 120.0  # the time to fetch the code and start the sandbox
 SANDBOX_IDLE_S = 300
 NETWORK_MS = 20.0  # client to gateway and back
 
 # The client: an SDK that waits 10 s, makes three attempts, and backs off with full jitter.
 CLIENT_ATTEMPTS, CLIENT_BACKOFF_MS = 3, 500.0
-# The function's own tries against a table that throttles, and how long it holds a sandbox then.
+# The duration of the function's own retries against a table that throttles.
 FUNCTION_RETRIES_MS = 150.0
 
 
@@ -61,7 +61,7 @@ def measured():
     found = {"cpu_ms": 0.8, "init_cpu_ms": 30.0, "write_units": 2.0, "chunks": 1.0, "log_bytes": 420.0}
     file = ROOT / "docs/benchmarks/results.json"
     if not file.exists():
-        return found, "assumed service times, as docs/benchmarks/results.json is missing"
+        return found, "assumed service times, because docs/benchmarks/results.json is missing"
     results = json.loads(file.read_text())
     row = next(r for r in results["rows"] if r["target"] == "event-ingest" and r["shape"] == "100 events")
     figures = row["figures"]
@@ -72,15 +72,15 @@ def measured():
         "chunks": figures["usage"]["chunks"],
         "log_bytes": figures["log_bytes"],
     }
-    return found, "service times of docs/benchmarks/results.json"
+    return found, "the service times in docs/benchmarks/results.json"
 
 
-# 256 MB get this share of a CPU; during init Lambda gives a whole one.
+# The share of a CPU that 256 MB get. During init, Lambda gives a whole CPU.
 CPU_SHARE = 256 / 1769
 
 
 def service_ms(found):
-    """The typical duration of a batch of 100 in Lambda: two writes, one send, stretched CPU."""
+    """The typical duration of a batch of 100 in Lambda: two writes, one send, and the CPU time at that share."""
     return 2 * DYNAMODB_MS + SQS_MS + found["cpu_ms"] / CPU_SHARE
 
 
@@ -88,7 +88,7 @@ def service_ms(found):
 
 
 def tiered(amount, tiers):
-    """What an amount costs where the price falls with it."""
+    """The cost of an amount if the price depends on the tier."""
     cost, below = 0.0, 0.0
     for upper, price in tiers:
         cost += max(0.0, min(amount, upper) - below) * price
@@ -97,14 +97,14 @@ def tiered(amount, tiers):
 
 
 def cost_table(found):
-    """Dollars a month by events a day."""
-    head = ["events a day", "requests/s at peak", "sandboxes at peak", "Lambda", "DynamoDB", "SQS", "API Gateway", "logs",
-            "a month", "a million events"]
+    """Dollars per month, by events per day."""
+    head = ["events per day", "requests/s at peak", "sandboxes at peak", "Lambda", "DynamoDB", "SQS", "API Gateway", "logs",
+            "per month", "per million events"]
     rows = []
     for exponent in range(6, 12):
         events = 10**exponent
-        requests = events / EVENTS_A_BATCH * DAYS_A_MONTH
-        peak = events / EVENTS_A_BATCH / SECONDS_A_DAY * PEAK_TO_AVERAGE
+        requests = events / EVENTS_PER_BATCH * DAYS_PER_MONTH
+        peak = events / EVENTS_PER_BATCH / SECONDS_PER_DAY * PEAK_TO_AVERAGE
         gb_seconds = requests * service_ms(found) / 1000 * MEMORY_GB
         chunks = requests * found["chunks"]
         parts = [
@@ -112,31 +112,31 @@ def cost_table(found):
             requests * found["write_units"] * WRITE_UNIT,
             tiered(chunks, SQS_REQUEST) + chunks * SQS_GROUP,
             tiered(requests, GATEWAY_REQUEST),
-            # The function's line, and one of about as many bytes in the API's access log.
+            # The function's line, and a line of about the same size in the API's access log.
             requests * 2 * found["log_bytes"] / 1e9 * LOG_GB,
         ]
         total = sum(parts)
         rows.append([f"{events:,}", f"{peak:,.1f}", f"{math.ceil(peak * service_ms(found) / 1000):,}",
-                     *(dollars(part) for part in parts), dollars(total), f"{total / (events * DAYS_A_MONTH) * 1e6:.4f}"])
+                     *(dollars(part) for part in parts), dollars(total), f"{total / (events * DAYS_PER_MONTH) * 1e6:.4f}"])
     return table(head, rows)
 
 
 def quota_table(found):
-    """The request rates at which each quota stops it, the lowest first."""
+    """The request rate that each quota allows, the lowest first."""
     busy = service_ms(found) / 1000
     units = found["write_units"]
     limits = [
         ("the template's throttle (`ThrottleRequestsPerSecond`)", TEMPLATE_RATE, "a parameter"),
         ("a new on-demand table: 4,000 write units/s", NEW_TABLE_WRITES / units,
-         "grows by itself within 30 minutes of load; or set warm throughput"),
+         "grows automatically within 30 minutes of load; or set warm throughput"),
         ("API Gateway: 10,000 requests/s in the region", GATEWAY_RATE, "on request"),
-        ("Lambda: 10 requests/s for each of 1,000 concurrent", LAMBDA_CONCURRENCY * LAMBDA_RATE_A_SANDBOX, "on request"),
-        ("DynamoDB: 40,000 write units/s a table", TABLE_WRITES / units, "on request"),
+        ("Lambda: 10 requests/s for each of 1,000 concurrent", LAMBDA_CONCURRENCY * LAMBDA_RATE_PER_SANDBOX, "on request"),
+        ("DynamoDB: 40,000 write units/s per table", TABLE_WRITES / units, "on request"),
         ("Lambda: 1,000 concurrent sandboxes", LAMBDA_CONCURRENCY / busy, "on request"),
     ]
-    rows = [[what, f"{rate:,.0f}", f"{rate * EVENTS_A_BATCH:,.0f}", f"{rate * EVENTS_A_BATCH * SECONDS_A_DAY / 1e9:,.1f}", raised]
+    rows = [[what, f"{rate:,.0f}", f"{rate * EVENTS_PER_BATCH:,.0f}", f"{rate * EVENTS_PER_BATCH * SECONDS_PER_DAY / 1e9:,.1f}", raised]
             for what, rate, raised in sorted(limits, key=lambda limit: limit[1])]
-    return table(["what stops it", "requests/s", "events/s", "billion events a day", "raised"], rows)
+    return table(["limit", "requests/s", "events/s", "billion events per day", "can be raised"], rows)
 
 
 def dollars(amount):
@@ -174,7 +174,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Arrivals as (from second, requests a second), and what they meet."""
+    """Arrivals as (from second, requests per second), and the conditions."""
 
     name: str
     arrivals: tuple
@@ -190,20 +190,20 @@ class Scenario:
 
 SCENARIOS = [
     Scenario("steady, 500/s", ((0, 500),), 60, warm_sandboxes=40),
-    Scenario("from nothing to 1,500/s at once", ((0, 1500),), 30),
-    Scenario("500/s, then 10 × for 20 s, template as it is", ((0, 500), (20, 5000), (40, 500)), 60, 40),
-    Scenario("the same, throttle raised, table new", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000)),
-    Scenario("the same, throttle raised, table warmed", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000),
+    Scenario("from 0 to 1,500/s immediately", ((0, 1500),), 30),
+    Scenario("500/s, then 10 times as much for 20 s, default template", ((0, 500), (20, 5000), (40, 500)), 60, 40),
+    Scenario("the same, throttle raised, new table", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000)),
+    Scenario("the same, throttle raised, warmed table", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000),
              table_writes=TABLE_WRITES),
     Scenario("the same, 50 sandboxes reserved", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000), 50, TABLE_WRITES),
-    Scenario("1,000/s, DynamoDB away for 10 s", ((0, 1000),), 60, 80, outage=(20, 30)),
+    Scenario("1,000/s, DynamoDB unavailable for 10 s", ((0, 1000),), 60, 80, outage=(20, 30)),
     Scenario("the same, clients without jitter", ((0, 1000),), 60, 80, outage=(20, 30), jitter=False),
     Scenario("the same, with jitter and 6 attempts", ((0, 1000),), 60, 80, outage=(20, 30), attempts=6),
 ]
 
 
 class Simulation:
-    """One scenario, event by event: (time, number, what to do, with what) on a heap."""
+    """Runs one scenario. The heap has an entry (time, number, action, arguments) for each pending event."""
 
     def __init__(self, scenario, found, seed=1):
         self.scenario, self.random = scenario, random.Random(seed)
@@ -213,7 +213,7 @@ class Simulation:
         self.gateway = Bucket(*scenario.gateway)
         self.scaling = Bucket(LAMBDA_SCALING / LAMBDA_SCALING_S, LAMBDA_SCALING)
         self.table = Bucket(scenario.table_writes, scenario.table_writes)
-        # Idle sandboxes, the last used on top, by when they fell idle.
+        # The times since which sandboxes are idle, the last used one at the end.
         self.idle = deque([0.0] * scenario.warm_sandboxes)
         self.busy = self.most_busy = self.cold = self.first_try = self.given_up = 0
         self.requests = self.calls = 0
@@ -275,7 +275,7 @@ class Simulation:
             self.given_up += 1
             return
         pause = CLIENT_BACKOFF_MS * 2 ** (attempt - 1)
-        # The function says how long to wait, at least a second; the gateway and Lambda do not.
+        # The function sends Retry-After, at least a second; the gateway and Lambda do not.
         least = 1000.0 if why == "503" else 0.0
         if self.scenario.jitter:
             pause = self.random.uniform(0.5, 1.5) * pause
@@ -292,7 +292,7 @@ class Simulation:
 
 
 def simulation_table(found):
-    head = ["scenario", "202 at first", "202 in the end", "gave up", "p50 ms", "p99 ms", "calls a request", "busiest",
+    head = ["scenario", "202 at first", "202 in the end", "gave up", "p50 ms", "p99 ms", "calls per request", "busy at peak",
             "cold starts", "gateway 429", "Lambda throttled", "503"]
     return table(head, [Simulation(scenario, found).run().row() for scenario in SCENARIOS])
 
@@ -302,12 +302,12 @@ def simulation_table(found):
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--write", action="store_true", help="put the tables into docs/scale.md")
+    arguments.add_argument("--write", action="store_true", help="write the tables to docs/scale.md")
     write = arguments.parse_args().write
     found, source = measured()
     sections = {
-        "basis": f"From {source}: {found['cpu_ms']:.2f} ms of CPU a batch of {EVENTS_A_BATCH}, which 256 MB stretch to "
-                 f"{found['cpu_ms'] / CPU_SHARE:.1f} ms, so a typical duration of {service_ms(found):.0f} ms.\n",
+        "basis": f"From {source}: {found['cpu_ms']:.2f} ms of CPU per batch of {EVENTS_PER_BATCH}, which take "
+                 f"{found['cpu_ms'] / CPU_SHARE:.1f} ms with 256 MB, so a typical duration is {service_ms(found):.0f} ms.\n",
         "cost": cost_table(found),
         "quotas": quota_table(found),
         "simulation": simulation_table(found),
@@ -321,7 +321,7 @@ def main():
             head, _, rest = text.partition(begin)
             _, mark, tail = rest.partition(end)
             if not mark:
-                raise SystemExit(f"docs/scale.md has no place for {name!r}")
+                raise SystemExit(f"docs/scale.md has no markers for {name!r}")
             text = head + begin + content + mark + tail
     if write:
         document.write_text(text)
