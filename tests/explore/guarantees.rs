@@ -1,73 +1,74 @@
-//! What must hold in every schedule: contract section 3, guarantees 1 to 6, and one thing more,
-//! on which the margin of the lease rests: nothing that a killed holder had on the wire lands once
-//! another holds the key. (The contract would excuse such a duplicate.)
+//! The properties that must hold in every schedule: docs/contract.md, "Guarantees", and one more, on
+//! which the margin of the lease depends: no call of a killed owner takes effect after another request
+//! has become the owner. (The guarantees would excuse such a duplicate.)
 //!
-//! The explorer keeps, beside the table and the queue, what the guarantees refer to and nobody in
-//! the system can see: which copies of an event the queue ever took and what became of their
-//! acknowledgements ([`Copy`]), and what was promised about a key ([`Memory`]).
+//! Besides the table and the queue, the explorer records facts that no part of the system can observe:
+//! each copy of an event that the queue accepted, with the outcome of its acknowledgement
+//! ([`QueuedCopy`]), and the promises made about each idempotency key ([`Promise`]).
 
-use crate::behaviour::{Answer, Call, CallId, Op, Parcel, Reply};
+use crate::behavior::{Call, CallId, Op, Reply, Response, SentMessage};
+use crate::rules::{LONGEST_LEASE, Rules, millis};
 use crate::scenario::{AttemptId, LANDING};
-use crate::world::{Caller, LONGEST_LOCK, Live, Rules, World, millis};
+use crate::world::{Caller, Running, World};
 use event_ingest::delivery::SendResult;
 use event_ingest::idempotency::{BatchId, Delivered, Fenced, Fingerprint, Record, State};
 
-/// A guarantee that does not hold, and how.
+/// A description of a broken guarantee.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(pub String);
 
 /// A copy of an event in the queue.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Copy {
+pub struct QueuedCopy {
     batch: u8,
     event: usize,
     body: usize,
-    /// Who sent it and by which call, while that request runs.
+    /// The request and the call that sent it, as long as that request runs.
     sender: Option<(AttemptId, CallId)>,
-    /// Its sender got the acknowledgement.
-    told: bool,
-    /// Its sender recorded it.
+    /// Whether the sender received the acknowledgement.
+    acknowledged: bool,
+    /// Whether the sender recorded the delivery.
     recorded: bool,
-    /// Guarantee 4 lets this one be a duplicate: before it was recorded its sender died, or the
-    /// acknowledgement was lost, or the table took none of the tries to record it.
+    /// Whether guarantee 4 allows this copy to be a duplicate: before the delivery was recorded, the
+    /// sender died, the acknowledgement was lost, or every attempt to write the record failed.
     excused: bool,
 }
 
-/// What was promised about a key.
+/// The promises made about an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Memory {
+pub struct Promise {
     pub batch: BatchId,
     pub fingerprint: Fingerprint,
-    /// Real time up to which the key must be remembered.
+    /// The real time until which the key must be remembered.
     pub until: u64,
-    /// Real time from which it must not, give or take the rounding to seconds.
+    /// The real time from which the key must be forgotten, except for the rounding to seconds.
     pub no_longer: u64,
-    /// Events recorded as delivered, by bit.
+    /// A bitmap of the events that are recorded as delivered.
     pub recorded: u32,
 }
 
-/// How a request's last write of its record went.
+/// The result of a request's last write of its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Write {
-    /// There was none, or it is answered.
+    /// There was no write, or it succeeded.
     None,
-    /// The table took none of the tries so far.
+    /// Every attempt so far failed.
     Failed,
-    /// The request learnt that it had lost its claim.
+    /// The table refused the write, because another request owns the key.
     Lost,
 }
 
-/// The least time that a try to write the record must be given to count as one.
-const REAL_TRY: u64 = 100;
+/// The shortest time in milliseconds that an attempt to write the record must have, to count as one.
+const SHORTEST_WRITE: u64 = 100;
 
-/// What the last retry of a client must get.
+/// The response that the final retry of a client must get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
+pub enum Expected {
     Accepted,
     KeyReused,
 }
 
-impl std::fmt::Display for Due {
+impl std::fmt::Display for Expected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Accepted => "202",
@@ -76,14 +77,14 @@ impl std::fmt::Display for Due {
     }
 }
 
-impl Copy {
-    /// A copy that was acknowledged and recorded.
+impl QueuedCopy {
+    /// A copy whose acknowledgement is recorded.
     pub fn recorded(batch: BatchId, event: usize, body: usize) -> Self {
-        Self { batch: number(batch), event, body, sender: None, told: true, recorded: true, excused: false }
+        Self { batch: number(batch), event, body, sender: None, acknowledged: true, recorded: true, excused: false }
     }
 }
 
-/// The number that `scenario::batch_id` made the id from.
+/// The number from which `scenario::batch_id` made the id.
 fn number(batch: BatchId) -> u8 {
     u8::from_str_radix(&batch.to_string()[34..], 16).expect("two digits")
 }
@@ -96,37 +97,37 @@ fn violation<T>(what: String) -> Result<T, Violation> {
     Err(Violation(what))
 }
 
-impl Live {
-    /// Notes what a request's answers mean for the excuses of its copies.
-    pub fn hear(&mut self, call: &Call, reply: &Reply, now: u64) {
+impl Running {
+    /// Updates the facts on which the excuses for this request's copies depend.
+    pub fn receive(&mut self, call: &Call, reply: &Reply, now: u64) {
         if !matches!(call.op, Op::Complete { .. } | Op::Release { .. } | Op::Sleep) {
-            self.knew = now;
+            self.learned_at = now;
         }
         let writes = matches!(call.op, Op::Complete { .. } | Op::Release { delivered: Some(_), .. });
-        let given = call.issued.until(call.by);
+        let time_given = call.issued.until(call.by);
         match reply {
-            Reply::Unavailable if writes && (self.frozen || millis(given) >= REAL_TRY) => self.write = Write::Failed,
+            Reply::Unavailable if writes && (self.frozen || millis(time_given) >= SHORTEST_WRITE) => {
+                self.write = Write::Failed
+            }
             Reply::Fenced(Fenced::Lost) if writes => self.write = Write::Lost,
-            Reply::Sent(fates) => self.rejected |= fates.contains(&SendResult::Permanent),
+            Reply::Sent(results) => self.permanent_failure |= results.contains(&SendResult::Permanent),
             _ => {}
         }
     }
 }
 
 impl World {
-    /// A request asks the queue to take messages.
-    ///
-    /// What was recorded as delivered is never sent again (guarantee 3).
-    pub fn check_send(&self, rules: &Rules, attempt: AttemptId, parcels: &[Parcel]) -> Result<(), Violation> {
+    /// Checks a send as it starts. Events recorded as delivered are never sent again (guarantee 3).
+    pub fn check_send(&self, rules: &Rules, attempt: AttemptId, messages: &[SentMessage]) -> Result<(), Violation> {
         let spec = rules.attempt(attempt);
         let key = rules.scenario.clients[spec.client].key;
-        for parcel in parcels {
-            let Some(memory) = self.memories[key].as_ref().filter(|memory| memory.batch == parcel.batch) else {
+        for message in messages {
+            let Some(promise) = self.promises[key].as_ref().filter(|promise| promise.batch == message.batch) else {
                 continue;
             };
-            if let Some(event) = parcel.events.iter().find(|event| memory.recorded >> *event & 1 == 1) {
+            if let Some(event) = message.events.iter().find(|event| promise.recorded >> *event & 1 == 1) {
                 return violation(format!(
-                    "3: recorded is never sent again: {} sends event {event}, which is recorded",
+                    "3: recorded events are not sent again: {} sends event {event}, which is recorded",
                     spec.name
                 ));
             }
@@ -134,34 +135,51 @@ impl World {
         Ok(())
     }
 
-    /// The queue takes a message.
-    pub fn take(&mut self, rules: &Rules, caller: Caller, call: CallId, parcel: &Parcel) -> Result<(), Violation> {
+    /// Adds a message to the queue, and checks that this is allowed.
+    pub fn enqueue(
+        &mut self,
+        rules: &Rules,
+        caller: Caller,
+        call: CallId,
+        message: &SentMessage,
+    ) -> Result<(), Violation> {
         let Caller { attempt, alive, killed, .. } = caller;
         let (spec, key, body) = (rules.attempt(attempt), rules.key(attempt), rules.body(attempt));
-        let Some(memory) = &self.memories[key] else {
-            return violation(format!("{} sends under a key that nobody claimed", spec.name));
+        let Some(promise) = &self.promises[key] else {
+            return violation(format!("{} sends a batch whose key no request has claimed", spec.name));
         };
-        if memory.fingerprint != spec.claimant.fingerprint {
-            return violation(format!("another body under one key: {} sends although the key is not its", spec.name));
-        }
-        if memory.batch != parcel.batch {
-            return violation(format!("ids are stable: {} sends under another batch id", spec.name));
-        }
-        let holder = self.table.get(&spec.key).map(|record| &record.owner);
-        if killed && rules.scenario.landing <= LANDING && holder != Some(&spec.claimant.owner) {
+        if promise.fingerprint != spec.claimant.fingerprint {
             return violation(format!(
-                "the lease outlives its holder's last effect: what {} had on the wire lands after its successor began",
+                "another body with the same key: {} sends although another request owns the key",
                 spec.name
             ));
         }
-        for &event in &parcel.events {
-            let batch = number(parcel.batch);
+        if promise.batch != message.batch {
+            return violation(format!("ids are stable: {} sends with another batch id", spec.name));
+        }
+        let owner = self.table.get(&spec.key).map(|record| &record.owner);
+        if killed && rules.scenario.landing <= LANDING && owner != Some(&spec.claimant.owner) {
+            return violation(format!(
+                "the lease outlives the last effect of its owner: a call of {} takes effect after the take-over",
+                spec.name
+            ));
+        }
+        for &event in &message.events {
+            let batch = number(message.batch);
             let sender = alive.then_some((attempt, call));
-            self.copies.push(Copy { batch, event, body, sender, told: false, recorded: false, excused: !alive });
+            self.copies.push(QueuedCopy {
+                batch,
+                event,
+                body,
+                sender,
+                acknowledged: false,
+                recorded: false,
+                excused: !alive,
+            });
             let same = self.copies.iter().filter(|copy| copy.batch == batch && copy.event == event);
             if same.filter(|copy| !copy.excused).count() > 1 {
                 return violation(format!(
-                    "4: event {event} is in the queue twice without an excuse, by {}",
+                    "4: event {event} is in the queue twice without an allowed cause, sent by {}",
                     spec.name
                 ));
             }
@@ -169,34 +187,35 @@ impl World {
         Ok(())
     }
 
-    /// A sender hears what became of its messages.
-    pub fn tell(&mut self, attempt: AttemptId, call: &Call, reply: &Reply) {
-        let Op::Send { parcels } = &call.op else { return };
+    /// Records the results of a send, as its sender receives them.
+    pub fn record_results(&mut self, attempt: AttemptId, call: &Call, reply: &Reply) {
+        let Op::Send { messages } = &call.op else { return };
         let is_acknowledged = |event: usize| match reply {
-            Reply::Sent(fates) => {
-                let at = parcels.iter().position(|parcel| parcel.events.contains(&event));
-                at.is_some_and(|at| fates[at] == SendResult::Acknowledged)
+            Reply::Sent(results) => {
+                let at = messages.iter().position(|message| message.events.contains(&event));
+                at.is_some_and(|at| results[at] == SendResult::Acknowledged)
             }
             _ => false,
         };
         for copy in self.copies.iter_mut().filter(|copy| copy.sender == Some((attempt, call.id))) {
-            copy.told = is_acknowledged(copy.event);
-            copy.excused |= !copy.told;
+            copy.acknowledged = is_acknowledged(copy.event);
+            copy.excused |= !copy.acknowledged;
         }
     }
 
-    /// A sender is gone: what it did not record is excused, or never will be.
-    pub fn settle_copies(&mut self, attempt: AttemptId, excuse: bool) {
-        let is_its = |copy: &&mut Copy| copy.sender.is_some_and(|(sender, _)| sender == attempt);
-        for copy in self.copies.iter_mut().filter(is_its) {
+    /// Ends a sender. Its copies that are not recorded become excused if `excuse` is true.
+    pub fn end_sender(&mut self, attempt: AttemptId, excuse: bool) {
+        let is_own = |copy: &&mut QueuedCopy| copy.sender.is_some_and(|(sender, _)| sender == attempt);
+        for copy in self.copies.iter_mut().filter(is_own) {
             copy.excused |= excuse && !copy.recorded;
             copy.sender = None;
         }
     }
 
-    /// A write of the table had its chance: its effect must be one that the writer may have.
+    /// Checks the effect of a write to the table.
     ///
-    /// `promised` is when the attempt began or the batch was accepted.
+    /// `promised` is the time from which the key must be remembered for the window: the start of the
+    /// attempt, or the acceptance of the batch.
     pub fn check_write(
         &mut self,
         rules: &Rules,
@@ -205,7 +224,7 @@ impl World {
         op: &Op,
         before: Option<&Record>,
     ) -> Result<(), Violation> {
-        let Caller { attempt, born, .. } = caller;
+        let Caller { attempt, started, .. } = caller;
         let (spec, key) = (rules.attempt(attempt), rules.key(attempt));
         let after = self.table.get(&spec.key).cloned();
         if after.as_ref() == before && !matches!(op, Op::Complete { .. }) {
@@ -216,28 +235,28 @@ impl World {
         let (until, no_longer) = (promised + window, self.now + window);
         match op {
             Op::Claim { record, .. } => {
-                self.check_lock(rules, attempt, born)?;
-                if let Some(memory) = &self.memories[key]
-                    && self.now + rules.skew < memory.until
+                self.check_lease(rules, attempt, started)?;
+                if let Some(promise) = &self.promises[key]
+                    && self.now + rules.skew < promise.until
                 {
-                    return violation(format!("a key is remembered for the window: {name} claims it anew too early"));
+                    return violation(format!("a key is remembered for the window: {name} claims it again too early"));
                 }
                 let (batch, fingerprint) = (record.batch_id, record.fingerprint);
-                self.memories[key] = Some(Memory { batch, fingerprint, until, no_longer, recorded: 0 });
+                self.promises[key] = Some(Promise { batch, fingerprint, until, no_longer, recorded: 0 });
             }
             Op::TakeOver { .. } => {
-                self.check_lock(rules, attempt, born)?;
+                self.check_lease(rules, attempt, started)?;
                 self.remember(key, until, no_longer);
             }
             Op::Complete { owner, .. } | Op::Release { owner, .. } => {
-                let holds = before.is_some_and(|before| before.owner == *owner);
-                if !holds && after.as_ref() != before {
-                    return violation(format!("5: {name} changes a record that it does not hold"));
+                let is_owner = before.is_some_and(|before| before.owner == *owner);
+                if !is_owner && after.as_ref() != before {
+                    return violation(format!("5: {name} changes a record that it does not own"));
                 }
                 if after.is_none() {
                     return violation(format!("ids are stable: {name} deletes the record"));
                 }
-                if !holds {
+                if !is_owner {
                     return Ok(());
                 }
                 let recorded = match op {
@@ -253,112 +272,116 @@ impl World {
     }
 
     fn remember(&mut self, key: usize, until: u64, no_longer: u64) {
-        if let Some(memory) = &mut self.memories[key] {
-            memory.until = memory.until.max(until);
-            memory.no_longer = memory.no_longer.max(no_longer);
+        if let Some(promise) = &mut self.promises[key] {
+            promise.until = promise.until.max(until);
+            promise.no_longer = promise.no_longer.max(no_longer);
         }
     }
 
     fn record(&mut self, attempt: AttemptId, key: usize, recorded: u32) {
-        if let Some(memory) = &mut self.memories[key] {
-            memory.recorded |= recorded;
+        if let Some(promise) = &mut self.promises[key] {
+            promise.recorded |= recorded;
         }
         for copy in &mut self.copies {
-            let is_its = copy.sender.is_some_and(|(sender, _)| sender == attempt) && copy.told;
-            copy.recorded |= is_its && recorded >> copy.event & 1 == 1;
+            let is_own = copy.sender.is_some_and(|(sender, _)| sender == attempt) && copy.acknowledged;
+            copy.recorded |= is_own && recorded >> copy.event & 1 == 1;
         }
     }
 
-    /// Guarantee 6: a claim ends 5 s after its holder began, at the latest.
-    fn check_lock(&self, rules: &Rules, attempt: AttemptId, born: u64) -> Result<(), Violation> {
+    /// Guarantee 6: a lease ends at most 5 s after the start of its owner.
+    fn check_lease(&self, rules: &Rules, attempt: AttemptId, started: u64) -> Result<(), Violation> {
         let spec = rules.attempt(attempt);
         let lease = self.table.get(&spec.key).map_or(0, |record| record.lease_until.millis());
-        if lease.saturating_sub(spec.ahead) > born + LONGEST_LOCK {
-            return violation(format!("6: {} locks its key for longer than 5 s", spec.name));
+        if lease.saturating_sub(spec.ahead) > started + LONGEST_LEASE {
+            return violation(format!("6: the lease of {} is longer than 5 s", spec.name));
         }
         Ok(())
     }
 
-    /// A request answers.
-    pub fn check_answer(&self, rules: &Rules, live: &Live, answer: Answer) -> Result<(), Violation> {
-        let spec = rules.attempt(live.attempt);
+    /// Checks a response.
+    pub fn check_response(&self, rules: &Rules, running: &Running, response: Response) -> Result<(), Violation> {
+        let spec = rules.attempt(running.attempt);
         let client = &rules.scenario.clients[spec.client];
-        let memory = self.memories[client.key].as_ref();
+        let promise = self.promises[client.key].as_ref();
         let name = &spec.name;
         let slack = 1000 + rules.skew;
-        if matches!(answer, Answer::Replayed | Answer::KeyReused)
-            && memory.is_none_or(|memory| live.born >= memory.no_longer + slack)
+        if matches!(response, Response::Replayed | Response::KeyReused)
+            && promise.is_none_or(|promise| running.started >= promise.no_longer + slack)
         {
-            return violation(format!("a key is forgotten after the window: {name} is answered {answer:?}"));
+            return violation(format!("a key is forgotten after the window: the response to {name} is {response:?}"));
         }
-        match answer {
-            Answer::Accepted | Answer::Replayed => {
+        match response {
+            Response::Accepted | Response::Replayed => {
                 if !self.all_in_queue(client.body, spec.events.len()) {
-                    return violation(format!("1: 202 means in the queue: {name} is answered {answer:?}"));
+                    return violation(format!("1: 202 means queued: the response to {name} is {response:?}"));
                 }
-                if answer == Answer::Replayed && live.sent {
-                    return violation(format!("a replay sends nothing: {name} did"));
-                }
-            }
-            Answer::KeyReused => {
-                if live.sent {
-                    return violation(format!("2: 4xx means that nothing was sent: {name} did send"));
-                }
-                if memory.is_none_or(|memory| memory.fingerprint == spec.claimant.fingerprint) {
-                    return violation(format!("422 only for another body: {name}"));
+                if response == Response::Replayed && running.sent {
+                    return violation(format!("a replay sends nothing: {name} sent events"));
                 }
             }
-            Answer::InProgress => {
+            Response::KeyReused => {
+                if running.sent {
+                    return violation(format!("2: 4xx means that nothing was sent: {name} sent events"));
+                }
+                if promise.is_none_or(|promise| promise.fingerprint == spec.claimant.fingerprint) {
+                    return violation(format!("422 only for another body: the body of {name} is the same"));
+                }
+            }
+            Response::InProgress => {
                 let record = self.table.get(&spec.key);
                 if record.is_some_and(|record| record.owner == spec.claimant.owner) {
-                    return violation(format!("503 request_in_progress is for others' claims: {name} met its own"));
+                    return violation(format!(
+                        "503 request_in_progress only if another request owns the key: {name} owns it"
+                    ));
                 }
             }
-            Answer::Internal if !live.rejected => {
-                return violation(format!("500 only for a defect: {name}"));
+            Response::Internal if !running.permanent_failure => {
+                return violation(format!("500 only for a permanent failure: {name} had none"));
             }
-            Answer::Unavailable | Answer::Internal => {}
+            Response::Unavailable | Response::Internal => {}
         }
         Ok(())
     }
 
-    /// Guarantee 1, of a body: the queue took every event under one batch id, and said so.
+    /// Whether SQS acknowledged every event of a body, with one batch id (guarantee 1).
     fn all_in_queue(&self, body: usize, events: usize) -> bool {
         let has = |batch, event| {
-            self.copies.iter().any(|copy| copy.batch == batch && copy.event == event && copy.body == body && copy.told)
+            self.copies
+                .iter()
+                .any(|copy| copy.batch == batch && copy.event == event && copy.body == body && copy.acknowledged)
         };
         self.copies.iter().any(|first| (0..events).all(|event| has(first.batch, event)))
     }
 
-    /// What a request that begins now must get if nothing fails.
-    pub fn due_answer(&self, rules: &Rules, attempt: AttemptId) -> Due {
+    /// The response that a request must get if it starts now and nothing fails.
+    pub fn expected_response(&self, rules: &Rules, attempt: AttemptId) -> Expected {
         let spec = rules.attempt(attempt);
-        let memory = self.memories[rules.scenario.clients[spec.client].key].as_ref();
+        let promise = self.promises[rules.scenario.clients[spec.client].key].as_ref();
         let reused =
-            memory.is_some_and(|memory| memory.until > self.now && memory.fingerprint != spec.claimant.fingerprint);
-        if reused { Due::KeyReused } else { Due::Accepted }
+            promise.is_some_and(|promise| promise.until > self.now && promise.fingerprint != spec.claimant.fingerprint);
+        if reused { Expected::KeyReused } else { Expected::Accepted }
     }
 
-    /// Whether it got that: `check_answer` has looked at what it got.
-    pub fn check_due(&self, rules: &Rules, attempt: AttemptId, due: Due) -> Result<(), Violation> {
+    /// Checks that a request got the expected response. `check_response` has checked the response itself.
+    pub fn check_expected(&self, rules: &Rules, attempt: AttemptId, expected: Expected) -> Result<(), Violation> {
         let spec = rules.attempt(attempt);
         let client = &rules.scenario.clients[spec.client];
-        let refused = self.seats[spec.client].begun == u8::MAX;
+        let refused = self.clients[spec.client].begun == u8::MAX;
         let in_queue = self.all_in_queue(client.body, spec.events.len());
-        if (due == Due::KeyReused) != refused || (due == Due::Accepted && !in_queue) {
-            return violation(format!("3: after everything, {} does not get {due}", spec.name));
+        if (expected == Expected::KeyReused) != refused || (expected == Expected::Accepted && !in_queue) {
+            return violation(format!("3: the response to the final retry {} is not {expected}", spec.name));
         }
         Ok(())
     }
 }
 
-/// A record in a few words.
-pub fn short(record: Option<&Record>) -> String {
-    record.map_or("nothing".to_owned(), |record| {
+/// A short description of a record, for traces.
+pub fn describe_record(record: Option<&Record>) -> String {
+    record.map_or("no record".to_owned(), |record| {
         let state = match record.state {
             State::InProgress => "in progress",
             State::Accepted => "accepted",
         };
-        format!("{state} by {} delivered {:b}", record.owner.as_str(), bits(&record.delivered))
+        format!("{state}, owner {}, delivered {:b}", record.owner.as_str(), bits(&record.delivered))
     })
 }

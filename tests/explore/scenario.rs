@@ -1,4 +1,4 @@
-//! Who asks for what, and how much may go wrong: the bound of one exploration.
+//! The clients, their attempts, and the faults of one exploration.
 
 use contract::batch::Batch;
 use contract::idempotency_key::IdempotencyKey;
@@ -9,65 +9,65 @@ use serde_json::Value;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// When every scenario begins: not on a full second, so that rounding matters.
+/// The start of every scenario. It is not a full second, so that rounding has an effect.
 pub const BEGIN: u64 = 1_800_000_000_250;
 
-/// The bodies that clients send.
+/// The bodies that the clients send.
 pub const BODIES: [&str; 4] = [
     r#"{"events":[{"external_user_id":"a","name":"one"},{"external_user_id":"a","name":"two"}]}"#,
     r#"{"events":[{"external_user_id":"b","name":"other"},{"external_user_id":"b","name":"another"}]}"#,
     r#"{"events":[{"external_user_id":"c","name":"single"}]}"#,
-    // Eleven messages of one event are two calls, which run at once.
+    // Eleven messages of one event take two calls, which run concurrently.
     r#"{"events":[{"external_user_id":"d","name":"0"},{"external_user_id":"d","name":"1"},{"external_user_id":"d","name":"2"},{"external_user_id":"d","name":"3"},{"external_user_id":"d","name":"4"},{"external_user_id":"d","name":"5"},{"external_user_id":"d","name":"6"},{"external_user_id":"d","name":"7"},{"external_user_id":"d","name":"8"},{"external_user_id":"d","name":"9"},{"external_user_id":"d","name":"10"}]}"#,
 ];
 
-/// What `Clock::jitter` returns.
+/// The result of `Clock::jitter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Jitter {
-    /// Always zero: every retry comes at once.
+    /// Always zero: retries come immediately.
     None,
-    /// Always the ceiling: every retry comes as late as it may.
+    /// Always the ceiling: retries come as late as possible.
     Ceiling,
 }
 
-/// A client that sends one batch, and again under the same key after a 5xx or no answer.
+/// A client that sends one batch, and retries it with the same key after a 5xx or no response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// Which idempotency key.
+    /// The number of the idempotency key.
     pub key: usize,
-    /// Which of [`BODIES`].
+    /// The index of the body in [`BODIES`].
     pub body: usize,
-    /// `MAX_EVENTS_PER_MESSAGE` of the sandbox that gets each attempt; there are as many attempts.
+    /// `MAX_EVENTS_PER_MESSAGE` of the sandbox of each attempt.
     pub attempts: Vec<u16>,
-    /// How far the clocks of its sandboxes are ahead, in milliseconds.
+    /// The time by which the clocks of its sandboxes are ahead, in milliseconds.
     pub ahead: u64,
 }
 
-/// What is explored: every schedule of these clients within the budgets.
+/// One exploration: every schedule of these clients within the limits.
 #[derive(Clone, Debug)]
 pub struct Scenario {
     pub name: &'static str,
     pub clients: Vec<Client>,
-    /// Crashes, refused calls, lost answers, silent SDK retries and partial failures together.
+    /// The most faults in a schedule: crashes, refused calls, lost replies, retries by the SDK, and partial
+    /// failures together.
     pub faults: u8,
-    /// How often a client may stall, up to any instant that matters to it: slow calls, late
-    /// answers, frozen sandboxes, late retries. Whoever neither stalls nor sleeps acts before time
-    /// passes.
+    /// The most stalls in a schedule: slow calls, late replies, frozen sandboxes, and late retries. A client
+    /// that neither stalls nor sleeps acts before time passes.
     pub stalls: u8,
-    /// How long after a caller is gone its call may still have its effect.
+    /// The time in milliseconds for which a call may still take effect after its caller is gone.
     pub landing: u64,
-    /// How long a key is remembered.
+    /// The time for which a key is remembered.
     pub window: Duration,
     pub jitter: Jitter,
-    /// A client that died before [`BEGIN`] left key 0 in progress with this body, its lease over
-    /// and its record about to expire.
+    /// The body of a client that died before [`BEGIN`]. It left key 0 in progress, with a lease that has
+    /// ended and a record that expires soon.
     pub left_behind: Option<usize>,
 }
 
-/// Numbers the attempts of all clients; the last one of each is the epilogue's.
+/// The number of an attempt. The last attempt of each client is its final retry.
 pub type AttemptId = u8;
 
-/// One request.
+/// One attempt of a client, which is one request.
 pub struct Attempt {
     pub name: String,
     pub client: usize,
@@ -81,7 +81,7 @@ pub struct Attempt {
     pub ahead: u64,
 }
 
-/// A client of key 0.
+/// A client that uses key 0.
 pub fn client(body: usize, attempts: &[u16]) -> Client {
     Client { key: 0, body, attempts: attempts.to_vec(), ahead: 0 }
 }
@@ -101,13 +101,13 @@ pub fn tenant() -> Tenant {
     Tenant { project: ProjectId::parse("acme").expect("a project id"), mode: Mode::Live }
 }
 
-/// The name of key number `key`.
+/// The record key of the idempotency key with this number.
 pub fn record_key(key: usize) -> RecordKey {
     let text = format!("key-{key}");
     RecordKey::of_batch(&tenant(), IdempotencyKey::parse(&text).expect("a key"))
 }
 
-/// A `UUIDv7` that is the same in every run.
+/// A batch id that is the same in every run.
 pub fn batch_id(number: usize) -> BatchId {
     BatchId::parse(&format!("01a207af-0ff7-7cc3-9d4e-{number:012x}")).expect("a UUIDv7")
 }
@@ -150,7 +150,7 @@ impl Scenario {
         Self { left_behind: Some(body), ..self }
     }
 
-    /// Every attempt of every client, and one more of each for the epilogue.
+    /// The attempts of all clients, each followed by the final retry of its client.
     pub fn attempts(&self) -> Vec<Rc<Attempt>> {
         let mut attempts = Vec::new();
         for (number, client) in self.clients.iter().enumerate() {
@@ -179,7 +179,7 @@ impl Scenario {
                 batch_id: batch_id(id),
                 fingerprint: Fingerprint::of(body.as_bytes()),
             },
-            batch: Batch::parse(body.as_bytes()).expect("a good batch"),
+            batch: Batch::parse(body.as_bytes()).expect("a valid batch"),
             events: parsed["events"].as_array().expect("events").clone(),
             max_events_per_message,
             window: self.window,
@@ -189,12 +189,13 @@ impl Scenario {
     }
 }
 
-/// How long after its caller is gone a call may still land, and how far sandboxes' clocks lie
-/// apart: together just less than the 700 ms by which a lease outlives its holder.
+/// The usual time for which a call may still take effect after its caller is gone. Together with [`SKEW`],
+/// it is just less than the 700 ms by which a lease outlives its owner.
 pub const LANDING: u64 = 399;
+/// The usual difference between the clocks of two sandboxes.
 pub const SKEW: u64 = 300;
 
-/// A point in real time.
+/// The time `millis` milliseconds after the epoch.
 pub fn at(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)
 }

@@ -1,39 +1,42 @@
-//! The search: every schedule of a scenario, each state once.
+//! The search through every schedule of a scenario. Each state is explored once.
 
-use crate::behaviour::{Call, CallId, Op};
-use crate::guarantees::{Violation, short};
-use crate::scenario::{BEGIN, Scenario};
-use crate::world::{Action, Rules, Turn, World};
+use crate::actions::{Action, Turn};
+use crate::behavior::{Call, CallId, Op};
+use crate::guarantees::{Violation, describe_record};
+use crate::rules::Rules;
+use crate::scenario::{AttemptId, BEGIN, Scenario};
+use crate::world::World;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
-/// What one exploration saw.
+/// The size of one exploration.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
-    /// Different states of the whole system.
+    /// Distinct states of the whole system.
     pub states: usize,
-    /// Steps from a state to a next one.
+    /// Steps from one state to another.
     pub steps: usize,
-    /// Different orders of steps from the first state to an end. They share states, so there are
-    /// far more of them than steps.
+    /// Distinct sequences of steps from the first state to an end. They share states, so their number is
+    /// much larger than that of the steps.
     pub schedules: f64,
-    /// Different histories of a request, for each of which the pipeline ran.
+    /// Distinct histories of a request. The pipeline ran once for each.
     pub histories: usize,
+    /// The steps of the longest schedule.
     pub longest: usize,
     pub took: Duration,
 }
 
 /// Explores every schedule of a scenario.
 ///
-/// A state is not explored again when its 128-bit hash was seen before. For two of n states to
-/// collide has a chance of about n²/2¹²⁹: for a hundred million, 10⁻²³.
+/// A state is skipped if its 128-bit hash was seen before. The probability that two of n states have the
+/// same hash is about n²/2¹²⁹, which is 10⁻²³ for a hundred million states.
 ///
 /// # Panics
 /// With the shortest schedule that breaks a guarantee.
 pub fn explore(scenario: Scenario) -> Counts {
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut search = Search { rules: Rules::new(scenario), seen: HashMap::new(), steps: 0, longest: 0 };
     let first = search.rules.first_world();
     match search.visit(&first, 0) {
@@ -42,9 +45,9 @@ pub fn explore(scenario: Scenario) -> Counts {
                 states: search.seen.len(),
                 steps: search.steps,
                 schedules,
-                histories: search.rules.lab.runs(),
+                histories: search.rules.histories.runs(),
                 longest: search.longest,
-                took: begun.elapsed(),
+                took: started.elapsed(),
             };
             println!(
                 "{:<44} {:>8} states {:>9} steps {:>9.2e} schedules of up to {:>2} steps, {:>6} histories, {:>5.1} s",
@@ -62,22 +65,23 @@ pub fn explore(scenario: Scenario) -> Counts {
     }
 }
 
-/// No schedule of our scenarios is half as long; a request that never ends has no other mark.
+/// More than twice the length of any schedule of the scenarios. A longer schedule means that a request
+/// never ends.
 const TOO_LONG: usize = 250;
 
 struct Search {
     rules: Rules,
-    /// The schedules that begin at each state seen.
+    /// The number of schedules that start at each state, by the hash of the state.
     seen: HashMap<u128, f64>,
     steps: usize,
     longest: usize,
 }
 
 impl Search {
-    /// Explores what can follow a world, and counts the schedules.
+    /// Explores the states that can follow a state, and counts the schedules.
     fn visit(&mut self, world: &World, depth: usize) -> Result<f64, Violation> {
         if depth > TOO_LONG {
-            return Err(Violation("every request ends: this one goes on and on".to_owned()));
+            return Err(Violation("every request ends: this one does not".to_owned()));
         }
         let hash = hash(world);
         if let Some(&schedules) = self.seen.get(&hash) {
@@ -97,13 +101,15 @@ impl Search {
     }
 
     fn check(&mut self, world: &World) -> Result<(), Violation> {
-        let somebody_runs = world.seats.iter().any(|seat| seat.live.is_some());
-        if somebody_runs { Ok(()) } else { self.rules.check_epilogue(world) }
+        let any_is_running = world.clients.iter().any(|state| state.running.is_some());
+        if any_is_running { Ok(()) } else { self.rules.check_final_retries(world) }
     }
 }
 
-/// Every step changes something that no later one changes back (time, a budget, a request's
-/// history), so no schedule meets a state twice and the search ends.
+/// The hash of a state.
+///
+/// Every step makes a change that no later step reverts, to the time, a limit, or the history of a request.
+/// So no schedule contains a state twice, and the search ends.
 fn hash(world: &World) -> u128 {
     let mut half = [DefaultHasher::new(), DefaultHasher::new()];
     half[1].write_u8(1);
@@ -114,7 +120,7 @@ fn hash(world: &World) -> u128 {
     high << 64 | low
 }
 
-/// Finds the shortest schedule to a violation, breadth first, and tells it.
+/// Finds the shortest schedule that leads to a violation, breadth first, and describes it.
 fn shortest(rules: Rules, found: &Violation) -> String {
     let mut search = Search { rules, seen: HashMap::new(), steps: 0, longest: 0 };
     let first = search.rules.first_world();
@@ -123,12 +129,12 @@ fn shortest(rules: Rules, found: &Violation) -> String {
     let mut waiting = VecDeque::from([(0, first)]);
     while let Some((number, world)) = waiting.pop_front() {
         if let Err(violation) = search.check(&world) {
-            return tell(&mut search.rules, &links, number, None, &violation);
+            return render(&mut search.rules, &links, number, None, &violation);
         }
         for action in search.rules.actions(&world) {
             match search.rules.apply(&world, action) {
-                _ if depth(&links, number) > TOO_LONG => return tell(&mut search.rules, &links, number, None, found),
-                Err(violation) => return tell(&mut search.rules, &links, number, Some(action), &violation),
+                _ if depth(&links, number) > TOO_LONG => return render(&mut search.rules, &links, number, None, found),
+                Err(violation) => return render(&mut search.rules, &links, number, Some(action), &violation),
                 Ok(next) if seen.insert(hash(&next)) => {
                     links.push((number, Some(action)));
                     waiting.push_back((links.len() - 1, next));
@@ -149,8 +155,8 @@ fn depth(links: &[(usize, Option<Action>)], mut number: usize) -> usize {
     depth
 }
 
-/// One line a step.
-fn tell(
+/// Describes a schedule, with one line per step.
+fn render(
     rules: &mut Rules,
     links: &[(usize, Option<Action>)],
     end: usize,
@@ -169,14 +175,15 @@ fn tell(
         let when = world.now - BEGIN;
         let what = describe(rules, &world, action);
         let next = rules.apply(&world, action);
-        // That time passes shows in the first column.
+        // The first column shows the passage of time.
         if !matches!(action, Action::Tick(_) | Action::Turn(_, _, Turn::Wake)) {
             let _ = writeln!(text, "  {when:>7} ms  {what}");
         }
         let Ok(next) = next else { break };
-        for (before, after) in world.seats.iter().zip(&next.seats) {
-            if let (Action::Tick(_), Some(live), None) = (action, &before.live, &after.live) {
-                let _ = writeln!(text, "             {} is killed at its deadline", rules.attempt(live.attempt).name);
+        for (before, after) in world.clients.iter().zip(&next.clients) {
+            if let (Action::Tick(_), Some(running), None) = (action, &before.running, &after.running) {
+                let _ =
+                    writeln!(text, "             {} is killed at its deadline", rules.attempt(running.attempt).name);
             }
         }
         world = next;
@@ -186,39 +193,40 @@ fn tell(
 
 fn describe(rules: &Rules, world: &World, action: Action) -> String {
     let name = |client: usize| {
-        let live = world.seats[client].live.as_ref();
-        live.map_or_else(|| format!("c{client}"), |live| rules.attempt(live.attempt).name.clone())
+        let running = world.clients[client].running.as_ref();
+        running.map_or_else(|| format!("c{client}"), |running| rules.attempt(running.attempt).name.clone())
     };
     match action {
-        Action::Begin(client) => format!("{} begins attempt {}", name(client), world.seats[client].begun + 1),
+        Action::Begin(client) => format!("{} starts attempt {}", name(client), world.clients[client].begun + 1),
         Action::Turn(client, call, turn) => {
             let call = call_of(rules, world, client, call);
-            let table = short(world.table.get(&rules.attempt(rules_attempt(world, client)).key));
+            let table = describe_record(world.table.get(&rules.attempt(current_attempt(world, client)).key));
             let turn = match turn {
                 Turn::Done => "done".to_owned(),
-                Turn::Hold(until) => format!("done, answered only at {} ms", until - BEGIN),
+                Turn::DelayReply(until) => format!("done, reply delayed until {} ms", until - BEGIN),
                 turn => format!("{turn:?}"),
             };
             format!("{} {}: {turn}   (table: {table})", name(client), describe_op(call))
         }
         Action::Crash(client) => format!("{} dies", name(client)),
-        Action::Land(number) => format!("{} lands late", world.flying[number].describe(rules)),
+        Action::Land(number) => format!("{} takes effect late", world.in_flight[number].describe(rules)),
         Action::Tick(_) => String::new(),
-        Action::Stall(client, until) => format!("{} stalls up to {} ms", name(client), until - BEGIN),
+        Action::Stall(client, until) => format!("{} stalls until {} ms", name(client), until - BEGIN),
         Action::Expire(key) => format!("TTL deletes the record of key {key}"),
     }
 }
 
-fn rules_attempt(world: &World, client: usize) -> u8 {
-    world.seats[client].live.as_ref().expect("alive").attempt
+/// The attempt that a client is running.
+fn current_attempt(world: &World, client: usize) -> AttemptId {
+    world.clients[client].running.as_ref().expect("a running request").attempt
 }
 
 fn call_of<'a>(rules: &'a Rules, world: &World, client: usize, id: CallId) -> &'a Call {
-    let node = world.seats[client].live.as_ref().expect("alive").node;
-    rules.lab.node(node).calls.iter().find(|call| call.id == id).expect("a call that waits")
+    let node = world.clients[client].running.as_ref().expect("a running request").node;
+    rules.histories.node(node).calls.iter().find(|call| call.id == id).expect("the call waits")
 }
 
-/// A call in a few words.
+/// A short description of a call.
 pub fn describe_op(call: &Call) -> String {
     match &call.op {
         Op::Get => "get".to_owned(),
@@ -227,8 +235,8 @@ pub fn describe_op(call: &Call) -> String {
         Op::Complete { .. } => "complete".to_owned(),
         Op::Release { delivered: None, .. } => "release".to_owned(),
         Op::Release { delivered: Some(delivered), .. } => format!("release with {delivered:?}"),
-        Op::Send { parcels } => {
-            let messages: Vec<_> = parcels.iter().map(|parcel| &parcel.events).collect();
+        Op::Send { messages } => {
+            let messages: Vec<_> = messages.iter().map(|message| &message.events).collect();
             format!("send {messages:?}")
         }
         Op::Sleep => "sleep".to_owned(),

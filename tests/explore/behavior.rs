@@ -1,11 +1,11 @@
-//! The real pipeline as a function from what a request observed to what it asks for next.
+//! The pipeline as a pure function from the history of a request to its next calls.
 //!
-//! A request's local state follows from its parameters and from what it saw: when it began, and
-//! each answer together with the time at which it got it. Nothing else reaches it: time, chance,
-//! table and queue are ports, and its nonce is given. So [`Lab`] runs `Pipeline::ingest` by hand,
-//! once for each distinct history, and keeps the calls it then waits for in a tree. A node of that
-//! tree *is* the request's local state, hidden parts included, and the explorer can keep, compare
-//! and branch it although futures cannot be cloned.
+//! The state of a request follows from its parameters and from its observations: its start time, and
+//! each reply to one of its calls with the time at which it arrived. There is no other input, because
+//! time, randomness, the table, and the queue are ports, and the owner token is a parameter. So
+//! [`Histories`] runs `Pipeline::ingest` by hand once for each distinct history, and stores the calls
+//! that then wait for a reply in a tree. A node of the tree stands for the complete state of a request.
+//! Futures cannot be cloned, but nodes can be stored, compared, and branched.
 
 use crate::memory::check_call;
 use crate::scenario::{Attempt, AttemptId, Jitter};
@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// What a request asks of a port.
+/// A call to a port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     Get,
@@ -33,31 +33,31 @@ pub enum Op {
     TakeOver { take_over: TakeOver, now: Timestamp },
     Complete { owner: Owner, expires_at: u64 },
     Release { owner: Owner, delivered: Option<Delivered>, expires_at: u64 },
-    Send { parcels: Vec<Parcel> },
+    Send { messages: Vec<SentMessage> },
     Sleep,
 }
 
-/// A message as far as the guarantees are concerned.
+/// The parts of a message that the guarantees are about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Parcel {
+pub struct SentMessage {
     pub batch: BatchId,
     pub events: Vec<usize>,
 }
 
-/// Numbers a request's calls in the order it made them.
+/// The number of a call, in the order in which its request made the calls.
 pub type CallId = u8;
 
-/// A call that waits for its answer. Its times are by the request's own clock.
+/// A call that waits for a reply. Its times are on the clock of the request's sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Call {
     pub id: CallId,
     pub op: Op,
     pub issued: Timestamp,
-    /// When the adapter gives it up; when a sleeper wakes.
+    /// When the call times out, or when the sleep ends.
     pub by: Timestamp,
 }
 
-/// A port's answer.
+/// A port's reply.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reply {
     Got(Option<Record>),
@@ -68,9 +68,9 @@ pub enum Reply {
     Woke,
 }
 
-/// A request's answer.
+/// A request's response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Response {
     Accepted,
     Replayed,
     KeyReused,
@@ -79,39 +79,40 @@ pub enum Answer {
     Internal,
 }
 
-/// One thing that a request observes.
+/// A reply, and the time at which the request received it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Seen {
+pub struct Observation {
     pub call: CallId,
     pub reply: Reply,
     pub now: Timestamp,
 }
 
-/// A request's local state.
+/// The state of a request.
 pub type NodeId = u32;
 
-/// What a request waits for after one history, and what it has answered.
+/// The state of a request after one history.
 pub struct Node {
     attempt: AttemptId,
-    begun: Timestamp,
-    parent: Option<(NodeId, Seen)>,
+    started: Timestamp,
+    parent: Option<(NodeId, Observation)>,
+    /// The calls that wait for a reply.
     pub calls: Vec<Rc<Call>>,
-    /// From when its client has it; the request may have a write left to do after that.
-    pub answer: Option<Answer>,
-    /// Its sandbox is free for another.
+    /// The response, once it is sent. The record may be written afterwards.
+    pub response: Option<Response>,
+    /// Whether the sandbox can take another request.
     pub ended: bool,
 }
 
-/// Every history seen so far.
-pub struct Lab {
+/// Every history explored so far.
+pub struct Histories {
     attempts: Vec<Rc<Attempt>>,
     jitter: Jitter,
     nodes: Vec<Node>,
     roots: HashMap<(AttemptId, Timestamp), NodeId>,
-    children: HashMap<(NodeId, Seen), NodeId>,
+    children: HashMap<(NodeId, Observation), NodeId>,
 }
 
-impl Lab {
+impl Histories {
     pub fn new(attempts: Vec<Rc<Attempt>>, jitter: Jitter) -> Self {
         Self { attempts, jitter, nodes: Vec::new(), roots: HashMap::new(), children: HashMap::new() }
     }
@@ -124,12 +125,12 @@ impl Lab {
         &self.nodes[id as usize]
     }
 
-    /// How many histories the pipeline was run for.
+    /// The number of histories for which the pipeline ran.
     pub fn runs(&self) -> usize {
         self.nodes.len()
     }
 
-    /// A request begins.
+    /// Starts a request.
     pub fn begin(&mut self, attempt: AttemptId, now: Timestamp) -> NodeId {
         if let Some(&known) = self.roots.get(&(attempt, now)) {
             return known;
@@ -139,51 +140,57 @@ impl Lab {
         node
     }
 
-    /// A request observes an answer.
-    pub fn observe(&mut self, node: NodeId, seen: Seen) -> NodeId {
-        let edge = (node, seen);
+    /// Gives a request a reply.
+    pub fn observe(&mut self, node: NodeId, observation: Observation) -> NodeId {
+        let edge = (node, observation);
         if let Some(&known) = self.children.get(&edge) {
             return known;
         }
-        let Node { attempt, begun, .. } = *self.node(node);
-        let child = self.run(attempt, begun, Some(edge.clone()));
+        let Node { attempt, started, .. } = *self.node(node);
+        let child = self.run(attempt, started, Some(edge.clone()));
         self.children.insert(edge, child);
         child
     }
 
-    /// Runs the pipeline from its beginning through one history.
-    fn run(&mut self, attempt: AttemptId, begun: Timestamp, parent: Option<(NodeId, Seen)>) -> NodeId {
+    /// Runs the pipeline from its start through one history.
+    fn run(&mut self, attempt: AttemptId, started: Timestamp, parent: Option<(NodeId, Observation)>) -> NodeId {
         let mut history = Vec::new();
         let mut link = parent.as_ref();
-        while let Some((node, seen)) = link {
-            history.push((Some(*node), seen));
+        while let Some((node, observation)) = link {
+            history.push((Some(*node), observation));
             link = self.node(*node).parent.as_ref();
         }
         let spec = &self.attempts[usize::from(attempt)];
-        let mailbox = Rc::new(RefCell::new(Mailbox::new(begun)));
+        let mailbox = Rc::new(RefCell::new(Mailbox::new(started)));
         let port = Port { mailbox: Rc::clone(&mailbox), attempt: Rc::clone(spec), jitter: self.jitter };
-        let answer = Rc::new(Cell::new(None));
-        let request = run(Rc::clone(spec), port, begun, Rc::clone(&answer));
+        let response = Rc::new(Cell::new(None));
+        let request = run(Rc::clone(spec), port, started, Rc::clone(&response));
         let mut future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(request);
         let mut context = Context::from_waker(Waker::noop());
         let mut ended = future.as_mut().poll(&mut context).is_ready();
-        for (before, seen) in history.into_iter().rev() {
-            // A request that did something else than last time would have hidden inputs.
+        for (before, observation) in history.into_iter().rev() {
+            // A request that makes other calls than in an earlier run has an input that is missing here.
             if let Some(before) = before {
-                assert!(!ended && mailbox.borrow().waiting() == self.node(before).calls, "not repeatable");
+                assert!(
+                    !ended && mailbox.borrow().waiting() == self.node(before).calls,
+                    "the run of a history is not repeatable"
+                );
             }
-            mailbox.borrow_mut().answer(seen);
+            mailbox.borrow_mut().deliver(observation);
             ended = future.as_mut().poll(&mut context).is_ready();
         }
         let calls = mailbox.borrow().waiting();
-        assert!(if ended { answer.get().is_some() } else { !calls.is_empty() }, "a request waits for nothing");
-        self.nodes.push(Node { attempt, begun, parent, calls, answer: answer.get(), ended });
-        NodeId::try_from(self.nodes.len() - 1).expect("fewer histories than that")
+        assert!(
+            if ended { response.get().is_some() } else { !calls.is_empty() },
+            "a request has neither ended nor made a call"
+        );
+        self.nodes.push(Node { attempt, started, parent, calls, response: response.get(), ended });
+        NodeId::try_from(self.nodes.len() - 1).expect("the histories fit into the id")
     }
 }
 
-/// Runs one request as `http` would: answers it, and then records what was accepted.
-async fn run(attempt: Rc<Attempt>, port: Port, begun: Timestamp, answer: Rc<Cell<Option<Answer>>>) {
+/// Runs one request as `http` does: the response first, then the completion.
+async fn run(attempt: Rc<Attempt>, port: Port, started: Timestamp, response: Rc<Cell<Option<Response>>>) {
     let pipeline = Pipeline {
         store: port.clone(),
         queue: port.clone(),
@@ -191,7 +198,7 @@ async fn run(attempt: Rc<Attempt>, port: Port, begun: Timestamp, answer: Rc<Cell
         dedup_window: attempt.window,
         max_events_per_message: NonZeroU16::new(attempt.max_events_per_message).expect("not zero"),
     };
-    let deadline = Deadline::new(begun, begun + FUNCTION_TIMEOUT);
+    let deadline = Deadline::new(started, started + FUNCTION_TIMEOUT);
     let request = Request {
         tenant: &attempt.tenant,
         record_key: &attempt.key,
@@ -201,46 +208,46 @@ async fn run(attempt: Rc<Attempt>, port: Port, begun: Timestamp, answer: Rc<Cell
         trace: None,
     };
     let result = pipeline.ingest(&request).await.result;
-    answer.set(Some(match &result {
-        Ok(Success::Accepted(_)) => Answer::Accepted,
-        Ok(Success::Replayed) => Answer::Replayed,
-        Err(Error::KeyReused) => Answer::KeyReused,
-        Err(Error::InProgress { .. }) => Answer::InProgress,
-        Err(Error::Unavailable(_)) => Answer::Unavailable,
-        Err(_) => Answer::Internal,
+    response.set(Some(match &result {
+        Ok(Success::Accepted(_)) => Response::Accepted,
+        Ok(Success::Replayed) => Response::Replayed,
+        Err(Error::KeyReused) => Response::KeyReused,
+        Err(Error::InProgress { .. }) => Response::InProgress,
+        Err(Error::Unavailable(_)) => Response::Unavailable,
+        Err(_) => Response::Internal,
     }));
     if let Ok(Success::Accepted(pending)) = &result {
         pipeline.complete(pending).await;
     }
 }
 
-/// Where a request's calls wait for their answers.
+/// The calls of one request, and the replies to them.
 struct Mailbox {
     now: Timestamp,
     next: CallId,
     waiting: BTreeMap<CallId, Rc<Call>>,
-    answered: HashMap<CallId, Reply>,
+    replies: HashMap<CallId, Reply>,
     wakers: HashMap<CallId, Waker>,
 }
 
 impl Mailbox {
     fn new(now: Timestamp) -> Self {
-        Self { now, next: 0, waiting: BTreeMap::new(), answered: HashMap::new(), wakers: HashMap::new() }
+        Self { now, next: 0, waiting: BTreeMap::new(), replies: HashMap::new(), wakers: HashMap::new() }
     }
 
     fn waiting(&self) -> Vec<Rc<Call>> {
         self.waiting.values().cloned().collect()
     }
 
-    fn answer(&mut self, seen: &Seen) {
-        self.now = seen.now;
-        self.waiting.remove(&seen.call).expect("a call that waits");
-        self.answered.insert(seen.call, seen.reply.clone());
-        self.wakers.remove(&seen.call).expect("a call that was polled").wake();
+    fn deliver(&mut self, observation: &Observation) {
+        self.now = observation.now;
+        self.waiting.remove(&observation.call).expect("the call waits");
+        self.replies.insert(observation.call, observation.reply.clone());
+        self.wakers.remove(&observation.call).expect("the call was polled").wake();
     }
 }
 
-/// All three ports of one request.
+/// The three ports of one request.
 #[derive(Clone)]
 struct Port {
     mailbox: Rc<RefCell<Mailbox>>,
@@ -249,20 +256,19 @@ struct Port {
 }
 
 impl Port {
-    /// Asks, and waits until the explorer answers.
+    /// Makes a call, and waits for the reply of the explorer.
     async fn call(&self, op: Op, by: Timestamp) -> Reply {
-        let mut asked = Asked { mailbox: &self.mailbox, call: None };
-        let mut question = Some(op);
-        std::future::poll_fn(move |context| asked.poll(&mut question, by, context)).await
+        let mut pending = PendingCall { mailbox: &self.mailbox, call: None };
+        let mut op = Some(op);
+        std::future::poll_fn(move |context| pending.poll(&mut op, by, context)).await
     }
 
     fn check_key(&self, key: &RecordKey) {
-        assert!(*key == self.attempt.key, "a request stays with its own key");
+        assert!(*key == self.attempt.key, "a request uses its own key only");
     }
 
-    /// Reads a message back, and checks that the queue would take it and that it holds the
-    /// client's own events.
-    fn parcel(&self, message: &Message) -> Parcel {
+    /// Parses a message, and checks that it contains the client's events.
+    fn parse(&self, message: &Message) -> SentMessage {
         let body: serde_json::Value = serde_json::from_str(&message.body).expect("a message is JSON");
         let text = body["batch_id"].as_str().expect("a batch id");
         let events = body["events"].as_array().expect("events").iter();
@@ -270,20 +276,20 @@ impl Port {
             let id = event["id"].as_str().expect("an event id");
             let index = id.strip_prefix(text).and_then(|rest| rest.strip_prefix('-'));
             let index = index.and_then(|index| index.parse().ok()).expect("batch id, hyphen, index");
-            assert_eq!(event["event"], self.attempt.events[index], "the event is the client's own");
+            assert_eq!(event["event"], self.attempt.events[index], "the event is as the client sent it");
             index
         };
-        Parcel { batch: BatchId::parse(text).expect("a UUIDv7"), events: events.map(index).collect() }
+        SentMessage { batch: BatchId::parse(text).expect("a UUIDv7"), events: events.map(index).collect() }
     }
 }
 
-/// A call of the pipeline's; when it is dropped unanswered, it waits no longer.
-struct Asked<'a> {
+/// The future of a call. Dropping it ends the wait for the reply.
+struct PendingCall<'a> {
     mailbox: &'a RefCell<Mailbox>,
     call: Option<CallId>,
 }
 
-impl Asked<'_> {
+impl PendingCall<'_> {
     fn poll(&mut self, op: &mut Option<Op>, by: Timestamp, context: &mut Context<'_>) -> Poll<Reply> {
         let mut mailbox = self.mailbox.borrow_mut();
         if let Some(op) = op.take() {
@@ -293,8 +299,8 @@ impl Asked<'_> {
             mailbox.waiting.insert(id, call);
             self.call = Some(id);
         }
-        let id = self.call.expect("asked just above");
-        if let Some(reply) = mailbox.answered.remove(&id) {
+        let id = self.call.expect("set above");
+        if let Some(reply) = mailbox.replies.remove(&id) {
             return Poll::Ready(reply);
         }
         mailbox.wakers.insert(id, context.waker().clone());
@@ -302,7 +308,7 @@ impl Asked<'_> {
     }
 }
 
-impl Drop for Asked<'_> {
+impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.call {
             self.mailbox.borrow_mut().waiting.remove(&id);
@@ -311,7 +317,7 @@ impl Drop for Asked<'_> {
 }
 
 fn unavailable<T>() -> Result<T, StoreError> {
-    Err(StoreError::Unavailable("the explorer says so".to_owned()))
+    Err(StoreError::Unavailable("injected by the explorer".to_owned()))
 }
 
 impl StateStore for Port {
@@ -383,11 +389,12 @@ impl StateStore for Port {
 
 impl Queue for Port {
     async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult> {
-        assert_eq!(check_call(envelope, messages), Ok(()), "the pipeline keeps SQS's limits");
-        let parcels = messages.iter().map(|message| self.parcel(message)).collect();
-        match self.call(Op::Send { parcels }, by).await {
-            Reply::Sent(fates) => fates,
-            _ => vec![SendResult::Unknown; messages.len()],
+        assert_eq!(check_call(envelope, messages), Ok(()), "the pipeline respects the limits of SQS");
+        let messages: Vec<SentMessage> = messages.iter().map(|message| self.parse(message)).collect();
+        let count = messages.len();
+        match self.call(Op::Send { messages }, by).await {
+            Reply::Sent(results) => results,
+            _ => vec![SendResult::Unknown; count],
         }
     }
 }
