@@ -25,6 +25,9 @@ Exit codes:
   3  the run was aborted (a refusal by the service, no success for too long, Ctrl-C, a full disk, …);
      run the same command again to resume";
 
+/// Not a doc comment, which would need the URL in angle brackets.
+const URL_HELP: &str = "The base URL of the service, such as https://api.example.com, without /api/v1/events/batch";
+
 /// Sends events from files or standard input to event-ingest, each exactly once.
 #[derive(Debug, Parser)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an independent flag")]
@@ -33,13 +36,12 @@ pub struct Args {
     /// NDJSON (one event per line) or CSV with a header; without FILE, or with `-`, standard input
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// The base URL of the service, such as <https://api.example.com>, without `/api/v1/events/batch`
-    #[arg(long, env = "VIBEFOLLOW_BASE_URL", value_parser = Target::parse, required_unless_present = "dry_run")]
+    #[arg(long, help = URL_HELP, env = "VIBEFOLLOW_BASE_URL", value_parser = Target::parse, required_unless_present = "dry_run")]
     pub url: Option<Target>,
     /// The environment variable with the API key
     #[arg(long, value_name = "NAME", default_value = "VIBEFOLLOW_API_KEY", value_parser = NonEmptyStringValueParser::new())]
     pub key_env: String,
-    /// The Host header to send. A local AWS selects the API by it
+    /// The Host header to send, by which a local AWS selects the API
     #[arg(long, env = "VIBEFOLLOW_HOST", value_parser = NonEmptyStringValueParser::new())]
     pub host: Option<String>,
     /// Allow http:// to another machine, although it exposes the API key to the network
@@ -49,7 +51,7 @@ pub struct Args {
     #[arg(long, value_enum)]
     pub format: Option<Format>,
     /// The types of CSV columns that are not strings, such as properties.age=number,properties.vip=boolean
-    #[arg(long, value_name = "COLUMN=TYPE,…", default_value = "", value_parser = ColumnTypes::parse)]
+    #[arg(long, value_name = "COLUMN=TYPE,…", default_value = "", hide_default_value = true, value_parser = ColumnTypes::parse)]
     pub types: ColumnTypes,
     /// Only validate the events. Send nothing, and write no files except --rejects
     #[arg(long)]

@@ -96,8 +96,7 @@ impl BatchSender {
 
     async fn send_until_final(&self, key: &str, body: &BatchBody) -> Result<FinalAnswer, Stopped> {
         let compressed = compress(body).await.ok_or_else(|| self.stop("internal error: compression failed"))?;
-        let key =
-            HeaderValue::from_str(key).map_err(|_| self.stop("internal error: a key is not a header value"))?;
+        let key = HeaderValue::from_str(key).map_err(|_| self.stop("internal error: a key is not a header value"))?;
         let mut backoff = FIRST_BACKOFF;
         loop {
             let permit = self.throttle.permit().await?;

@@ -3,14 +3,14 @@
 use crate::target::Target;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper::http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT,
 };
 use hyper::http::{Method, Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -76,8 +76,8 @@ impl Client {
     /// If `host` is not a header value, or the system's root certificates cannot be read.
     pub fn new(target: &Target, api_key: &str, host: Option<&str>, timeout: Duration) -> Result<Self, String> {
         let mut headers = HeaderMap::new();
-        let mut authorization =
-            HeaderValue::from_str(&format!("Bearer {api_key}")).map_err(|_| "the API key is not a header value".to_owned())?;
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {api_key}"))
+            .map_err(|_| "the API key is not a header value".to_owned())?;
         authorization.set_sensitive(true);
         headers.insert(AUTHORIZATION, authorization);
         // API Gateway treats other types as text, which corrupts compressed bodies.
@@ -147,7 +147,8 @@ fn interpret(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
     struct Errors {
         errors: Vec<ApiError>,
     }
-    if status == StatusCode::ACCEPTED && serde_json::from_slice(body).is_ok_and(|answer: Accepted| answer.data.accepted) {
+    if status == StatusCode::ACCEPTED && serde_json::from_slice(body).is_ok_and(|answer: Accepted| answer.data.accepted)
+    {
         return Answer::Accepted;
     }
     let errors = serde_json::from_slice(body).map_or(Vec::new(), |answer: Errors| answer.errors);
@@ -196,7 +197,10 @@ mod tests {
         for (status, body) in
             [(200, r#"{"data":{"accepted":true}}"#), (202, "{}"), (202, "<html>"), (204, ""), (301, "")]
         {
-            assert!(matches!(answer(status, None, body), Answer::Permanent(reason) if reason.contains("--url")), "{status}");
+            assert!(
+                matches!(answer(status, None, body), Answer::Permanent(reason) if reason.contains("--url")),
+                "{status}"
+            );
         }
     }
 

@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn only_properties_can_have_a_type() {
-        let types = ColumnTypes::parse("properties.age=number, vip=boolean,plan=string,properties.name=number").unwrap();
+        let types =
+            ColumnTypes::parse("properties.age=number, vip=boolean,plan=string,properties.name=number").unwrap();
         let expected = [("age", ColumnType::Number), ("name", ColumnType::Number), ("vip", ColumnType::Boolean)];
         assert_eq!(types.by_property(), &expected.map(|(name, kind)| (name.to_owned(), kind)).into());
         for bad in ["name=number", "timestamp=string", "a", "a=date", "=number", "properties.=number"] {

@@ -89,12 +89,15 @@ async fn run(args: Args) -> Result<Summary, Error> {
     if [Mode::Live, Mode::Test].iter().any(|mode| args.key_env.starts_with(mode.key_prefix())) {
         // The message must not repeat the value, which may be a key.
         return Err(Error::Usage(
-            "--key-env is the name of the environment variable with the API key, not the key itself".to_owned(),
+            "--key-env takes the name of an environment variable, not the API key itself".to_owned(),
         ));
     }
     let api_key = std::env::var(&args.key_env).unwrap_or_default();
     let mode = ApiKey::parse(&api_key).map(|key| key.mode()).ok_or_else(|| {
-        Error::Usage(format!("the environment variable {} does not contain an API key (sk_live_… or sk_test_…)", args.key_env))
+        Error::Usage(format!(
+            "the environment variable {} does not contain an API key (sk_live_… or sk_test_…)",
+            args.key_env
+        ))
     })?;
     let client = Client::new(&target, &api_key, args.host.as_deref(), args.timeout).map_err(Error::Usage)?;
     let base = plan.sources.iter().find_map(|source| source.path.clone()).unwrap_or_else(|| PathBuf::from("stdin"));

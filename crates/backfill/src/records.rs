@@ -7,7 +7,8 @@ use crate::format::Format;
 use crate::input::{InputReader, Source, read_error};
 use crate::ndjson::{self, Line};
 use crate::rejects::Problem;
-use contract::batch::{Batch, BatchError, Violation};
+use contract::batch::{Batch, BatchError};
+use contract::event::Violation;
 use contract::limits::MAX_EVENT_BYTES;
 use std::io;
 

@@ -1,0 +1,16 @@
+//! The compiled command against an in-memory service.
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
+#![expect(clippy::needless_raw_string_hashes, reason = "snapbox writes snapshots with hashes")]
+
+mod checkpoint;
+mod command;
+mod command_line;
+mod csv;
+mod dependencies;
+mod deployed;
+mod dry_run;
+mod rejects;
+mod resume;
+mod retries;
+mod sending;
+mod service;

@@ -1,0 +1,194 @@
+//! An in-memory service that follows docs/contract.md, and fails where a test wants it to.
+
+use contract::batch::{Batch, BatchError};
+use flate2::read::GzDecoder;
+use hyper::body::Bytes;
+use hyper::{Request, Response};
+use serde_json::{Value, json};
+use std::collections::{BTreeSet, HashMap};
+use std::future::pending;
+use std::io::Read;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+use test_support::http_server::{Cut, HttpServer};
+
+/// A request as the service received it.
+#[derive(Clone, Debug)]
+pub struct ReceivedRequest {
+    pub key: String,
+    pub at: Instant,
+    pub events: Vec<Value>,
+    /// The body after decompression.
+    pub body: Vec<u8>,
+    pub headers: HashMap<String, String>,
+}
+
+/// What the service does with a request.
+pub enum Reply {
+    /// Processes the request and answers.
+    Process,
+    /// Answers with this status, `Retry-After` and body, and does not process the request.
+    Answer(u16, Option<u64>, Value),
+    /// Closes the connection.
+    Disconnect,
+    /// Processes the request, but closes the connection instead of answering.
+    ProcessAndDisconnect,
+    /// Never answers.
+    Hang,
+    /// Processes the request, but never answers.
+    ProcessAndHang,
+}
+
+/// A 403 without a body, which ends a run.
+pub fn forbidden() -> Reply {
+    Reply::Answer(403, None, json!({}))
+}
+
+#[derive(Default)]
+struct State {
+    requests: Vec<ReceivedRequest>,
+    /// The accepted bodies, by idempotency key.
+    accepted: HashMap<String, Vec<u8>>,
+    queue: Vec<Value>,
+}
+
+/// The service and its server, which ends with this value.
+pub struct Service {
+    state: Arc<Mutex<State>>,
+    server: HttpServer,
+}
+
+impl Service {
+    /// Starts the service. `script` gets the number of each request, counted from 0, and the request.
+    pub async fn start(script: impl Fn(usize, &ReceivedRequest) -> Reply + Send + Sync + 'static) -> Self {
+        let state = Arc::<Mutex<State>>::default();
+        let (shared, script) = (Arc::clone(&state), Arc::new(script));
+        let server = HttpServer::start(move |request: Request<Bytes>| {
+            let (state, script) = (Arc::clone(&shared), Arc::clone(&script));
+            async move {
+                let received = receive(&request);
+                let number = {
+                    let mut state = lock(&state);
+                    state.requests.push(received.clone());
+                    state.requests.len() - 1
+                };
+                let reply = script(number, &received);
+                match reply {
+                    Reply::Process => Ok(process(&state, &received)),
+                    Reply::Answer(status, retry_after, body) => Ok(response(status, retry_after, &body)),
+                    Reply::Disconnect => Err(Cut),
+                    Reply::ProcessAndDisconnect => {
+                        process(&state, &received);
+                        Err(Cut)
+                    }
+                    Reply::Hang => pending().await,
+                    Reply::ProcessAndHang => {
+                        process(&state, &received);
+                        pending().await
+                    }
+                }
+            }
+        })
+        .await;
+        Self { state, server }
+    }
+
+    pub fn address(&self) -> String {
+        self.server.address()
+    }
+
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
+        lock(&self.state).requests.clone()
+    }
+
+    /// The number of events in each request.
+    pub fn batch_sizes(&self) -> Vec<usize> {
+        self.requests().iter().map(|request| request.events.len()).collect()
+    }
+
+    /// The idempotency key of each request.
+    pub fn keys(&self) -> Vec<String> {
+        self.requests().into_iter().map(|request| request.key).collect()
+    }
+
+    /// The idempotency keys of all requests, each once.
+    pub fn distinct_keys(&self) -> BTreeSet<String> {
+        self.keys().into_iter().collect()
+    }
+
+    /// The events in the queue.
+    pub fn queue(&self) -> Vec<Value> {
+        lock(&self.state).queue.clone()
+    }
+
+    /// The user ids of the events in the queue, none of which may be there twice.
+    #[track_caller]
+    pub fn queued_ids(&self) -> BTreeSet<u64> {
+        let queue = self.queue();
+        let ids: Vec<u64> =
+            queue.iter().map(|event| event["external_user_id"].as_str().unwrap().parse().unwrap()).collect();
+        let distinct: BTreeSet<u64> = ids.iter().copied().collect();
+        assert_eq!(distinct.len(), ids.len(), "an event is in the queue twice");
+        distinct
+    }
+
+    /// Forgets all idempotency keys, as the service does after 24 hours.
+    pub fn forget_keys(&self) {
+        lock(&self.state).accepted.clear();
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().expect("no thread panicked while holding the lock")
+}
+
+/// Validates the batch, and accepts each idempotency key once.
+fn process(state: &Mutex<State>, request: &ReceivedRequest) -> Response<Bytes> {
+    let mut fields = match Batch::parse(&request.body) {
+        Ok(_) => Vec::new(),
+        Err(BatchError::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
+        Err(BatchError::Malformed(message)) => return errors(400, "malformed_json", [None], &message),
+    };
+    // A rule that only the service knows, as a newer version could have.
+    let forbidden = request.events.iter().enumerate().filter(|(_, event)| event["name"] == "forbidden");
+    fields.extend(forbidden.map(|(index, _)| Some(format!("events[{index}].name"))));
+    if !fields.is_empty() {
+        return errors(422, "validation_failed", fields.into_iter().take(100), "is not allowed");
+    }
+    let mut state = lock(state);
+    match state.accepted.get(&request.key) {
+        Some(body) if *body != request.body => return errors(422, "idempotency_key_reuse", [None], "reused"),
+        Some(_) => {}
+        None => {
+            state.accepted.insert(request.key.clone(), request.body.clone());
+            state.queue.extend(request.events.iter().cloned());
+        }
+    }
+    response(202, None, &json!({"data": {"accepted": true}}))
+}
+
+fn receive(request: &Request<Bytes>) -> ReceivedRequest {
+    let header = |name: &str| request.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+    assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/api/v1/events/batch"));
+    assert_eq!(header("content-encoding"), "gzip");
+    let mut body = Vec::new();
+    GzDecoder::new(request.body().as_ref()).read_to_end(&mut body).expect("gzip");
+    let value: Value = serde_json::from_slice(&body).expect("JSON");
+    let headers = ["authorization", "content-type", "host"].map(|name| (name.to_owned(), header(name))).into();
+    let events = value["events"].as_array().expect("an array").clone();
+    ReceivedRequest { key: header("idempotency-key"), at: Instant::now(), events, body, headers }
+}
+
+fn response(status: u16, retry_after: Option<u64>, body: &Value) -> Response<Bytes> {
+    let mut response = Response::builder().status(status).header("content-type", "application/json");
+    if let Some(seconds) = retry_after {
+        response = response.header("retry-after", seconds.to_string());
+    }
+    response.body(Bytes::from(body.to_string())).expect("a response")
+}
+
+fn errors(status: u16, code: &str, fields: impl IntoIterator<Item = Option<String>>, message: &str) -> Response<Bytes> {
+    let errors: Vec<_> =
+        fields.into_iter().map(|field| json!({"code": code, "message": message, "field": field})).collect();
+    response(status, None, &json!({"errors": errors}))
+}
