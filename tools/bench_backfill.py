@@ -1,12 +1,12 @@
-"""Measures event-ingest-backfill beside what one would do without it.
+"""Measures event-ingest-backfill and, for comparison, simpler ways to send events.
 
-A stub on this machine answers every batch with 202 at once; it decompresses each body and counts
-the events in it, so that a row that got lost would show. Run by `make bench-backfill`.
+A stub on this machine answers every batch with 202 at once. It decompresses each body and counts its
+events, so that a lost event is noticed. `make bench-backfill` runs this script.
 
-    python3 tools/bench_backfill.py                 1 and 10 million events of 200 bytes
-    python3 tools/bench_backfill.py --rows 1000000  only so many
+    python3 tools/bench_backfill.py                 1 million and 10 million events of 200 bytes
+    python3 tools/bench_backfill.py --rows 1000000  another number of events
 
-The figures in docs/backfill.md are this script's.
+The figures in docs/backfill.md come from this script.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COMMAND = ROOT / "target" / "release" / "event-ingest-backfill"
 API_KEY = "sk_test_LOCAL_ONLY_not_a_secret_0123456789"
 EVENT_BYTES = 200
 BATCH_EVENTS = 500
-# One POST per event, and one process per POST, are measured on so many and said per second.
+# One POST per event, and one curl process per POST, are measured with fewer events, because they are slow.
 SAMPLE_EVENTS = 20_000
 SAMPLE_CURLS = 1_000
 
@@ -42,7 +42,7 @@ RESPONSE = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ncontent-
 
 
 def event(number: int) -> str:
-    """An event of exactly EVENT_BYTES, in which a text of random letters leaves gzip some work."""
+    """Return an event of exactly EVENT_BYTES. Its random text keeps gzip from compressing it too well."""
     start = f'{{"external_user_id":"usr_{number:09}","name":"order_placed","timestamp":"2026-11-23T09:14:03Z"'
     start += f',"properties":{{"order":{number},"plan":"trial","note":"'
     noise = hashlib.blake2b(number.to_bytes(8), digest_size=64).hexdigest()
@@ -83,32 +83,32 @@ def serve(port: "multiprocessing.sharedctypes.Synchronized[int]", counted: "mult
     asyncio.run(main())
 
 
-# ── What is measured ─────────────────────────────────────────────────────────────────────────
+# ── The measurements ─────────────────────────────────────────────────────────────────────────
 
 
 def backfill(rows: int, directory: Path, port: int) -> str:
-    """Send a file of so many rows; its time and, from the system, its memory."""
+    """Send a file with this many rows. Report the time, and the CPU time and memory that the system measured."""
     path = directory / f"{rows}.ndjson"
     with path.open("w") as file:
         for number in range(rows):
             file.write(event(number) + "\n")
     environment = {"VIBEFOLLOW_API_KEY": API_KEY, "PATH": os.environ["PATH"]}
     command = [COMMAND, "--url", f"http://127.0.0.1:{port}", "--json", path]
-    begun = time.monotonic()
+    started = time.monotonic()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     summary = json.loads(process.stdout.read())
     _, status, usage = os.wait4(process.pid, 0)
-    took = time.monotonic() - begun
+    elapsed = time.monotonic() - started
     path.unlink()
     if status != 0 or summary["accepted"] != rows:
         sys.exit(f"the backfill failed: {summary}")
     cpu = usage.ru_utime + usage.ru_stime
-    return f"{rows:>10,} events  {took:8.1f} s  {rows / took:>9,.0f} events/s  {cpu:6.1f} s CPU  {usage.ru_maxrss / 1024:5.0f} MB at most"
+    return f"{rows:>10,} events  {elapsed:8.1f} s  {rows / elapsed:>9,.0f} events/s  {cpu:6.1f} s CPU  {usage.ru_maxrss / 1024:5.0f} MB at most"
 
 
 def curl(events_each: int, calls: int, directory: Path, port: int) -> str:
-    """One curl per batch in a loop of the shell, each with a key of its own."""
+    """Run curl once per batch in a shell loop, each time with another idempotency key."""
     for number in range(calls):
         body = ",".join(event(number * events_each + i) for i in range(events_each))
         (directory / f"{number}.json").write_text(f'{{"events":[{body}]}}')
@@ -117,29 +117,29 @@ def curl(events_each: int, calls: int, directory: Path, port: int) -> str:
         f' -H "Authorization: Bearer {API_KEY}" -H "Content-Type: application/json"'
         f' -H "Idempotency-Key: curl-{events_each}-$n" --data-binary @$n.json || exit 1; done'
     )
-    begun = time.monotonic()
+    started = time.monotonic()
     subprocess.run(["sh", "-c", script], cwd=directory, check=True)
-    took = time.monotonic() - begun
+    elapsed = time.monotonic() - started
     events = calls * events_each
-    return f"{events:>10,} events  {took:8.1f} s  {events / took:>9,.0f} events/s"
+    return f"{events:>10,} events  {elapsed:8.1f} s  {events / elapsed:>9,.0f} events/s"
 
 
-def naive(port: int) -> str:
-    """One POST per event over one connection, as a first script has it."""
+def post_each(port: int) -> str:
+    """Send one POST per event over one connection, as a simple script would."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     headers = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
-    begun = time.monotonic()
+    started = time.monotonic()
     for number in range(SAMPLE_EVENTS):
         row = json.loads(event(number))
         connection.request(
-            "POST", "/api/v1/events/batch", json.dumps({"events": [row]}), headers | {"Idempotency-Key": f"naive-{number}"}
+            "POST", "/api/v1/events/batch", json.dumps({"events": [row]}), headers | {"Idempotency-Key": f"post-{number}"}
         )
         response = connection.getresponse()
         response.read()
         if response.status != 202:
-            sys.exit(f"the naive script got {response.status}")
-    took = time.monotonic() - begun
-    return f"{SAMPLE_EVENTS:>10,} events  {took:8.1f} s  {SAMPLE_EVENTS / took:>9,.0f} events/s"
+            sys.exit(f"the script got status {response.status}")
+    elapsed = time.monotonic() - started
+    return f"{SAMPLE_EVENTS:>10,} events  {elapsed:8.1f} s  {SAMPLE_EVENTS / elapsed:>9,.0f} events/s"
 
 
 def main() -> None:
@@ -157,7 +157,7 @@ def main() -> None:
         before = counted.value
         result = run()
         if counted.value - before != expected:
-            sys.exit(f"{title}: the stub got {counted.value - before:,} events, not {expected:,}")
+            sys.exit(f"{title}: the stub received {counted.value - before:,} events, not {expected:,}")
         print(f"{title:44}{result}", flush=True)
 
     with tempfile.TemporaryDirectory(dir=ROOT / "target") as temporary:
@@ -167,11 +167,11 @@ def main() -> None:
         calls, each = SAMPLE_CURLS, BATCH_EVENTS
         measure(f"curl in a loop, {each} events each", calls * each, lambda: curl(each, calls, directory, port.value))
         measure("curl in a loop, one event each", calls, lambda: curl(1, calls, directory, port.value))
-        measure("one POST per event (Python, one connection)", SAMPLE_EVENTS, lambda: naive(port.value))
+        measure("one POST per event (Python, one connection)", SAMPLE_EVENTS, lambda: post_each(port.value))
     stub.terminate()
     stub.join()
     cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"(all children together used {cpu.ru_utime + cpu.ru_stime:.0f} s of CPU, the stub among them)")
+    print(f"(all child processes used {cpu.ru_utime + cpu.ru_stime:.0f} s of CPU, including the stub)")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 const ROWS: u64 = 4_000;
 
-/// The walk-through of docs/backfill.md, "Try a kill and a resume".
+/// The walk-through of docs/backfill.md, "Try a kill and a resume", on a smaller scale.
 #[tokio::test]
 async fn a_run_killed_half_way_and_resumed_queues_every_event_once() {
     let temporary = Path::new(env!("CARGO_TARGET_TMPDIR"));
