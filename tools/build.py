@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from progress import CARGO_PROGRESS, Failure, Running, run, step
-from project import TEMPLATE
+from project import LOCAL, TEMPLATE
 
 FUNCTION = "event-ingest"
 KEYS = "event-ingest-keys"
@@ -74,6 +74,14 @@ def build_for_local(state_dir: Path) -> Path:
     built = directory / "template.yaml"
     built.write_text(text)
     return built
+
+
+def last_build() -> Path:
+    """The template of the last local build."""
+    template = LOCAL / "build" / "template.yaml"
+    if not template.exists():
+        raise Failure("The function is not built yet: make test, or make run")
+    return template
 
 
 def copy_without_symbols(binary: Path, destination: Path) -> None:

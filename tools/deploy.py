@@ -276,9 +276,7 @@ def build_and_deploy(arguments: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", metavar="PROFILE", help="dev, prod, or another one in samconfig.toml")
     parser.add_argument("--yes", action="store_true", help="ask no questions")
     parser.add_argument("--no-build", action="store_true", help="deploy the last build")

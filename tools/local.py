@@ -30,7 +30,7 @@ import progress
 import walkthrough
 from local_aws import LocalAws
 from progress import Failure, Running, step
-from project import ROOT, isolate_environment
+from project import LOCAL, ROOT, isolate_environment
 from stack import Api
 
 STACK = "event-ingest-local"
@@ -67,7 +67,7 @@ def command_up(arguments: argparse.Namespace) -> None:
     try:
         aws = local_aws.launch(state_dir, arguments.port or local_aws.free_port())
         with step("Compile the function"):
-            template = build.build_for_local(state_dir)
+            template = build.last_build() if arguments.no_build else build.build_for_local(state_dir)
         outputs = deploy(aws, template, arguments)
         print(json.dumps(outputs | {"Endpoint": aws.url, "Host": Api(outputs["ApiUrl"]).host}))
         if arguments.hold:
@@ -123,15 +123,13 @@ def command_validate(arguments: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         added = commands.add_parser(name)
         added.set_defaults(command=command)
-        added.add_argument("--state-dir", type=Path, default=ROOT / ".local")
+        added.add_argument("--state-dir", type=Path, default=LOCAL)
         return added
 
     for name, command in (("stop", command_stop), ("down", command_stop), ("logs", command_logs)):
@@ -141,9 +139,8 @@ def parse_arguments() -> argparse.Namespace:
     run, up = add("run", command_run), add("up", command_up)
     run.add_argument("--port", type=int, default=4566)
     up.add_argument("--port", type=int, default=0, help="a free one if not given")
-    up.add_argument(
-        "--hold", action="store_true", help="wait until standard input closes, then stop the local AWS"
-    )
+    up.add_argument("--no-build", action="store_true", help="deploy what `run` or `build` built last")
+    up.add_argument("--hold", action="store_true", help="wait until standard input closes, then stop the local AWS")
     for deploying in (run, up):
         deploying.add_argument("--stack", default=STACK)
         deploying.add_argument(

@@ -100,9 +100,7 @@ def launch(state_dir: Path, port: int) -> LocalAws:
     state_dir.mkdir(parents=True, exist_ok=True)
     found = running(state_dir)
     if found and found.port != port:
-        raise Failure(
-            f"The local AWS of this project runs on port {found.port}, not {port}.\nStop it first: make stop"
-        )
+        raise Failure(f"The local AWS of this project runs on port {found.port}, not {port}.\nStop it first: make stop")
     if found and found.is_ready():
         return found
     if found:

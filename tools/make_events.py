@@ -1,6 +1,6 @@
 """Writes the samples in events/: one API Gateway event per kind of response, and the expected responses.
 
-    python3 tools/make_events.py
+python3 tools/make_events.py
 """
 
 import base64
@@ -212,12 +212,12 @@ def samples() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         return name, event, expected(event, status, code, answer_headers, fields)
 
     rest = rest_api_event("rest-v1", one)
-    first_key = {"idempotency_key": "sample-accepted"}
+    first_key = "sample-accepted"
     replayed = {"idempotency-replayed": "true"}
     return [
         sample("accepted", 202, None, text_body(one)),
-        sample("replayed", 202, None, text_body(one), replayed, **first_key),
-        sample("reused-idempotency-key", 422, "idempotency_key_reuse", text_body(two), **first_key),
+        sample("replayed", 202, None, text_body(one), replayed, idempotency_key=first_key),
+        sample("reused-idempotency-key", 422, "idempotency_key_reuse", text_body(two), idempotency_key=first_key),
         sample("five-hundred-events", 202, None, text_body(compact({"events": many}))),
         sample(
             "gzip-body", 202, None, binary_body(zipped(one.encode())),

@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "template.yaml"
 VENV = ROOT / ".venv"
+LOCAL = ROOT / ".local"  # state, builds and logs of the local AWS
 
 REGION = "us-east-1"  # of the local AWS
 

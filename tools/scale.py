@@ -14,10 +14,14 @@ import json
 import math
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parent.parent
+
+Figures = dict[str, float]
 
 # ── Assumptions ──────────────────────────────────────────────────────────────────────────────────
 
@@ -56,7 +60,7 @@ CLIENT_ATTEMPTS, CLIENT_BACKOFF_MS = 3, 500.0
 FUNCTION_RETRIES_MS = 150.0
 
 
-def measured():
+def measured() -> tuple[Figures, str]:
     """CPU milliseconds, write units, 64 KB chunks and log bytes of 100 events; init milliseconds."""
     found = {"cpu_ms": 0.8, "init_cpu_ms": 30.0, "write_units": 2.0, "chunks": 1.0, "log_bytes": 420.0}
     file = ROOT / "docs/benchmarks/results.json"
@@ -79,7 +83,7 @@ def measured():
 CPU_SHARE = 256 / 1769
 
 
-def service_ms(found):
+def service_ms(found: Figures) -> float:
     """The typical duration of a batch of 100 in Lambda: two writes, one send, and the CPU time at that share."""
     return 2 * DYNAMODB_MS + SQS_MS + found["cpu_ms"] / CPU_SHARE
 
@@ -87,7 +91,7 @@ def service_ms(found):
 # ── Cost and quotas ──────────────────────────────────────────────────────────────────────────────
 
 
-def tiered(amount, tiers):
+def tiered(amount: float, tiers: list[tuple[float, float]]) -> float:
     """The cost of an amount if the price depends on the tier."""
     cost, below = 0.0, 0.0
     for upper, price in tiers:
@@ -96,10 +100,20 @@ def tiered(amount, tiers):
     return cost
 
 
-def cost_table(found):
+def cost_table(found: Figures) -> str:
     """Dollars per month, by events per day."""
-    head = ["events per day", "requests/s at peak", "sandboxes at peak", "Lambda", "DynamoDB", "SQS", "API Gateway", "logs",
-            "per month", "per million events"]
+    head = [
+        "events per day",
+        "requests/s at peak",
+        "sandboxes at peak",
+        "Lambda",
+        "DynamoDB",
+        "SQS",
+        "API Gateway",
+        "logs",
+        "per month",
+        "per million events",
+    ]
     rows = []
     for exponent in range(6, 12):
         events = 10**exponent
@@ -116,35 +130,58 @@ def cost_table(found):
             requests * 2 * found["log_bytes"] / 1e9 * LOG_GB,
         ]
         total = sum(parts)
-        rows.append([f"{events:,}", f"{peak:,.1f}", f"{math.ceil(peak * service_ms(found) / 1000):,}",
-                     *(dollars(part) for part in parts), dollars(total), f"{total / (events * DAYS_PER_MONTH) * 1e6:.4f}"])
+        rows.append(
+            [
+                f"{events:,}",
+                f"{peak:,.1f}",
+                f"{math.ceil(peak * service_ms(found) / 1000):,}",
+                *(dollars(part) for part in parts),
+                dollars(total),
+                f"{total / (events * DAYS_PER_MONTH) * 1e6:.4f}",
+            ]
+        )
     return table(head, rows)
 
 
-def quota_table(found):
+def quota_table(found: Figures) -> str:
     """The request rate that each quota allows, the lowest first."""
     busy = service_ms(found) / 1000
     units = found["write_units"]
     limits = [
         ("the template's throttle (`ThrottleRequestsPerSecond`)", TEMPLATE_RATE, "a parameter"),
-        ("a new on-demand table: 4,000 write units/s", NEW_TABLE_WRITES / units,
-         "grows automatically within 30 minutes of load; or set warm throughput"),
+        (
+            "a new on-demand table: 4,000 write units/s",
+            NEW_TABLE_WRITES / units,
+            "grows automatically within 30 minutes of load; or set warm throughput",
+        ),
         ("API Gateway: 10,000 requests/s in the region", GATEWAY_RATE, "on request"),
-        ("Lambda: 10 requests/s for each of 1,000 concurrent", LAMBDA_CONCURRENCY * LAMBDA_RATE_PER_SANDBOX, "on request"),
+        (
+            "Lambda: 10 requests/s for each of 1,000 concurrent",
+            LAMBDA_CONCURRENCY * LAMBDA_RATE_PER_SANDBOX,
+            "on request",
+        ),
         ("DynamoDB: 40,000 write units/s per table", TABLE_WRITES / units, "on request"),
         ("Lambda: 1,000 concurrent sandboxes", LAMBDA_CONCURRENCY / busy, "on request"),
     ]
-    rows = [[what, f"{rate:,.0f}", f"{rate * EVENTS_PER_BATCH:,.0f}", f"{rate * EVENTS_PER_BATCH * SECONDS_PER_DAY / 1e9:,.1f}", raised]
-            for what, rate, raised in sorted(limits, key=lambda limit: limit[1])]
+    rows = [
+        [
+            what,
+            f"{rate:,.0f}",
+            f"{rate * EVENTS_PER_BATCH:,.0f}",
+            f"{rate * EVENTS_PER_BATCH * SECONDS_PER_DAY / 1e9:,.1f}",
+            raised,
+        ]
+        for what, rate, raised in sorted(limits, key=lambda limit: limit[1])
+    ]
     return table(["limit", "requests/s", "events/s", "billion events per day", "can be raised"], rows)
 
 
-def dollars(amount):
+def dollars(amount: float) -> str:
     return f"{amount:,.2f}" if amount < 100 else f"{amount:,.0f}"
 
 
-def table(head, rows):
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -160,10 +197,10 @@ class Bucket:
     tokens: float = field(init=False)
     at: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.tokens = self.size
 
-    def take(self, now, count=1.0):
+    def take(self, now: float, count: float = 1.0) -> bool:
         self.tokens = min(self.size, self.tokens + (now - self.at) * self.rate)
         self.at = now
         if self.tokens < count:
@@ -177,13 +214,13 @@ class Scenario:
     """Arrivals as (from second, requests per second), and the conditions."""
 
     name: str
-    arrivals: tuple
+    arrivals: tuple[tuple[float, float], ...]
     seconds: float
     warm_sandboxes: int = 0
-    gateway: tuple = (TEMPLATE_RATE, TEMPLATE_BURST)
+    gateway: tuple[float, float] = (TEMPLATE_RATE, TEMPLATE_BURST)
     concurrency: int = LAMBDA_CONCURRENCY
     table_writes: float = NEW_TABLE_WRITES
-    outage: tuple = (math.inf, math.inf)
+    outage: tuple[float, float] = (math.inf, math.inf)
     jitter: bool = True
     attempts: int = CLIENT_ATTEMPTS
 
@@ -193,9 +230,17 @@ SCENARIOS = [
     Scenario("from 0 to 1,500/s immediately", ((0, 1500),), 30),
     Scenario("500/s, then 10 times as much for 20 s, default template", ((0, 500), (20, 5000), (40, 500)), 60, 40),
     Scenario("the same, throttle raised, new table", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000)),
-    Scenario("the same, throttle raised, warmed table", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000),
-             table_writes=TABLE_WRITES),
-    Scenario("the same, 50 sandboxes reserved", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000), 50, TABLE_WRITES),
+    Scenario(
+        "the same, throttle raised, warmed table",
+        ((0, 500), (20, 5000), (40, 500)),
+        60,
+        40,
+        (10_000, 5_000),
+        table_writes=TABLE_WRITES,
+    ),
+    Scenario(
+        "the same, 50 sandboxes reserved", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000), 50, TABLE_WRITES
+    ),
     Scenario("1,000/s, DynamoDB unavailable for 10 s", ((0, 1000),), 60, 80, outage=(20, 30)),
     Scenario("the same, clients without jitter", ((0, 1000),), 60, 80, outage=(20, 30), jitter=False),
     Scenario("the same, with jitter and 6 attempts", ((0, 1000),), 60, 80, outage=(20, 30), attempts=6),
@@ -205,7 +250,7 @@ SCENARIOS = [
 class Simulation:
     """Runs one scenario. The heap has an entry (time, number, action, arguments) for each pending event."""
 
-    def __init__(self, scenario, found, seed=1):
+    def __init__(self, scenario: Scenario, found: Figures, seed: int = 1) -> None:
         self.scenario, self.random = scenario, random.Random(seed)
         self.cpu_s = found["cpu_ms"] / CPU_SHARE / 1000
         self.cold_s = (COLD_START_PLATFORM_MS + found["init_cpu_ms"]) / 1000
@@ -218,14 +263,15 @@ class Simulation:
         self.busy = self.most_busy = self.cold = self.first_try = self.given_up = 0
         self.requests = self.calls = 0
         self.refused = {"gateway 429": 0, "Lambda throttle": 0, "503": 0}
-        self.waits = []
-        self.heap, self.number = [], 0
+        self.waits: list[float] = []
+        self.heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self.number = 0
 
-    def at(self, time, action, *arguments):
+    def at(self, time: float, action: Callable[..., None], *arguments: Any) -> None:
         self.number += 1
         heapq.heappush(self.heap, (time, self.number, action, arguments))
 
-    def run(self):
+    def run(self) -> Self:
         now = 0.0
         while (rate := self.rate(now)) and now < self.scenario.seconds:
             now += self.random.expovariate(rate)
@@ -236,13 +282,14 @@ class Simulation:
             action(now, *arguments)
         return self
 
-    def rate(self, now):
+    def rate(self, now: float) -> float:
         return [rate for since, rate in self.scenario.arrivals if since <= now][-1]
 
-    def arrive(self, now, begun, attempt):
+    def arrive(self, now: float, begun: float, attempt: int) -> None:
         self.calls += 1
         if not self.gateway.take(now):
-            return self.refuse(now, begun, attempt, "gateway 429")
+            self.refuse(now, begun, attempt, "gateway 429")
+            return
         while self.idle and now - self.idle[0] > SANDBOX_IDLE_S:
             self.idle.popleft()
         start = 0.0
@@ -252,24 +299,28 @@ class Simulation:
             start = self.cold_s
             self.cold += 1
         else:
-            return self.refuse(now, begun, attempt, "Lambda throttle")
+            self.refuse(now, begun, attempt, "Lambda throttle")
+            return
         self.busy += 1
         self.most_busy = max(self.most_busy, self.busy)
         down, up = self.scenario.outage
         if down <= now < up or not self.table.take(now, self.units):
-            return self.at(now + start + FUNCTION_RETRIES_MS / 1000, self.answer, begun, attempt, False)
+            self.at(now + start + FUNCTION_RETRIES_MS / 1000, self.answer, begun, attempt, False)
+            return
         waits = sum(self.random.lognormvariate(math.log(ms), TAIL_SIGMA) for ms in (DYNAMODB_MS, SQS_MS, DYNAMODB_MS))
-        return self.at(now + start + waits / 1000 + self.cpu_s, self.answer, begun, attempt, True)
+        self.at(now + start + waits / 1000 + self.cpu_s, self.answer, begun, attempt, True)
+        return
 
-    def answer(self, now, begun, attempt, accepted):
+    def answer(self, now: float, begun: float, attempt: int, accepted: bool) -> None:
         self.busy -= 1
         self.idle.append(now)
         if not accepted:
-            return self.refuse(now, begun, attempt, "503")
+            self.refuse(now, begun, attempt, "503")
+            return
         self.first_try += attempt == 1
-        return self.waits.append((now - begun) * 1000 + NETWORK_MS)
+        self.waits.append((now - begun) * 1000 + NETWORK_MS)
 
-    def refuse(self, now, begun, attempt, why):
+    def refuse(self, now: float, begun: float, attempt: int, why: str) -> None:
         self.refused[why] += 1
         if attempt == self.scenario.attempts:
             self.given_up += 1
@@ -282,32 +333,58 @@ class Simulation:
             least = least * self.random.uniform(1.0, 1.5)
         self.at(now + (max(pause, least) + NETWORK_MS) / 1000, self.arrive, begun, attempt + 1)
 
-    def row(self):
+    def row(self) -> list[str]:
         waits = sorted(self.waits)
-        quantile = lambda share: f"{waits[math.ceil(share * len(waits)) - 1]:,.0f}" if waits else "–"
-        share = lambda count: f"{100 * count / self.requests:.2f} %"
-        return [self.scenario.name, share(self.first_try), share(len(self.waits)), share(self.given_up),
-                quantile(0.5), quantile(0.99), f"{self.calls / self.requests:.2f}", f"{self.most_busy}", f"{self.cold}",
-                *(f"{count:,}" for count in self.refused.values())]
+
+        def quantile(share: float) -> str:
+            return f"{waits[math.ceil(share * len(waits)) - 1]:,.0f}" if waits else "–"
+
+        def share(count: int) -> str:
+            return f"{100 * count / self.requests:.2f} %"
+
+        return [
+            self.scenario.name,
+            share(self.first_try),
+            share(len(self.waits)),
+            share(self.given_up),
+            quantile(0.5),
+            quantile(0.99),
+            f"{self.calls / self.requests:.2f}",
+            f"{self.most_busy}",
+            f"{self.cold}",
+            *(f"{count:,}" for count in self.refused.values()),
+        ]
 
 
-def simulation_table(found):
-    head = ["scenario", "202 at first", "202 in the end", "gave up", "p50 ms", "p99 ms", "calls per request", "busy at peak",
-            "cold starts", "gateway 429", "Lambda throttled", "503"]
+def simulation_table(found: Figures) -> str:
+    head = [
+        "scenario",
+        "202 at first",
+        "202 in the end",
+        "gave up",
+        "p50 ms",
+        "p99 ms",
+        "calls per request",
+        "busy at peak",
+        "cold starts",
+        "gateway 429",
+        "Lambda throttled",
+        "503",
+    ]
     return table(head, [Simulation(scenario, found).run().row() for scenario in SCENARIOS])
 
 
 # ── Output ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def main():
+def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--write", action="store_true", help="write the tables to docs/scale.md")
     write = arguments.parse_args().write
     found, source = measured()
     sections = {
         "basis": f"From {source}: {found['cpu_ms']:.2f} ms of CPU per batch of {EVENTS_PER_BATCH}, which take "
-                 f"{found['cpu_ms'] / CPU_SHARE:.1f} ms with 256 MB, so a typical duration is {service_ms(found):.0f} ms.\n",
+        f"{found['cpu_ms'] / CPU_SHARE:.1f} ms with 256 MB, so a typical duration is {service_ms(found):.0f} ms.\n",
         "cost": cost_table(found),
         "quotas": quota_table(found),
         "simulation": simulation_table(found),

@@ -80,8 +80,7 @@ def documented_message(batch_id: str, project: str) -> dict[str, Any]:
         "mode": "test",
         "received_at": arrived.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "events": [
-            {"id": f"{batch_id}-{index}", "event": event}
-            for index, event in enumerate(EXAMPLE_BATCH["events"])
+            {"id": f"{batch_id}-{index}", "event": event} for index, event in enumerate(EXAMPLE_BATCH["events"])
         ],
     }
 

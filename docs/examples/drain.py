@@ -1,6 +1,6 @@
 """Deletes all messages of a queue and counts their events. Meant for a queue of the local AWS.
 
-    drain.py QUEUE_URL [ENDPOINT]     the default ENDPOINT is http://127.0.0.1:4566
+drain.py QUEUE_URL [ENDPOINT]     the default ENDPOINT is http://127.0.0.1:4566
 """
 
 import json

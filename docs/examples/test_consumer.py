@@ -13,8 +13,8 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-import local_aws  # noqa: E402
-import project  # noqa: E402
+import local_aws
+import project
 
 
 def message(
@@ -88,7 +88,7 @@ class ConsumerTest(unittest.TestCase):
         with ThreadPoolExecutor(8) as pool:
             failed = list(pool.map(lambda copy: self.deliver(one=copy), copies))
         # A copy that failed because of a concurrent one is delivered again, and finds the event counted.
-        for copy in (copy for copy, ids in zip(copies, failed) if ids):
+        for copy in (copy for copy, ids in zip(copies, failed, strict=True) if ids):
             self.assertEqual(self.deliver(one=copy), [])
         self.assertEqual(self.count(), 1)
 

@@ -2,9 +2,11 @@
 
 import gzip
 import json
+from typing import Any
+
+from hypothesis import strategies as st
 
 import schemathesis
-from hypothesis import strategies as st
 
 texts = st.text(min_size=1, max_size=20)
 events = st.fixed_dictionaries({"external_user_id": texts, "name": texts}, optional={"other": texts})
@@ -19,7 +21,7 @@ for media_type in GZIP_TYPES:
 
 
 @schemathesis.hook
-def before_call(context, case, kwargs):
+def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """With these types Content-Encoding must be gzip; no schema can say so, only its description."""
     if case.media_type in GZIP_TYPES and case.headers.get("Content-Encoding", "identity") == "identity":
         case.headers["Content-Encoding"] = "gzip"
