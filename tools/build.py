@@ -102,7 +102,7 @@ def build_for_release(state_dir: Path, parameters: Sequence[str] = ()) -> Path:
     directory = state_dir / "build"
     with TEMPLATE.open() as template:
         fcntl.flock(template, fcntl.LOCK_EX)
-        with step("Compiling the function for release (a few minutes the first time)"):
+        with step("Compile the function for release (a few minutes the first time)"):
             # The command that `sam build` runs. sam would show nothing of its progress; it then
             # finds everything compiled.
             arm64 = any(re.fullmatch(r'Architecture="?arm64"?', word) for word in parameters)
@@ -111,7 +111,7 @@ def build_for_release(state_dir: Path, parameters: Sequence[str] = ()) -> Path:
                 state_dir / "cargo.log",
                 environment=CARGO_PROGRESS,
             )
-        with step("Preparing the deployment with sam build"):
+        with step("Prepare the deployment with sam build"):
             run(
                 [
                     "sam", "build",

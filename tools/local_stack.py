@@ -12,13 +12,13 @@ from stack import stack_outputs
 def validate(state_dir: Path) -> None:
     """Check template.yaml with sam and, including its advice, with cfn-lint."""
     remedy = "Each line names a rule and a place in template.yaml."
-    with step("Checking template.yaml with sam validate --lint"):
+    with step("Check template.yaml with sam validate --lint"):
         run(
             ["sam", "validate", "--lint", "--template-file", str(TEMPLATE), "--region", REGION],
             state_dir / "validate.log",
             remedy,
         )
-    with step("Checking template.yaml with cfn-lint, including its advice"):
+    with step("Check template.yaml with cfn-lint, including its advice"):
         run(["cfn-lint", "--include-checks", "I", "--", str(TEMPLATE)], state_dir / "lint.log", remedy)
 
 

@@ -89,9 +89,13 @@ def step(title: str) -> Iterator[None]:
         DISPLAY.print(DISPLAY.line(title))
     try:
         yield
-    finally:
+    except BaseException:
+        DISPLAY.print(DISPLAY.line(f"{title}: not completed"))
+        raise
+    else:
         if DISPLAY.on_terminal:
             DISPLAY.print(DISPLAY.line(title))
+    finally:
         DISPLAY.title = None
 
 
