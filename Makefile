@@ -71,7 +71,6 @@ deploy: $(SAM) $(CARGO_LAMBDA) ## Deploy to your AWS account, as in make deploy 
 	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(if $(YES),--yes)
 
 test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(CLIENT) ## Run every test, including those on a local AWS
-	@$(LOCAL) validate
 	@$(LOCAL) build
 	@# The function by itself: a command beside it would enable more features of aws-config for both.
 	cargo test --locked --package event-ingest
