@@ -1,8 +1,8 @@
-"""Writes the hand-made part of fuzz/corpus/: the samples of events/, and every limit of the contract
-at its exact boundary. What the fuzzers found lies beside it, under names of 40 hexadecimal digits.
+"""Writes the part of fuzz/corpus/ that the fuzzers did not find: the samples of events/, and a case on each
+side of every limit in docs/contract.md. Files found by the fuzzers have names of 40 hexadecimal digits.
 
-A body holds long runs as 0xFF, a length, three bytes of a count, and the text that is repeated; see
-`expanded` in fuzz/src/targets.rs.
+A body writes a long run as 0xFF, a length, a count in three bytes, and the text to repeat; see
+fuzz/src/expand.rs.
 """
 
 import gzip
@@ -23,14 +23,14 @@ def run_of(unit: bytes, count: int) -> bytes:
 
 
 def fill(template: str, *runs: bytes) -> bytes:
-    """Puts each run where the template has a §."""
+    """Replaces each § of the template with a run."""
     parts = template.encode().split("§".encode())
     assert len(parts) == len(runs) + 1
     return parts[0] + b"".join(run + part for run, part in zip(runs, parts[1:]))
 
 
 def gz(content: bytes) -> bytes:
-    """One member of a gzip file, as from Unix: Python itself writes 0xFF there, which begins a run."""
+    """One gzip member whose header names Unix as its origin. Python writes 0xFF there, which begins a run."""
     member = bytearray(gzip.compress(content, mtime=0))
     member[9] = 3
     return bytes(member)
@@ -80,7 +80,7 @@ def bodies() -> dict[str, bytes]:
         "number-too-large": valid('"properties":{"k":[-1e999]}'),
         "escapes": valid(r'"x":"\"\\\/\b\f\n\r\t\u0000é😀' + '\ufffe\uffff\ufffd"'),
         "refused-by-sqs": valid('"\ufffe":"\uffff\uffff","properties":{"\uffff":"\ufffe"}'),
-        "hundred-faults": "§",
+        "hundred-violations": "§",
     }
     times = [
         "2026-11-23T09:14:03Z", "2026-11-23T09:14:03.127z", "2026-11-23t09:14:03+01:00", "2024-02-29T00:00:00Z",
@@ -94,8 +94,8 @@ def bodies() -> dict[str, bytes]:
     every = ",".join('{"external_user_id":"u","name":"n","timestamp":' + json.dumps(time) + "}" for time in times)
     found = {name: text.encode() for name, text in texts.items()}
     found["timestamps"] = batch(every).encode()
-    found["hundred-faults"] = fill('{"events":[§1]}', run('{"name":"n"},', 100))
-    found["hundred-and-more-faults"] = fill('{"events":[§{}]}', run("{},", 60))
+    found["hundred-violations"] = fill('{"events":[§1]}', run('{"name":"n"},', 100))
+    found["hundred-and-more-violations"] = fill('{"events":[§{}]}', run("{},", 60))
     for count in (499, 500):
         found[f"events-{count + 1}"] = fill('{"events":[§' + REST + "]}", run(REST + ",", count))
     for count in (100, 101):
@@ -116,14 +116,16 @@ def bodies() -> dict[str, bytes]:
     found["depth-100000"] = fill(valid('"x":§§'), run("[", 100_000), run("]", 100_000))
     found["depth-100000-at-the-top"] = fill("§§", run("[", 100_000), run("]", 100_000))
     found["depth-100000-open"] = run('{"k":[', 100_000)
+    # Both scans of the body nest deeply: the one for the events, and the one that reports the syntax.
+    found["depth-1000000-open-in-an-event"] = fill('{"events":[{"x":{"k":§', run("[", 1_090_000))
     for size in (1_000_000, 1_000_001):
         found[f"properties-{size}"] = fill(valid('"properties":{"k":"§"}'), run("x", size - len('{"k":""}')))
     for size in (1_047_552, 1_047_553):
         around = '{"external_user_id":"u","name":"n","x":"'
         found[f"event-{size}"] = fill(batch(around + '§"}'), run("x", size - len(around) - 2))
         found[f"event-{size}-escaped"] = fill(batch(around + '\uffff§"}'), run("x", size - len(around) - 8))
-    # What a message counts beside its events, as `packing` in the fuzzers' `batch` has it: its body
-    # up to the first event and after the last, and its attributes.
+    # The size of a message without events, with the project and mode of the target `batch`: the body before
+    # the first event and after the last, and the attributes.
     head = (
         '{"schema":"event-batch/1","batch_id":"' + "x" * 36 + '","project_id":"acme","mode":"live",'
         '"received_at":"2026-11-23T09:14:03.127Z","events":[]}'
@@ -147,7 +149,7 @@ def bodies() -> dict[str, bytes]:
     found |= {f"malformed-{number:02}": text.encode() for number, text in enumerate(malformed)}
     broken = [b'{"events":["\xc3\x28"]}', b'\n{"\xed\xa0\x80":1}', b'{"events":[\n"\xf0\x9f\x98', b"\x1f\x8b\x08\x00"]
     found |= {f"not-utf8-{number}": text for number, text in enumerate(broken)}
-    singles = {"single": REST, "single-spaces": " \r\n" + REST + "\t", "single-faults": '{"name":"","timestamp":1}'}
+    singles = {"single": REST, "single-spaces": " \r\n" + REST + "\t", "single-violations": '{"name":"","timestamp":1}'}
     return found | {name: text.encode() for name, text in singles.items()}
 
 
@@ -155,7 +157,7 @@ def gateway_events() -> dict[str, bytes]:
     samples = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "events").glob("*.json"))}
     del samples["expected"], samples["five-hundred-events"]
     found = {f"sample-{name}": json.dumps(event, separators=(",", ":")).encode() for name, event in samples.items()}
-    # How they are wrapped, bit by bit: REST, single, gzip, compressed here, as text.
+    # The bits of the first byte: REST, single event, gzip, compressed by the target, text instead of base64.
     for how in range(32):
         body = REST if how & 2 else GOOD
         wrapped = gz(body.encode()) if how & 0b11100 == 0b00100 else body.encode()
@@ -168,9 +170,9 @@ def gateway_events() -> dict[str, bytes]:
     }
     assert not any(b"\xff" in body for body in raw.values())
     found |= {f"gzip-{name}": b"\x04" + body for name, body in raw.items()}
-    # 350 members of 180 KB each: 63 MB, of which no more than 5 may ever be held.
+    # 350 members of 180 KB each: 63 MB, of which at most 5 may be in memory.
     found["gzip-bomb-of-members"] = b"\x04" + run_of(gz(b" " * 180_000), 350)
-    found["gzip-of-faults"] = b"\x0c" + fill('{"events":[§{}]}', run("{},", 60))
+    found["gzip-of-violations"] = b"\x0c" + fill('{"events":[§{}]}', run("{},", 60))
     found["gzip-of-a-run"] = b"\x0c" + fill(valid('"x":"§"'), run("x", 90_000))
     odd = samples["accepted"] | {"body": None}
     found["body-null"] = json.dumps(odd).encode()
@@ -223,7 +225,7 @@ def headers() -> dict[str, bytes]:
 
 
 def packings() -> dict[str, bytes]:
-    # There is no telling what they mean; they are ways in.
+    # The generated batches do not matter; these inputs are starting points for the fuzzer.
     return {
         "nothing": b"",
         "zeroes": bytes(64),

@@ -4,4 +4,4 @@
 use event_ingest_fuzz::{METER, targets};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: &[u8]| targets::headers(input, &METER));
+fuzz_target!(|input: &[u8]| targets::headers::run(input, METER));

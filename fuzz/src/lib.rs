@@ -1,18 +1,15 @@
-//! What the fuzzers run. `make test` replays the corpus through the same sources, which
-//! `tests/suite/fuzz_corpus.rs` includes, so this crate is built only to fuzz.
-#![expect(clippy::expect_used, reason = "here a panic is a finding")]
+//! The code that the fuzzers run. It is a crate only for them: `tests/suite/fuzz_corpus.rs` includes
+//! `targets.rs` to replay the corpus.
+#![expect(clippy::expect_used, reason = "a panic is a finding")]
 
-mod ports;
-mod reference;
-mod tape;
+// With `path`, the modules of `targets.rs` are beside it here as well as in `tests/suite`.
+#[path = "targets.rs"]
 pub mod targets;
 
-use peakmem_alloc::{INSTRUMENTED_SYSTEM, PeakMemAlloc, PeakMemAllocTrait};
-use std::alloc::System;
-use targets::Meter;
+use targets::meter::{Allocations, Meter};
 
-#[global_allocator]
-static MEMORY: &PeakMemAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// Measures what this process allocates.
-pub const METER: Meter = Meter { reset: || MEMORY.reset_peak_memory(), peak: || MEMORY.get_peak_memory() };
+/// Counts the allocations of the thread that calls it.
+pub const METER: Meter = |run| {
+    let counted = allocation_counter::measure(run);
+    Allocations { count: counted.count_total, bytes: counted.bytes_total, peak: counted.bytes_max }
+};

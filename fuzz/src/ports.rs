@@ -1,54 +1,52 @@
-//! The function without AWS: tables and a queue in memory that answer at once.
+//! The tables, the queue and the clock in memory. They answer at once and count the calls.
 
 use contract::api_key::{ApiKey, KeyHash, KeyRecord};
-use contract::tenant::ProjectId;
-use contract::tenant::Tenant;
-use event_ingest::auth::{Authenticator, KeyStore};
+use contract::tenant::{ProjectId, Tenant};
+use event_ingest::auth::KeyStore;
 use event_ingest::clock::{Clock, Timestamp};
 use event_ingest::delivery::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue, SendResult};
-use event_ingest::http::App;
-use event_ingest::idempotency::TakeOver;
-use event_ingest::idempotency::{Claimed, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore};
-use event_ingest::ingest::Pipeline;
-use event_ingest::rate_limit::{GrantResponse, RateLimiter, Window, WindowStore};
+use event_ingest::idempotency::{Claimed, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, TakeOver};
+use event_ingest::rate_limit::{GrantResponse, Window, WindowStore};
 use event_ingest::store::StoreError;
-use event_ingest::telemetry::{AwsCalls, Telemetry};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
-use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// The keys of the samples in events/ that are not let in.
+/// The revoked key in the samples of `events/`.
 pub const REVOKED_KEY: &str = "sk_test_LOCAL_ONLY_revoked_key_0123456789";
+/// The key in the samples of `events/` whose scopes do not include `events:write`.
 pub const READ_ONLY_KEY: &str = "sk_test_LOCAL_ONLY_read_scope_0123456789";
 
-pub type FakeApp = App<Keys, Windows, Table, MemoryQueue, StillClock>;
-
-/// The function, its queue, and what it logs.
-pub fn app(max_events_per_message: NonZeroU16) -> (FakeApp, Log) {
-    let log = Log::default();
-    let app = App {
-        auth: Authenticator::new(Keys, None),
-        limiter: RateLimiter::new(Windows),
-        pipeline: Pipeline {
-            store: Table::default(),
-            queue: MemoryQueue::default(),
-            clock: StillClock::default(),
-            dedup_window: Duration::from_hours(24),
-            max_events_per_message,
-        },
-        telemetry: Telemetry::new("fuzz".to_owned(), Box::new(log.clone()), AwsCalls::default),
-    };
-    (app, log)
+/// The calls of all ports of one function.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Calls {
+    /// Lookups of API keys.
+    pub keys: usize,
+    /// Requests for grants.
+    pub windows: usize,
+    /// Reads and writes of idempotency records.
+    pub records: usize,
+    /// Calls to the queue.
+    pub sends: usize,
 }
 
-/// Knows every well-formed key.
-pub struct Keys;
+type SharedCalls = Rc<RefCell<Calls>>;
+
+/// Contains every well-formed key.
+pub struct Keys(SharedCalls);
+
+impl Keys {
+    /// Creates the table.
+    pub fn new(calls: &SharedCalls) -> Self {
+        Self(Rc::clone(calls))
+    }
+}
 
 impl KeyStore for Keys {
     async fn find(&self, hash: &KeyHash, _: Timestamp) -> Result<Option<KeyRecord>, StoreError> {
+        self.0.borrow_mut().keys += 1;
         let is = |text| ApiKey::parse(text).is_some_and(|key| key.hash() == *hash);
         let project = ProjectId::parse("acme").ok_or_else(|| StoreError::Defect("acme is a project".to_owned()))?;
         let scopes = is(READ_ONLY_KEY).then(|| BTreeSet::from(["events:read".to_owned()]));
@@ -57,26 +55,48 @@ impl KeyStore for Keys {
     }
 }
 
-/// Has room for all.
-pub struct Windows;
+/// Grants every request.
+pub struct Windows(SharedCalls);
+
+impl Windows {
+    /// Creates the counters.
+    pub fn new(calls: &SharedCalls) -> Self {
+        Self(Rc::clone(calls))
+    }
+}
 
 impl WindowStore for Windows {
     async fn grant(&self, _: &Tenant, _: Window, _: u64, _: u64, _: Timestamp) -> Result<GrantResponse, StoreError> {
+        self.0.borrow_mut().windows += 1;
         Ok(GrantResponse { granted: true, used: 0 })
     }
 }
 
 /// Idempotency records.
-#[derive(Default)]
-pub struct Table(RefCell<HashMap<RecordKey, Record>>);
+pub struct Table {
+    records: RefCell<HashMap<RecordKey, Record>>,
+    calls: SharedCalls,
+}
 
 impl Table {
+    /// Creates an empty table.
+    pub fn new(calls: &SharedCalls) -> Self {
+        Self { records: RefCell::default(), calls: Rc::clone(calls) }
+    }
+
+    /// The number of records.
     pub fn records(&self) -> usize {
-        self.0.borrow().len()
+        self.records.borrow().len()
+    }
+
+    /// Counts a call.
+    fn call(&self) -> &RefCell<HashMap<RecordKey, Record>> {
+        self.calls.borrow_mut().records += 1;
+        &self.records
     }
 
     fn fenced(&self, key: &RecordKey, owner: &Owner, change: impl FnOnce(&mut Record)) -> Fenced {
-        match self.0.borrow_mut().get_mut(key).filter(|record| record.owner == *owner) {
+        match self.call().borrow_mut().get_mut(key).filter(|record| record.owner == *owner) {
             Some(record) => {
                 change(record);
                 Fenced::Done
@@ -88,13 +108,13 @@ impl Table {
 
 impl StateStore for Table {
     async fn get(&self, key: &RecordKey, _: Timestamp) -> Result<Option<Record>, StoreError> {
-        Ok(self.0.borrow().get(key).cloned())
+        Ok(self.call().borrow().get(key).cloned())
     }
 
     async fn claim(&self, key: &RecordKey, record: &Record, _: Timestamp, _: Timestamp) -> Result<Claimed, StoreError> {
-        let mut records = self.0.borrow_mut();
-        if let Some(there) = records.get(key) {
-            return Ok(Claimed::Refused(Some(there.clone())));
+        let mut records = self.call().borrow_mut();
+        if let Some(existing) = records.get(key) {
+            return Ok(Claimed::Refused(Some(existing.clone())));
         }
         records.insert(key.clone(), record.clone());
         Ok(Claimed::Done(record.clone()))
@@ -107,7 +127,7 @@ impl StateStore for Table {
         _: Timestamp,
         _: Timestamp,
     ) -> Result<Claimed, StoreError> {
-        Ok(Claimed::Refused(self.0.borrow().get(key).cloned()))
+        Ok(Claimed::Refused(self.call().borrow().get(key).cloned()))
     }
 
     async fn complete(&self, key: &RecordKey, owner: &Owner, _: u64, _: Timestamp) -> Result<Fenced, StoreError> {
@@ -130,43 +150,72 @@ impl StateStore for Table {
     }
 }
 
-/// Holds SQS's limits, and refuses messages as it is told.
+/// Enforces the limits of SQS, and fails as configured.
 #[derive(Default)]
 pub struct MemoryQueue {
-    /// Takes turns in saying what becomes of the messages; empty means that each is taken.
-    pub fates: RefCell<Vec<SendResult>>,
-    taken: RefCell<Vec<String>>,
+    /// The results of the next messages, the last one first. If it is empty, messages are acknowledged.
+    pub results: RefCell<Vec<SendResult>>,
+    offered: Cell<Offered>,
+    acknowledged: RefCell<Vec<String>>,
+    calls: SharedCalls,
+}
+
+/// The messages of all calls, acknowledged or not.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Offered {
+    /// How many.
+    pub messages: usize,
+    /// Their bytes, with attributes.
+    pub bytes: usize,
 }
 
 impl MemoryQueue {
-    /// The messages that were taken, in the order in which they were.
+    /// Creates an empty queue.
+    pub fn new(calls: &SharedCalls) -> Self {
+        Self { calls: Rc::clone(calls), ..Self::default() }
+    }
+
+    /// The messages that were acknowledged, in order.
     pub fn messages(&self) -> Vec<String> {
-        self.taken.borrow().clone()
+        self.acknowledged.borrow().clone()
+    }
+
+    /// The messages that were sent.
+    pub fn offered(&self) -> Offered {
+        self.offered.get()
+    }
+
+    /// The number of calls.
+    pub fn sends(&self) -> usize {
+        self.calls.borrow().sends
     }
 }
 
 impl Queue for MemoryQueue {
     async fn send(&self, envelope: &Envelope, messages: &[Message], _: Timestamp) -> Vec<SendResult> {
         let attributes: usize = envelope.attributes().iter().map(|(name, value)| name.len() + 6 + value.len()).sum();
-        let bytes: Vec<usize> = messages.iter().map(|message| message.body.len() + attributes).collect();
+        let bytes: usize = messages.iter().map(|message| message.body.len() + attributes).sum();
         assert!((1..=MAX_CALL_MESSAGES).contains(&messages.len()), "{} messages in a call", messages.len());
         const { assert!(MAX_CALL_MESSAGES == 10 && MAX_CALL_BYTES == 1 << 20, "the quotas of SQS") };
-        assert!(bytes.iter().sum::<usize>() <= MAX_CALL_BYTES, "a call of {bytes:?} bytes");
-        let fates = messages.iter().map(|message| {
-            // Nor does it take control characters, but then neither does JSON.
-            let is_refused = |character| message.body.contains(character);
-            assert!(!is_refused("\u{FFFE}") && !is_refused("\u{FFFF}"), "a character that SQS refuses");
-            let fate = self.fates.borrow_mut().pop().unwrap_or(SendResult::Acknowledged);
-            if fate == SendResult::Acknowledged {
-                self.taken.borrow_mut().push(message.body.clone());
+        assert!(bytes <= MAX_CALL_BYTES, "a call of {bytes} bytes");
+        self.calls.borrow_mut().sends += 1;
+        let Offered { messages: before, bytes: bytes_before } = self.offered.get();
+        self.offered.set(Offered { messages: before + messages.len(), bytes: bytes_before + bytes });
+        let results = messages.iter().map(|message| {
+            // SQS refuses control characters as well, but JSON does not contain any.
+            let contains = |character| message.body.contains(character);
+            assert!(!contains("\u{FFFE}") && !contains("\u{FFFF}"), "a character that SQS refuses");
+            let result = self.results.borrow_mut().pop().unwrap_or(SendResult::Acknowledged);
+            if result == SendResult::Acknowledged {
+                self.acknowledged.borrow_mut().push(message.body.clone());
             }
-            fate
+            result
         });
-        fates.collect()
+        results.collect()
     }
 }
 
-/// Moves only when slept on.
+/// A clock that advances only in `sleep`.
 pub struct StillClock(Cell<Timestamp>);
 
 impl Default for StillClock {
@@ -189,11 +238,12 @@ impl Clock for StillClock {
     }
 }
 
-/// What was logged.
+/// The log.
 #[derive(Clone, Default)]
 pub struct Log(Rc<RefCell<Vec<u8>>>);
 
 impl Log {
+    /// The log since the last time.
     pub fn take(&self) -> Vec<u8> {
         self.0.take()
     }

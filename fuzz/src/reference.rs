@@ -1,32 +1,46 @@
-//! Section 1 of the contract, for a body and for headers, as slowly and plainly as it reads.
+//! The rules of docs/contract.md, "Requests", for a body and for headers, written slowly and plainly.
 //!
-//! It shares no code with the function, and none of its parser: see `tape`. Where both are wrong,
-//! both are wrong for reasons of their own.
+//! The reference shares no code with the function, not even the JSON parser (see `tape`), so that one
+//! mistake cannot hide in both.
 
 use super::ports::{READ_ONLY_KEY, REVOKED_KEY};
 use super::tape::Tape;
 use std::collections::BTreeMap;
 
-/// What a body is.
+/// The most bytes of a decoded body.
+pub const MAX_BODY_BYTES: usize = 5 * 1024 * 1024;
+/// The most bytes of an event in a message.
+pub const MAX_EVENT_BYTES: usize = 1_047_552;
+
+/// The result of checking a body.
 pub enum Verdict<'body> {
-    /// 400.
+    /// 400: the body is not JSON.
     Malformed,
-    /// 422: each place at fault, in order.
+    /// 422: the violations, in order.
     Invalid(Vec<Violation>),
-    /// Valid: the text of each event.
+    /// The body is valid: the text of each event.
     Events(Vec<&'body str>),
 }
 
-/// One place at fault.
+/// The violations of one field, of which a response reports one.
 #[derive(Debug)]
 pub struct Violation {
-    /// As in the answer.
+    /// The field, as in the response.
     pub field: Option<String>,
-    /// Every rule broken there. The answer's message says one of these.
-    pub says: Vec<&'static str>,
+    /// Texts of which the message of the response contains one: one for each rule that is broken.
+    pub rules: Vec<&'static str>,
 }
 
-/// The member at fault; `None` is the event itself.
+/// Asserts that the violations found, as fields and messages, are the expected ones.
+pub fn assert_violations(found: &[(Option<&str>, &str)], expected: &[Violation]) {
+    let is_one = |(field, message): &(Option<&str>, &str), violation: &Violation| {
+        *field == violation.field.as_deref() && violation.rules.iter().any(|rule| message.contains(rule))
+    };
+    let same = found.len() == expected.len() && found.iter().zip(expected).all(|(found, one)| is_one(found, one));
+    assert!(same, "found {found:?}, but the reference found {expected:?}");
+}
+
+/// The member that breaks a rule; `None` is the event itself.
 type Member = Option<&'static str>;
 
 const MEMBERS: [&str; 4] = ["external_user_id", "name", "properties", "timestamp"];
@@ -34,7 +48,8 @@ const MEMBERS: [&str; 4] = ["external_user_id", "name", "properties", "timestamp
 /// The body of `POST /api/v1/events/batch`.
 pub fn batch(body: &[u8]) -> Verdict<'_> {
     let Some(tape) = read(body) else { return Verdict::Malformed };
-    let on_batch = |says| Verdict::Invalid(vec![Violation { field: Some("events".to_owned()), says: vec![says] }]);
+    let of_events = |rule| Violation { field: Some("events".to_owned()), rules: vec![rule] };
+    let on_batch = |rule| Verdict::Invalid(vec![of_events(rule)]);
     if tape.entry(0).kind != b'{' {
         return on_batch("must be an object");
     }
@@ -51,46 +66,46 @@ pub fn batch(body: &[u8]) -> Verdict<'_> {
     if events.is_empty() {
         return on_batch("at least 1 event");
     }
-    let mut faults = Vec::new();
+    let mut violations = Vec::new();
     if events.len() > 500 {
-        faults.push(Violation { field: Some("events".to_owned()), says: vec!["at most 500 events"] });
+        violations.push(of_events("at most 500 events"));
     }
     for (index, &event) in events.iter().take(500).enumerate() {
-        for (member, says) in event_faults(&tape, event) {
+        for (member, rules) in event_violations(&tape, event) {
             let field = member.map_or_else(|| format!("events[{index}]"), |name| format!("events[{index}].{name}"));
-            faults.push(Violation { field: Some(field), says });
+            violations.push(Violation { field: Some(field), rules });
         }
     }
-    faults.truncate(100);
-    if faults.is_empty() {
+    violations.truncate(100);
+    if violations.is_empty() {
         return Verdict::Events(events.into_iter().map(|event| tape.text(event)).collect());
     }
-    Verdict::Invalid(faults)
+    Verdict::Invalid(violations)
 }
 
 /// The body of `POST /api/v1/events`.
 pub fn single(body: &[u8]) -> Verdict<'_> {
     let Some(tape) = read(body) else { return Verdict::Malformed };
-    let faults = event_faults(&tape, 0);
-    if faults.is_empty() {
+    let violations = event_violations(&tape, 0);
+    if violations.is_empty() {
         return Verdict::Events(vec![tape.text(0)]);
     }
-    let named = |(member, says): (Member, _)| Violation { field: member.map(str::to_owned), says };
-    Verdict::Invalid(faults.into_iter().map(named).collect())
+    let named = |(member, rules): (Member, _)| Violation { field: member.map(str::to_owned), rules };
+    Verdict::Invalid(violations.into_iter().map(named).collect())
 }
 
 fn read(body: &[u8]) -> Option<Tape<'_>> {
     Tape::read(std::str::from_utf8(body).ok()?)
 }
 
-/// What breaks a rule, by member: the event itself first, then as the contract lists them.
-fn event_faults(tape: &Tape<'_>, event: usize) -> Vec<(Member, Vec<&'static str>)> {
-    let mut faults: BTreeMap<usize, Vec<&'static str>> = BTreeMap::new();
-    let mut note = |member: Member, says: &'static str| {
+/// The rules that an event breaks, by member: the event itself first, then in the order of docs/contract.md.
+fn event_violations(tape: &Tape<'_>, event: usize) -> Vec<(Member, Vec<&'static str>)> {
+    let mut violations: BTreeMap<usize, Vec<&'static str>> = BTreeMap::new();
+    let mut note = |member: Member, rule: &'static str| {
         let place = member.map_or(0, |name| 1 + MEMBERS.iter().position(|known| *known == name).unwrap_or_default());
-        faults.entry(place).or_default().push(says);
+        violations.entry(place).or_default().push(rule);
     };
-    if in_message(tape.text(event)).len() > 1_047_552 {
+    if in_message(tape.text(event)).len() > MAX_EVENT_BYTES {
         note(None, "at most 1047552 bytes");
     }
     if tape.entry(event).kind == b'{' {
@@ -98,14 +113,14 @@ fn event_faults(tape: &Tape<'_>, event: usize) -> Vec<(Member, Vec<&'static str>
         for (name, value) in tape.members(event) {
             let Some(key) = tape.string(name) else {
                 note(None, "surrogate");
-                check_any(tape, value, event, &mut |says| note(None, says));
+                check_any(tape, value, event, &mut |rule| note(None, rule));
                 continue;
             };
             let member = MEMBERS.iter().position(|known| *known == key);
             let named = member.map(|at| MEMBERS[at]);
-            check_any(tape, value, event, &mut |says| note(named, says));
+            check_any(tape, value, event, &mut |rule| note(named, rule));
             if let Some(at) = member {
-                check_member(tape, at, value, &mut |says| note(named, says));
+                check_member(tape, at, value, &mut |rule| note(named, rule));
                 count[at] += 1;
                 if count[at] > 1 {
                     note(named, DUPLICATES[at]);
@@ -119,10 +134,10 @@ fn event_faults(tape: &Tape<'_>, event: usize) -> Vec<(Member, Vec<&'static str>
         }
     } else {
         note(None, "must be an object");
-        check_any(tape, event, event, &mut |says| note(None, says));
+        check_any(tape, event, event, &mut |rule| note(None, rule));
     }
     let member = |place: usize| place.checked_sub(1).map(|at| MEMBERS[at]);
-    faults.into_iter().map(|(place, says)| (member(place), says)).collect()
+    violations.into_iter().map(|(place, rules)| (member(place), rules)).collect()
 }
 
 const DUPLICATES: [&str; MEMBERS.len()] = [
@@ -132,9 +147,9 @@ const DUPLICATES: [&str; MEMBERS.len()] = [
     "duplicate field `timestamp`",
 ];
 
-/// What holds for every value in an event.
+/// The rules for every value in an event.
 fn check_any(tape: &Tape<'_>, value: usize, event: usize, note: &mut impl FnMut(&'static str)) {
-    // The event itself counts 1, wherever in the body it lies.
+    // The event itself is level 1, wherever in the body it is.
     let around = tape.entry(event).depth - usize::from(matches!(tape.entry(event).kind, b'[' | b'{'));
     for at in tape.within(value) {
         let entry = tape.entry(at);
@@ -178,12 +193,13 @@ fn check_member(tape: &Tape<'_>, member: usize, value: usize, note: &mut impl Fn
     }
 }
 
-/// An event's text as it stands in a message: SQS refuses two characters.
+/// An event's text in a message, where the two characters that SQS refuses are escaped.
 pub fn in_message(event: &str) -> String {
     event.replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff")
 }
 
-/// `1985-04-12T23:20:50.52Z`, or with an offset; the seconds are 60 only at the end of a month.
+/// Whether `text` is an RFC 3339 time such as `1985-04-12T23:20:50.52Z`. The seconds are 60 only at the end
+/// of a month.
 fn is_rfc_3339(text: &[u8]) -> bool {
     fn number(digits: &[u8]) -> Option<u32> {
         let all = digits.iter().all(u8::is_ascii_digit);
@@ -202,9 +218,9 @@ fn is_rfc_3339(text: &[u8]) -> bool {
                 let digits = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
                 (digits > 0).then(|| &fraction[digits..])?
             }
-            whole => whole,
+            zone => zone,
         };
-        // Minutes that local time is ahead of UTC.
+        // The minutes by which local time is ahead of UTC.
         let ahead = match rest {
             [b'Z' | b'z'] => 0,
             [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] => {
@@ -221,7 +237,8 @@ fn is_rfc_3339(text: &[u8]) -> bool {
             1..=12 => 31,
             _ => return None,
         };
-        // A leap second is the last of a month in UTC: on its last day here, or on the first of the next.
+        // A leap second is the last second of a month in UTC. In local time this is on the last day of the
+        // month or on the first day of the next one.
         let utc_minute = i64::from(hour * 60 + minute) - ahead;
         let ends_month = match utc_minute {
             1439 => day == month_days,
@@ -235,8 +252,7 @@ fn is_rfc_3339(text: &[u8]) -> bool {
     parse(text).unwrap_or(false)
 }
 
-/// The headers that count, each already joined from its repeats.
-#[derive(Default)]
+/// The headers that the function reads. The values of repeated headers are joined.
 pub struct Headers<'a> {
     /// `Authorization`
     pub authorization: Option<&'a str>,
@@ -249,8 +265,8 @@ pub struct Headers<'a> {
 }
 
 impl Headers<'_> {
-    /// The answer to these headers, where all else is right.
-    pub fn answer(&self) -> (u16, Option<&'static str>) {
+    /// The response to these headers if the rest of the request is valid.
+    pub fn response(&self) -> (u16, Option<&'static str>) {
         match self.authorization.filter(|value| is_authorization(value)).map(|value| &value[7..]) {
             None | Some(REVOKED_KEY) => return (401, Some("auth_required")),
             Some(READ_ONLY_KEY) => return (403, Some("forbidden")),
@@ -275,7 +291,7 @@ impl Headers<'_> {
     }
 }
 
-/// `Bearer`, one space, a key.
+/// Whether `value` is `Bearer`, one space, and an API key.
 pub fn is_authorization(value: &str) -> bool {
     let bytes = value.as_bytes();
     let is_bearer = bytes.len() > 15 && bytes[..7].eq_ignore_ascii_case(b"bearer ");
@@ -285,7 +301,7 @@ pub fn is_authorization(value: &str) -> bool {
         && bytes[15..].iter().all(|byte| matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
 }
 
-/// 1 to 255 visible ASCII characters.
+/// Whether `value` is 1 to 255 visible ASCII characters.
 pub fn is_idempotency_key(value: &str) -> bool {
     (1..=255).contains(&value.chars().count()) && value.chars().all(|character| ('!'..='~').contains(&character))
 }

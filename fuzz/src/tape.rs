@@ -1,57 +1,56 @@
-//! JSON read slowly: RFC 8259's grammar, byte by byte, with nothing of `serde_json` in it.
+//! A slow JSON reader: the grammar of RFC 8259, byte by byte, without `serde_json`.
 //!
-//! `serde_json::Value` cannot stand in for it. It keeps one of two members of a name, and refuses
-//! unpaired surrogates and large numbers without saying where they are; the contract has a rule
-//! for each of those.
+//! `serde_json::Value` would not do. It keeps only one of two members with the same name, and it refuses
+//! unpaired surrogates and large numbers without their position. docs/contract.md has a rule for each.
 
-/// One value or one member's name. Those that lie within it follow it.
+/// A value, or the name of a member. On the tape it is followed by the entries inside it.
 #[derive(Clone, Copy)]
 pub struct Entry {
-    /// The first byte of its first character, which tells its type.
+    /// The first byte, which determines the type.
     pub kind: u8,
     start: usize,
     end: usize,
-    /// Where on the tape what follows the value begins.
+    /// The place of the next entry that is not inside this one.
     next: usize,
-    /// An array or object that lies in no other is at depth 1.
+    /// The number of arrays and objects around it, including itself.
     pub depth: usize,
 }
 
-/// Every value of a text, in the order in which they begin.
+/// Every value and name of a text, in the order in which they begin.
 pub struct Tape<'text> {
     text: &'text str,
     entries: Vec<Entry>,
 }
 
 impl<'text> Tape<'text> {
-    /// Reads a whole text; `None` if it is not JSON. Deep nesting costs no stack.
+    /// Reads a text; `None` if it is not JSON. Does not recurse, so that nesting may be deep.
     pub fn read(text: &'text str) -> Option<Self> {
         let mut reader = Reader { bytes: text.as_bytes(), at: 0, entries: Vec::new(), open: Vec::new() };
         reader.document()?;
         Some(Self { text, entries: reader.entries })
     }
 
-    /// What stands at a place of the tape.
+    /// The entry at a place of the tape.
     pub fn entry(&self, at: usize) -> Entry {
         self.entries[at]
     }
 
-    /// Its text, as sent.
+    /// The text of an entry, unchanged.
     pub fn text(&self, at: usize) -> &'text str {
         &self.text[self.entries[at].start..self.entries[at].end]
     }
 
-    /// What a string or a name means; `None` where it holds an unpaired surrogate.
+    /// The value of a string or a name; `None` if it contains an unpaired surrogate.
     pub fn string(&self, at: usize) -> Option<String> {
         unescaped(self.text(at))
     }
 
-    /// It and everything within it.
+    /// The places of an entry and of the entries inside it.
     pub fn within(&self, at: usize) -> impl Iterator<Item = usize> {
         at..self.entries[at].next
     }
 
-    /// The values of an array, or the names and values of an object in turn.
+    /// The places of the values of an array, or of the names and values of an object.
     pub fn children(&self, at: usize) -> Vec<usize> {
         let mut children = Vec::new();
         let mut child = at + 1;
@@ -62,7 +61,7 @@ impl<'text> Tape<'text> {
         children
     }
 
-    /// The members of an object: where its names are, and where their values.
+    /// The places of the names and values of an object, in pairs.
     pub fn members(&self, at: usize) -> Vec<(usize, usize)> {
         self.children(at).chunks(2).map(|pair| (pair[0], pair[1])).collect()
     }
@@ -79,9 +78,9 @@ impl Reader<'_> {
     fn document(&mut self) -> Option<()> {
         self.space();
         loop {
-            // Down into arrays and objects that hold something.
+            // Descend into arrays and objects that are not empty.
             while self.begin_value()? {}
-            // A value has ended, and with it perhaps what it lies in.
+            // A value has ended; close the arrays and objects that end with it.
             loop {
                 self.space();
                 let Some(&within) = self.open.last() else {
@@ -104,7 +103,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads a scalar or an empty array or object whole, or the start of another: then it is true.
+    /// Reads a scalar, an empty array or an empty object, or else only the start of an array or object.
+    /// Returns true in the last case.
     fn begin_value(&mut self) -> Option<bool> {
         let kind = self.peek()?;
         let this = self.entries.len();
@@ -145,7 +145,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A member's name and its colon.
+    /// Reads a member's name and its colon.
     fn name(&mut self) -> Option<()> {
         let this = self.entries.len();
         let entry = Entry { kind: b'"', start: self.at, end: self.at, next: this + 1, depth: self.open.len() };
@@ -230,12 +230,12 @@ impl Reader<'_> {
     }
 }
 
-/// What the text of a string, quotes included, means.
+/// The value of a string, given its text with the quotes.
 fn unescaped(text: &str) -> Option<String> {
     let mut units: Vec<u16> = Vec::new();
     let mut rest = text[1..text.len() - 1].chars();
     while let Some(first) = rest.next() {
-        let meant = match first {
+        let character = match first {
             '\\' => match rest.next()? {
                 'u' => {
                     let digits: String = rest.by_ref().take(4).collect();
@@ -247,11 +247,11 @@ fn unescaped(text: &str) -> Option<String> {
                 'n' => '\n',
                 'r' => '\r',
                 't' => '\t',
-                itself => itself,
+                other => other,
             },
-            itself => itself,
+            other => other,
         };
-        units.extend_from_slice(meant.encode_utf16(&mut [0; 2]));
+        units.extend_from_slice(character.encode_utf16(&mut [0; 2]));
     }
     String::from_utf16(&units).ok()
 }
