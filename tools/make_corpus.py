@@ -26,7 +26,7 @@ def fill(template: str, *runs: bytes) -> bytes:
     """Replaces each § of the template with a run."""
     parts = template.encode().split("§".encode())
     assert len(parts) == len(runs) + 1
-    return parts[0] + b"".join(run + part for run, part in zip(runs, parts[1:]))
+    return parts[0] + b"".join(run + part for run, part in zip(runs, parts[1:], strict=True))
 
 
 def gz(content: bytes) -> bytes:
@@ -110,9 +110,7 @@ def bodies() -> dict[str, bytes]:
     for depth in (31, 32, 400):
         found[f"depth-{depth + 1}"] = fill(valid('"x":§§'), run("[", depth), run("]", depth))
         found[f"depth-{depth + 1}-objects"] = fill(valid('"x":§1§'), run('{"k":', depth), run("}", depth))
-        found[f"depth-{depth + 2}-properties"] = fill(
-            valid('"properties":{"k":§§}'), run("[", depth), run("]", depth)
-        )
+        found[f"depth-{depth + 2}-properties"] = fill(valid('"properties":{"k":§§}'), run("[", depth), run("]", depth))
     found["depth-100000"] = fill(valid('"x":§§'), run("[", 100_000), run("]", 100_000))
     found["depth-100000-at-the-top"] = fill("§§", run("[", 100_000), run("]", 100_000))
     found["depth-100000-open"] = run('{"k":[', 100_000)
@@ -181,7 +179,8 @@ def gateway_events() -> dict[str, bytes]:
     found["request-id-odd"] = json.dumps(
         samples["accepted"] | {"requestContext": {"requestId": "é\n", "http": {"method": "POST"}}}
     ).encode()
-    for name, path in {"stage": "/prod/api/v1/events/batch", "two": "/a/b/api/v1/events", "none": "//api/v1/events"}.items():
+    paths = {"stage": "/prod/api/v1/events/batch", "two": "/a/b/api/v1/events", "none": "//api/v1/events"}
+    for name, path in paths.items():
         found[f"path-{name}"] = json.dumps(samples["accepted"] | {"rawPath": path}).encode()
     return found
 
@@ -213,7 +212,7 @@ def headers() -> dict[str, bytes]:
     for number, value in enumerate(["a b", "é", "a\tb", "\x7f", "!"]):
         put(f"key-odd-{number}", "Idempotency-Key", value)
     types = ["text/plain", "application/json; charset=utf-8", "APPLICATION/JSON ;x", "application/gzip", "", ";"]
-    for number, value in enumerate(types + ["application/octet-stream", "application/json,application/json"]):
+    for number, value in enumerate([*types, "application/octet-stream", "application/json,application/json"]):
         put(f"type-{number}", "Content-Type", value)
         found[f"type-{number}-gzip"] = found[f"type-{number}"] | {"content-encoding": "GZip"}
     for number, value in enumerate(["identity", "Identity", "gzip", "br", "gzip, gzip", ""]):
