@@ -1,5 +1,5 @@
-//! The floor: the least that a function with this contract can do. It puts a record, sends the
-//! body it was given and updates the record, with the same SDK, and checks nothing at all.
+//! The floor: the least that a function with this contract can do. It puts a record, sends the body,
+//! and updates the record, with the same SDK, and checks nothing.
 
 use aws_config::BehaviorVersion;
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -11,7 +11,7 @@ use lambda_runtime::{Error, LambdaEvent, service_fn};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The most bytes of a call (AWS quota).
+/// The most bytes in a call (AWS quota).
 const MAX_BYTES: usize = 1_048_576;
 
 #[derive(Deserialize)]
@@ -59,7 +59,7 @@ async fn handle(clients: &Clients, event: LambdaEvent<GatewayEvent>) -> Result<V
     Ok(json!({ "statusCode": 202, "body": r#"{"data":{"accepted":true}}"# }))
 }
 
-/// Cuts the body so that each piece fits one call.
+/// Divides the body into pieces that each fit into one call.
 fn pieces(body: String) -> Vec<String> {
     let mut pieces = Vec::new();
     let mut rest = body;

@@ -1,4 +1,4 @@
-//! Times finer than a millisecond: waits, and the CPU clock of another process.
+//! Sleep with a precision below a millisecond, and the CPU clock of another process.
 
 use anyhow::{Context, Result};
 use nix::sys::time::TimeSpec;
@@ -8,11 +8,11 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 
-/// Waits until `at`. Tokio's own timer counts whole milliseconds and rounds up; the kernel's
-/// high-resolution timer behind a `timerfd` is a few microseconds late at most.
+/// Waits until `at`. Tokio's timer rounds up to whole milliseconds; the kernel's high-resolution timer
+/// behind a `timerfd` is at most a few microseconds late.
 ///
 /// # Errors
-/// Where the kernel has no timer left.
+/// If the kernel has no timer left.
 pub async fn sleep_until(at: Instant) -> Result<()> {
     let left = at.saturating_duration_since(Instant::now());
     if left.is_zero() {
@@ -23,15 +23,15 @@ pub async fn sleep_until(at: Instant) -> Result<()> {
     timer.set(Expiration::OneShot(TimeSpec::from(left)), TimerSetTimeFlags::empty())?;
     #[expect(
         deprecated,
-        reason = "its successor is `unsafe`, as some types change their descriptor; `OwnedFd` never does"
+        reason = "its successor is `unsafe` because some types change their descriptor, which `OwnedFd` never does"
     )]
     let timer = AsyncFd::new(OwnedFd::from(timer))?;
     let _ = timer.readable().await?;
     Ok(())
 }
 
-/// What a process and all of its threads, also those that ended, have used of the CPUs, in the
-/// scheduler's own nanoseconds.
+/// The CPU time of a process and all its threads, including those that ended, in the scheduler's
+/// nanoseconds.
 #[derive(Clone, Copy)]
 pub struct CpuClock(nix::time::ClockId);
 
@@ -39,17 +39,17 @@ impl CpuClock {
     /// The clock of the process `pid`.
     ///
     /// # Errors
-    /// Where there is no such process.
+    /// If there is no such process.
     pub fn of(pid: u32) -> Result<Self> {
         let pid = Pid::from_raw(i32::try_from(pid)?);
         Ok(Self(nix::time::clock_getcpuclockid(pid).context("no CPU clock")?))
     }
 
-    /// CPU time used so far.
+    /// The CPU time used so far.
     ///
     /// # Errors
-    /// Where the process is gone.
+    /// If the process ended.
     pub fn read(self) -> Result<Duration> {
-        Ok(nix::time::clock_gettime(self.0).context("the process is gone")?.into())
+        Ok(nix::time::clock_gettime(self.0).context("the process ended")?.into())
     }
 }

@@ -1,4 +1,4 @@
-//! The targets, and whether this run met them.
+//! The targets, and whether a run met them.
 
 use crate::measure::Figures;
 use crate::prices::Dollars;
@@ -7,22 +7,22 @@ use crate::targets::Kind;
 
 /// One target.
 pub struct Goal {
-    /// What is measured.
+    /// The figure.
     pub what: String,
-    /// What it should be.
+    /// Its target.
     pub target: String,
-    /// What it was.
+    /// Its value in this run.
     pub measured: String,
-    /// Whether that is met.
+    /// Whether the run met the target.
     pub met: bool,
 }
 
-/// How far above the floor a batch of 100 may lie, in milliseconds.
+/// The most that a batch of 100 may take beyond the floor, in milliseconds.
 const ABOVE_FLOOR_100: f64 = 1.0;
-/// The completion write's round trip.
+/// The round trip of the completion write, in milliseconds.
 const ROUND_TRIP: f64 = 4.0;
 
-/// All targets that this run has figures for.
+/// All targets for which this run has figures.
 pub fn all(results: &Results) -> Vec<Goal> {
     let mut goals = Vec::new();
     latency(results, &mut goals);
@@ -36,7 +36,7 @@ pub fn all(results: &Results) -> Vec<Goal> {
     goals
 }
 
-/// A row of ours.
+/// The row of event-ingest for a shape.
 pub fn ours<'a>(results: &'a Results, shape: &str) -> Option<&'a Row> {
     results.rows.iter().find(|row| row.kind == Kind::Ours && row.shape == shape)
 }
@@ -45,7 +45,7 @@ fn floor<'a>(results: &'a Results, shape: &str) -> Option<&'a Row> {
     results.rows.iter().find(|row| row.kind == Kind::Floor && row.shape == shape)
 }
 
-/// The least of a figure among the peers that pack, or that do not.
+/// The lowest value of a figure among the peers that pack events into messages, or among those that do not.
 pub fn best_peer(results: &Results, shape: &str, packed: bool, figure: impl Fn(&Row) -> f64) -> Option<f64> {
     let peers = results.rows.iter().filter(|row| row.kind == Kind::Peer && row.shape == shape && row.packed == packed);
     peers.map(figure).min_by(f64::total_cmp)
@@ -78,7 +78,7 @@ fn latency(results: &Results, goals: &mut Vec<Goal>) {
     }
     if let (Some(ours), Some(floor)) = (ours(results, "100 events"), floor(results, "100 events")) {
         let above = ours.figures.p50 - floor.figures.p50 + ROUND_TRIP;
-        let what = "p50 above the floor less the completion write's 4 ms, 100 events";
+        let what = "p50 above the floor without its completion write (4 ms), 100 events";
         at_most(goals, what, ABOVE_FLOOR_100, "ms", above);
     }
 }
@@ -88,7 +88,12 @@ fn cpu(results: &Results, goals: &mut Vec<Goal>) {
         let Some(ours) = ours(results, shape) else { continue };
         at_most(goals, &format!("CPU, {shape}"), limit, "ms", ours.figures.cpu);
         if let Some(peer) = best_peer(results, shape, false, |row| row.figures.cpu) {
-            at_least(goals, &format!("CPU less than the better peer, {shape}"), factor, peer / ours.figures.cpu);
+            at_least(
+                goals,
+                &format!("CPU of the better peer relative to event-ingest, {shape}"),
+                factor,
+                peer / ours.figures.cpu,
+            );
         }
     }
     for (shape, limit) in [("replay", 0.25), ("invalid batch", 0.15)] {
@@ -108,7 +113,7 @@ fn start_and_size(results: &Results, goals: &mut Vec<Goal>) {
     at_most(goals, "init CPU, TLS", 40.0, "ms", init_cpu);
     at_most(goals, "first request above a warm one, TLS", 3.0, "ms", first - p50);
     if let Some(row) = ours(results, "5 MB") {
-        at_most(goals, "RSS after 5 MB, at its highest", 45.0, "MB", row.figures.rss_peak);
+        at_most(goals, "peak RSS, 5 MB", 45.0, "MB", row.figures.rss_peak);
     }
     at_most(goals, "zip", 4.5, "MB", results.zip_bytes as f64 / 1e6);
 }
@@ -141,20 +146,20 @@ fn money(results: &Results, goals: &mut Vec<Goal>) {
     let Some(row) = ours(results, "100 events") else { return };
     let total = row.dollars.total();
     goals.push(Goal {
-        what: "a million events, 100 a batch: Lambda, DynamoDB, SQS".to_owned(),
+        what: "dollars per million events, 100 per batch: Lambda, DynamoDB, SQS".to_owned(),
         target: "≤ $0.020".to_owned(),
         measured: format!(
-            "${total:.4} (with SQS's surcharge for message groups ${:.4})",
+            "${total:.4} (with the SQS surcharge for message groups ${:.4})",
             total + row.dollars.fair_queue
         ),
         met: total <= 0.020,
     });
     let peer = |packed| best_peer(results, "100 events", packed, |row| Dollars::total(&row.dollars));
     if let Some(peer) = peer(false) {
-        at_least(goals, "dollars less than the better idiomatic peer", 3.0, peer / total);
+        at_least(goals, "dollars of the better idiomatic peer relative to event-ingest", 3.0, peer / total);
     }
     if let Some(peer) = peer(true) {
-        at_least(goals, "dollars less than the better packed peer", 1.0, peer / total);
+        at_least(goals, "dollars of the better packed peer relative to event-ingest", 1.0, peer / total);
     }
 }
 
@@ -174,7 +179,7 @@ fn growth(full: &crate::suite::Full, goals: &mut Vec<Goal>) {
             met: fit >= 0.98,
         });
     }
-    // Early and late stretches, the very first left out as it warms up.
+    // An early and a late tenth. The first tenth is left out because the sandbox warms up.
     let tenth = full.endurance.len() / 10;
     let early = &full.endurance[tenth..2 * tenth];
     let late = &full.endurance[full.endurance.len() - tenth..];
@@ -185,7 +190,7 @@ fn growth(full: &crate::suite::Full, goals: &mut Vec<Goal>) {
     for (name, figure) in [("CPU", (|e| e.cpu) as fn(&crate::suite::Endurance) -> f64), ("memory", |e| e.rss)] {
         let ratio = median(late, figure) / median(early, figure);
         goals.push(Goal {
-            what: format!("{name} of the last tenth of {count} requests to that of the second"),
+            what: format!("{name} of the last tenth of {count} requests relative to the second tenth"),
             target: "≤ 1.1 ×".to_owned(),
             measured: format!("{ratio:.3} ×"),
             met: ratio <= 1.1,
@@ -193,7 +198,7 @@ fn growth(full: &crate::suite::Full, goals: &mut Vec<Goal>) {
     }
 }
 
-/// The coefficient of determination of the best straight line.
+/// The coefficient of determination (r²) of the straight line that fits best.
 pub fn linearity(points: &[(f64, f64)]) -> f64 {
     let count = points.len() as f64;
     let mean_x = points.iter().map(|(x, _)| x).sum::<f64>() / count;

@@ -1,4 +1,4 @@
-//! The Lambda Runtime API for one sandbox, which takes one invocation after the other.
+//! The Lambda Runtime API for one sandbox, which handles one invocation after another.
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -14,27 +14,27 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
-/// The function's time-out, as in template.yaml.
+/// The function's timeout in template.yaml.
 const TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a start or an invocation may take before the run is given up.
+/// The longest that a start or an invocation may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 const API: &str = "/2018-06-01/runtime/";
 
-/// One invocation, timed.
+/// The result of an invocation.
 #[derive(Debug)]
 pub struct Invocation {
-    /// From handing the event out to having read the whole answer: what a client waits for.
+    /// The time from handing out the event to reading the whole response: the wait of a client.
     pub latency: Duration,
-    /// From handing the event out to the next poll: what Lambda bills.
+    /// The time from handing out the event to the next poll, which Lambda bills.
     pub billed: Duration,
-    /// The function's answer.
-    pub answer: Bytes,
+    /// The function's response.
+    pub response: Bytes,
 }
 
 enum Report {
-    /// The sandbox asks for work, and this is where it gets it.
+    /// The sandbox polls for an event. The sender delivers it.
     Poll(Instant, oneshot::Sender<Handout>),
-    Answer(Instant, Bytes),
+    Response(Instant, Bytes),
     Error(String),
 }
 
@@ -54,7 +54,7 @@ pub struct RuntimeApi {
 }
 
 impl RuntimeApi {
-    /// Starts to listen.
+    /// Starts listening.
     pub async fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
@@ -68,7 +68,7 @@ impl RuntimeApi {
         &self.address
     }
 
-    /// Waits until the sandbox asks for work; tells when it did.
+    /// Waits until the sandbox polls. Returns when it did.
     pub async fn polled(&mut self) -> Result<Instant> {
         if let Some((at, _)) = &self.poll {
             return Ok(*at);
@@ -78,12 +78,12 @@ impl RuntimeApi {
                 self.poll = Some((at, handout));
                 Ok(at)
             }
-            Report::Answer(..) => bail!("an answer that nobody asked for"),
+            Report::Response(..) => bail!("the sandbox sent a response without an event"),
             Report::Error(error) => bail!("the function failed: {error}"),
         }
     }
 
-    /// Hands an event out and waits for its answer and the next poll.
+    /// Hands out an event, and waits for the response and the next poll.
     pub async fn invoke(&mut self, event: Bytes) -> Result<Invocation> {
         self.polled().await?;
         let (_, handout) = self.poll.take().context("no poll")?;
@@ -91,21 +91,21 @@ impl RuntimeApi {
         let (sender, at) = oneshot::channel();
         let id = format!("00000000-0000-4000-8000-{:012x}", self.invocations);
         if handout.send(Handout { event, id, at: sender }).is_err() {
-            bail!("the sandbox hung up");
+            bail!("the sandbox closed the connection");
         }
-        let handed_out = at.await.context("the sandbox hung up")?;
-        let (answered, answer) = match self.report().await? {
-            Report::Answer(at, answer) => (at, answer),
-            Report::Poll(..) => bail!("the sandbox asks for work before it answered"),
+        let handed_out = at.await.context("the sandbox closed the connection")?;
+        let (responded, response) = match self.report().await? {
+            Report::Response(at, response) => (at, response),
+            Report::Poll(..) => bail!("the sandbox polled before it responded"),
             Report::Error(error) => bail!("the function failed: {error}"),
         };
         let polled = self.polled().await?;
-        Ok(Invocation { latency: answered - handed_out, billed: polled - handed_out, answer })
+        Ok(Invocation { latency: responded - handed_out, billed: polled - handed_out, response })
     }
 
     async fn report(&mut self) -> Result<Report> {
         let report = tokio::time::timeout(PATIENCE, self.reports.recv()).await;
-        report.context("the sandbox says nothing")?.context("the runtime API ended")
+        report.context("the sandbox did not respond in time")?.context("the runtime API ended")
     }
 }
 
@@ -123,14 +123,14 @@ async fn serve(listener: TcpListener, reports: mpsc::UnboundedSender<Report>) {
             let current = Rc::new(RefCell::new(String::new()));
             let service = service_fn(move |request| {
                 let (reports, current) = (reports.clone(), Rc::clone(&current));
-                async move { Ok::<_, Infallible>(answer(request, &reports, &current).await) }
+                async move { Ok::<_, Infallible>(respond(request, &reports, &current).await) }
             });
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
-async fn answer(
+async fn respond(
     request: Request<Incoming>,
     reports: &mpsc::UnboundedSender<Report>,
     current: &RefCell<String>,
@@ -143,10 +143,10 @@ async fn answer(
     let at = Instant::now();
     let report = match (path.rsplit('/').next(), body) {
         (Some("response"), Ok(body)) if path == format!("invocation/{}/response", current.borrow()) => {
-            Report::Answer(at, body)
+            Report::Response(at, body)
         }
         (Some("error"), Ok(body)) => Report::Error(String::from_utf8_lossy(&body).into_owned()),
-        (call, _) => Report::Error(format!("a call out of turn: {call:?} at {path}")),
+        (call, _) => Report::Error(format!("unexpected call {call:?} to {path}")),
     };
     let _ = reports.send(report);
     let mut response = Response::new(Full::new(Bytes::from_static(br#"{"status":"OK"}"#)));

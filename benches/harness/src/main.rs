@@ -1,14 +1,13 @@
-//! The benchmark: runs the function, a floor and its peers under an emulated Lambda, `DynamoDB`
-//! and SQS, checks that every event arrives exactly once, and writes what it measured to
-//! `docs/benchmarks/`.
+//! The benchmark: runs the function, the floor and the peers under an emulated Lambda, `DynamoDB` and
+//! SQS, checks that every event arrives exactly once, and writes the figures to `docs/benchmarks/`.
 //!
 //! ```text
-//! suite     what is run, in which order
+//! suite     the rounds, in order
 //!   measure   one round of one shape on one target → figures
 //!     sandbox   the process: environment, CPU, memory
 //!       lambda    the Runtime API
 //!       stub      DynamoDB and SQS, with latency, limits and counts
-//!     verify    what must come of it (what is sent is in the package `shapes`)
+//!     verify    the checks of each request (the package `shapes` has the requests)
 //! prices, goals → report, plot
 //! ```
 
@@ -31,18 +30,19 @@ use suite::Plan;
 
 const USAGE: &str = "\
 usage: harness [OPTION]...
-  --full               also every shape without latency, growth, 100,000 requests, 1, 2, 4 sandboxes
-  --quick              one round of a tenth of the requests
-  --rounds N           instead of 5
-  --without-peers      only the function and the floor
-  --shape NAME         only this shape
-  --against BINARY     beside them another build of the function, such as the one before a change
-  --output DIRECTORY   instead of docs/benchmarks";
+  --full               also measure every shape without latency, growth, 100,000 requests,
+                       and 1, 2 and 4 sandboxes
+  --quick              run one round with a tenth of the requests
+  --rounds N           run N rounds (default: 5)
+  --without-peers      measure only the function and the floor
+  --shape NAME         measure only this shape
+  --against BINARY     also measure another build of the function, for example the previous one
+  --output DIRECTORY   write to DIRECTORY (default: docs/benchmarks)";
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
     let (plan, output) = arguments(&root)?;
-    // One thread, as the function has one: on two cores the two then do not fight.
+    // One thread for the harness and one for the function, so that each has one of two cores.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let results = tokio::task::LocalSet::new().block_on(&runtime, suite::run(&root, &plan))?;
     eprintln!();

@@ -1,4 +1,4 @@
-//! One round: a fresh sandbox, some requests to warm it up, the measured ones, the figures.
+//! One round: a new sandbox, warm-up requests, measured requests, figures.
 
 use crate::sandbox::{Sandbox, Setup};
 use crate::stub::Usage;
@@ -9,39 +9,39 @@ use serde::Serialize;
 use shapes::{Batch, Outcome, Shape};
 use std::time::{Duration, Instant};
 
-/// What one round of one shape on one target gave. Times are in milliseconds.
+/// The figures of one round of one shape on one target. Times are in milliseconds.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Figures {
-    /// Handing the event out to having read the answer.
+    /// The median latency, from handing out the event to reading the response.
     pub p50: f64,
-    /// The same.
+    /// The 90th percentile of the latency.
     pub p90: f64,
-    /// The same.
+    /// The 99th percentile of the latency.
     pub p99: f64,
-    /// Handing the event out to the next poll, on average, each begun millisecond counted
-    /// whole, as it is billed.
+    /// The average time from handing out the event to the next poll, rounded up to whole milliseconds
+    /// as Lambda bills it.
     pub billed: f64,
-    /// CPU time a request.
+    /// CPU time per request.
     pub cpu: f64,
-    /// Process start to first poll.
+    /// The time from process start to the first poll.
     pub init: f64,
     /// CPU time until the first poll.
     pub init_cpu: f64,
-    /// The first request.
+    /// The latency of the first request.
     pub first: f64,
     /// Resident MB at the end.
     pub rss: f64,
-    /// Resident MB at its highest.
+    /// The most resident MB.
     pub rss_peak: f64,
-    /// Bytes logged a request.
+    /// Bytes logged per request.
     pub log_bytes: f64,
-    /// Calls and units a request.
+    /// Calls and units per request.
     pub usage: UsagePerRequest,
-    /// Requests a second.
+    /// Requests per second.
     pub throughput: f64,
 }
 
-/// What one request called, on average.
+/// The average calls of one request.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct UsagePerRequest {
     /// `DynamoDB` reads.
@@ -56,9 +56,9 @@ pub struct UsagePerRequest {
     pub sends: f64,
     /// SQS messages.
     pub messages: f64,
-    /// SQS requests on the bill.
+    /// SQS requests that are billed.
     pub chunks: f64,
-    /// Bytes of the calls' bodies.
+    /// Bytes in the bodies of the calls.
     pub bytes: f64,
 }
 
@@ -78,7 +78,7 @@ impl UsagePerRequest {
     }
 }
 
-/// A sandbox under measurement: every request in it is checked.
+/// A sandbox that is measured. Every request in it is checked.
 pub struct Session<'a> {
     target: &'a Target,
     shape: &'a Shape,
@@ -89,7 +89,7 @@ pub struct Session<'a> {
     usage: Usage,
 }
 
-/// One checked request.
+/// The times of one checked request, in milliseconds.
 pub struct Timed {
     /// See [`crate::lambda::Invocation`].
     pub latency: f64,
@@ -98,36 +98,36 @@ pub struct Timed {
 }
 
 impl<'a> Session<'a> {
-    /// Starts a fresh sandbox.
+    /// Starts a new sandbox.
     pub async fn start(target: &'a Target, shape: &'a Shape, batch: &'a Batch, setup: Setup<'_>) -> Result<Self> {
         let setup = Setup { events_per_message: shape.events_per_message, ..setup };
         let sandbox = Sandbox::start(target, setup).await?;
         Ok(Self { target, shape, batch, sandbox, verifier: Verifier::default(), number: 0, usage: Usage::default() })
     }
 
-    /// The sandbox itself.
+    /// The sandbox.
     pub fn sandbox(&self) -> &Sandbox {
         &self.sandbox
     }
 
-    /// Runs one request and checks what came of it; anything wrong makes the whole run void.
+    /// Runs one request and checks the result. An error makes the whole run void.
     pub async fn request(&mut self) -> Result<Timed> {
         let (target, shape, number) = (self.target, self.shape, self.number);
         let context = || format!("VOID: {} on {:?}, request {number}", target.name, shape.name);
-        // The first of a row of replays is the original.
+        // The first request of a series of replays is the original.
         let is_original = shape.outcome == Outcome::Replayed && number == 0;
         let outcome = if is_original { Outcome::Accepted } else { shape.outcome };
         let invocation = self.sandbox.invoke(self.batch.request(number)).await.with_context(context)?;
-        let (messages, usage, faults) = self.sandbox.stub.take();
-        ensure!(faults.is_empty(), "{}: the stub could not {}", context(), faults.join("; "));
-        let checked = self.verifier.check(target.kind, outcome, self.batch, &invocation.answer, &messages);
+        let (messages, usage, failures) = self.sandbox.stub.take();
+        ensure!(failures.is_empty(), "{}: the stub failed: {}", context(), failures.join("; "));
+        let checked = self.verifier.check(target.kind, outcome, self.batch, &invocation.response, &messages);
         checked.with_context(context)?;
         self.usage.add(&usage);
         self.number += 1;
         Ok(Timed { latency: millis(invocation.latency), billed: millis(invocation.billed) })
     }
 
-    /// What was called since the last time this was asked.
+    /// The usage since the last call of this method.
     pub fn take_usage(&mut self) -> Usage {
         std::mem::take(&mut self.usage)
     }
@@ -149,7 +149,7 @@ pub async fn round(
     let mut session = Session::start(target, shape, batch, setup).await?;
     let mut first = session.request().await?.latency;
     if shape.outcome == Outcome::Replayed {
-        // That was the original, in which the key's lookup was paid.
+        // The first request was the original, which also looked up the API key.
         first = session.request().await?.latency;
     }
     for _ in 0..shape.warm_up {
@@ -189,7 +189,7 @@ pub async fn round(
 }
 
 impl Figures {
-    /// The median of each figure over rounds.
+    /// The median of each figure over the rounds.
     pub fn median(rounds: &[Self]) -> Self {
         let of = |figure: fn(&Self) -> f64| median(rounds.iter().map(figure));
         Self {
@@ -219,14 +219,14 @@ impl Figures {
     }
 }
 
-/// The median; zero of nothing.
+/// The median, or zero without values.
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_unstable_by(f64::total_cmp);
     quantile(&values, 0.5)
 }
 
-/// The value that this share of sorted values does not exceed.
+/// The smallest of the sorted values that at least this share of them does not exceed.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a count")]
     let rank = (share * sorted.len() as f64).ceil() as usize;
@@ -238,7 +238,7 @@ pub fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// Bytes in MB of 2^20.
+/// Bytes in MB of 2^20 bytes.
 pub fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1_048_576.0
 }
@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_values_that_occurred() {
+    fn quantiles_are_measured_values() {
         let values: Vec<f64> = (1..=100).map(f64::from).collect();
         let quantiles = [0.5, 0.9, 0.99, 1.0].map(|share| quantile(&values, share).to_string());
         assert_eq!(quantiles, ["50", "90", "99", "100"]);

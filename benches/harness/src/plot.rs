@@ -1,4 +1,4 @@
-//! The results as SVG.
+//! The results as SVG plots.
 
 use crate::suite::{Growth, Results, Row};
 use anyhow::{Result, anyhow};
@@ -8,7 +8,7 @@ use std::path::Path;
 
 const SIZE: (u32, u32) = (900, 380);
 const SHAPES: [&str; 3] = ["100 events", "500 events", "5 MB"];
-const COLOURS: [(&str, RGBColor); 6] = [
+const COLORS: [(&str, RGBColor); 6] = [
     ("event-ingest", RGBColor(0xce, 0x42, 0x2b)),
     ("floor", RGBColor(0x88, 0x88, 0x88)),
     ("Python", RGBColor(0x30, 0x69, 0x98)),
@@ -19,17 +19,17 @@ const COLOURS: [(&str, RGBColor); 6] = [
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Writes every plot that the results have figures for.
+/// Writes every plot for which the results have figures.
 pub fn all(results: &Results, directory: &Path) -> Result<()> {
     let rows = &results.rows;
     bars(rows, "p50 latency, ms", |row| row.figures.p50, &directory.join("latency.svg"))?;
-    bars(rows, "CPU a request, ms", |row| row.figures.cpu, &directory.join("cpu.svg"))?;
-    bars(rows, "dollars for a million events", |row| row.dollars.total(), &directory.join("dollars.svg"))?;
+    bars(rows, "CPU per request, ms", |row| row.figures.cpu, &directory.join("cpu.svg"))?;
+    bars(rows, "dollars per million events", |row| row.dollars.total(), &directory.join("dollars.svg"))?;
     if let Some(full) = &results.full {
         growth(&full.by_events, &full.by_bytes, &directory.join("growth.svg"))?;
         let cpu = full.endurance.iter().map(|stretch| (stretch.requests as f64, stretch.cpu)).collect();
         let rss = full.endurance.iter().map(|stretch| (stretch.requests as f64, stretch.rss)).collect();
-        let titles = ["CPU a request, ms, by requests so far", "RSS, MB, by requests so far"];
+        let titles = ["CPU per request, ms, by requests so far", "RSS, MB, by requests so far"];
         pair(titles, &[cpu, rss], &directory.join("endurance.svg"))?;
     }
     Ok(())
@@ -42,20 +42,20 @@ fn drawing(path: &Path, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<()
     area.present().map_err(failed)
 }
 
-/// Groups of bars, one group a shape, one bar a target, by powers of ten.
+/// Draws a group of bars per shape and a bar per target, on a logarithmic axis.
 fn bars(rows: &[Row], title: &str, figure: impl Fn(&Row) -> f64, path: &Path) -> Result<()> {
     let bars: Vec<(usize, usize, f64)> = rows
         .iter()
         .filter_map(|row| {
             let group = SHAPES.iter().position(|shape| *shape == row.shape)?;
-            let place = COLOURS.iter().position(|(name, _)| *name == row.target)?;
+            let place = COLORS.iter().position(|(name, _)| *name == row.target)?;
             Some((group, place, figure(row)))
         })
         .collect();
     let (least, most) =
         bars.iter().fold((f64::MAX, f64::MIN), |(least, most), bar| (least.min(bar.2), most.max(bar.2)));
-    let width = COLOURS.len() as f64 + 1.5;
-    // Bars begin above the names of their groups.
+    let width = COLORS.len() as f64 + 1.5;
+    // The names of the groups are below the bars.
     let bottom = least / 2.0;
     drawing(path, |area| {
         let mut chart = ChartBuilder::on(area)
@@ -67,13 +67,13 @@ fn bars(rows: &[Row], title: &str, figure: impl Fn(&Row) -> f64, path: &Path) ->
             .map_err(failed)?;
         let mesh = &mut chart.configure_mesh();
         mesh.disable_x_mesh().disable_x_axis().light_line_style(WHITE).draw().map_err(failed)?;
-        for (place, (name, colour)) in COLOURS.iter().enumerate() {
+        for (place, (name, color)) in COLORS.iter().enumerate() {
             let bars = bars.iter().filter(|bar| bar.1 == place).map(|(group, _, value)| {
                 let left = *group as f64 * width + place as f64 + 0.75;
-                Rectangle::new([(left, bottom), (left + 0.9, *value)], colour.filled())
+                Rectangle::new([(left, bottom), (left + 0.9, *value)], color.filled())
             });
             let series = chart.draw_series(bars).map_err(failed)?;
-            let swatch = |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled());
+            let swatch = |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], color.filled());
             series.label(*name).legend(swatch);
         }
         let numbers = bars.iter().map(|(group, place, value)| {
@@ -91,7 +91,7 @@ fn bars(rows: &[Row], title: &str, figure: impl Fn(&Row) -> f64, path: &Path) ->
     })
 }
 
-/// Three digits that matter.
+/// Formats a number with about three significant digits.
 fn short(value: f64) -> String {
     match value {
         10.0.. => format!("{value:.0}"),
@@ -106,9 +106,9 @@ fn growth(by_events: &[Growth], by_bytes: &[Growth], path: &Path) -> Result<()> 
     };
     let megabytes = |size: &Growth| size.body_bytes as f64 / 1_048_576.0;
     let panels = [
-        ("CPU, ms, by events of 200 bytes", points(by_events, |size| size.events as f64, |size| size.cpu)),
-        ("CPU, ms, by MB of body", points(by_bytes, megabytes, |size| size.cpu)),
-        ("RSS peak, MB, by MB of body", points(by_bytes, megabytes, |size| size.rss_peak)),
+        ("CPU, ms, by number of 200-byte events", points(by_events, |size| size.events as f64, |size| size.cpu)),
+        ("CPU, ms, by MB of the body", points(by_bytes, megabytes, |size| size.cpu)),
+        ("peak RSS, MB, by MB of the body", points(by_bytes, megabytes, |size| size.rss_peak)),
     ];
     drawing(path, |area| {
         for (panel, (title, points)) in area.split_evenly((1, panels.len())).iter().zip(&panels) {
@@ -137,16 +137,16 @@ fn line(area: &Area<'_>, title: &str, points: &[(f64, f64)]) -> Result<()> {
         .build_cartesian_2d(0.0..most(|point| point.0), 0.0..most(|point| point.1))
         .map_err(failed)?;
     chart.configure_mesh().light_line_style(WHITE).x_labels(6).y_labels(6).draw().map_err(failed)?;
-    let colour = COLOURS[0].1;
-    chart.draw_series(LineSeries::new(points.iter().copied(), &colour)).map_err(failed)?;
+    let color = COLORS[0].1;
+    chart.draw_series(LineSeries::new(points.iter().copied(), &color)).map_err(failed)?;
     if points.len() < 50 {
-        let dots = points.iter().map(|point| Circle::new(*point, 3, colour.filled()));
+        let dots = points.iter().map(|point| Circle::new(*point, 3, color.filled()));
         chart.draw_series(dots).map_err(failed)?;
     }
     Ok(())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is passed to `map_err`")]
+#[expect(clippy::needless_pass_by_value, reason = "the signature that `map_err` requires")]
 fn failed<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> anyhow::Error {
     anyhow!("cannot draw: {error}")
 }

@@ -1,48 +1,48 @@
-//! List prices in us-east-1, in dollars, as of November 2026, free tiers left out.
+//! List prices in us-east-1 in dollars, as of November 2026, without free tiers.
 
 use crate::measure::Figures;
 
-/// Lambda, a request.
+/// Lambda, per request.
 const LAMBDA_REQUEST: f64 = 0.20e-6;
-/// Lambda on x86, a GB and a second.
+/// Lambda on x86, per GB-second.
 const LAMBDA_GB_SECOND: f64 = 0.000_016_666_7;
-/// The template's memory.
+/// The function's memory in template.yaml.
 const MEMORY_GB: f64 = 0.25;
-/// The share of one CPU that Lambda gives to 256 MB: a whole one comes with 1,769 MB.
+/// The share of a CPU that a function with 256 MB gets. 1,769 MB get a whole CPU.
 pub const CPU_SHARE: f64 = 256.0 / 1769.0;
-/// `DynamoDB` on demand, a write request unit.
+/// `DynamoDB` on demand, per write request unit.
 const WRITE_UNIT: f64 = 0.625e-6;
-/// `DynamoDB` on demand, a read request unit.
+/// `DynamoDB` on demand, per read request unit.
 const READ_UNIT: f64 = 0.125e-6;
-/// SQS standard queue, a request, which is 64 KB.
+/// SQS standard queue, per request of up to 64 KB.
 const SQS_REQUEST: f64 = 0.40e-6;
-/// What SQS adds to that where messages carry a group (fair queues).
+/// The surcharge of SQS for messages with a group (fair queues).
 const SQS_FAIR: f64 = 0.10e-6;
-/// HTTP API, a request of up to 512 KB.
+/// HTTP API, per request of up to 512 KB.
 const GATEWAY_REQUEST: f64 = 1.00e-6;
 const GATEWAY_CHUNK: f64 = 512.0 * 1024.0;
-/// `CloudWatch` Logs, a byte taken in.
+/// `CloudWatch` Logs, per byte ingested.
 const LOG_BYTE: f64 = 0.50e-9;
 
-/// Dollars for a million events.
+/// The cost of a million events in dollars.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Dollars {
-    /// Duration and requests, at the CPU share that 256 MB get.
+    /// Duration and requests, at the CPU share of 256 MB.
     pub lambda: f64,
     /// Write and read units.
     pub dynamodb: f64,
     /// Requests of 64 KB.
     pub sqs: f64,
-    /// The surcharge for fair queues, beside the total.
+    /// The surcharge for fair queues, not part of the total.
     pub fair_queue: f64,
-    /// API Gateway, beside the total.
+    /// API Gateway, not part of the total.
     pub gateway: f64,
-    /// The function's log, beside the total.
+    /// The function's log, not part of the total.
     pub logs: f64,
 }
 
 impl Dollars {
-    /// What a million events cost in batches like the one measured.
+    /// The cost of a million events in batches like the measured one.
     pub fn per_million_events(figures: &Figures, events: usize, body_bytes: usize) -> Self {
         let requests = 1e6 / events as f64;
         Self {
@@ -55,14 +55,14 @@ impl Dollars {
         }
     }
 
-    /// Lambda, `DynamoDB` and SQS.
+    /// The sum for Lambda, `DynamoDB` and SQS.
     pub fn total(&self) -> f64 {
         self.lambda + self.dynamodb + self.sqs
     }
 }
 
-/// The milliseconds that Lambda would bill: here a request's CPU time runs on a whole CPU, there
-/// on a share of one, so it takes that much longer; the waiting takes as long.
+/// The milliseconds that Lambda would bill. The benchmark runs on a whole CPU and Lambda on a share of one,
+/// so the CPU time is divided by that share; the waiting time stays the same.
 pub fn billed_in_lambda(figures: &Figures) -> f64 {
     figures.billed - figures.cpu + figures.cpu / CPU_SHARE
 }

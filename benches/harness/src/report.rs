@@ -6,7 +6,7 @@ use crate::suite::{Concurrency, Full, Results, Row};
 use crate::targets::Kind;
 use std::fmt::Write;
 
-/// What was measured on: processor and cores.
+/// The machine: processor, cores and load.
 pub fn machine() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
@@ -23,26 +23,26 @@ pub fn markdown(results: &Results, machine: &str) -> String {
     let _ = write!(
         out,
         "# Benchmark\n\n\
-         Written by `make bench{}`; do not edit. Medians over {} interleaved rounds, a fresh process each. {machine}.\n\n\
-         DynamoDB answers after 4 ms and SQS after 8 ms unless said. Every answer was checked, and that every \
-         event arrived exactly once. Times are milliseconds, memory MB of 2^20 bytes.\n\n",
+         Written by `make bench{}`; do not edit. Medians over {} interleaved rounds, each in a new process. {machine}.\n\n\
+         Unless noted, DynamoDB responds after 4 ms and SQS after 8 ms. Every response was checked, and every \
+         event arrived exactly once. Times are in milliseconds, memory in MB of 2^20 bytes.\n\n",
         if results.full.is_some() { "-full" } else { "" },
         results.rounds,
     );
     section(&mut out, "Targets", &targets(results));
     section(&mut out, "Latency, CPU and memory", &times(&results.rows));
     section(&mut out, "The better peer, as a multiple of event-ingest", &ratios(results));
-    section(&mut out, "Calls and units a request", &calls(&results.rows));
-    section(&mut out, "Dollars for a million events", &money(&results.rows));
+    section(&mut out, "Calls and units per request", &calls(&results.rows));
+    section(&mut out, "Dollars per million events", &money(&results.rows));
     let _ = write!(
         out,
-        "us-east-1 list prices, no free tier. A request's CPU time is stretched to the share of a CPU that 256 MB \
-         get in Lambda ({CPU_SHARE:.3}), its waiting is not. The total is Lambda, DynamoDB and SQS.\n\n"
+        "us-east-1 list prices, without free tier. The CPU time of a request is divided by the share of a CPU that \
+         256 MB get in Lambda ({CPU_SHARE:.3}); its waiting time is not. The total is Lambda, DynamoDB and SQS.\n\n"
     );
     section(&mut out, "Start over TLS", &tls(results));
     if let Some(full) = &results.full {
         section(&mut out, "Without latency", &times(&full.no_latency));
-        section(&mut out, "Sandboxes at once", &concurrency(&full.concurrency));
+        section(&mut out, "Concurrent sandboxes", &concurrency(&full.concurrency));
         section(&mut out, "Growth", &growth(full));
     }
     out
@@ -52,7 +52,7 @@ fn section(out: &mut String, title: &str, table: &str) {
     let _ = write!(out, "## {title}\n\n{table}\n");
 }
 
-/// A Markdown table; the first column is text, the others are numbers.
+/// A Markdown table. The first column is text; the others are numbers.
 fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let rule = std::iter::once("---").chain(std::iter::repeat("--:")).take(head.len());
     let mut out = format!("| {} |\n| {} |\n", head.join(" | "), rule.collect::<Vec<_>>().join(" | "));
@@ -73,7 +73,7 @@ fn label(row: &Row) -> String {
     format!("{}: {}", row.shape, row.target)
 }
 
-/// Rows of one shape stand together.
+/// Groups the rows by shape, in their order.
 fn by_shape(rows: &[Row]) -> Vec<&Row> {
     let mut sorted: Vec<&Row> = rows.iter().collect();
     let first = |shape| rows.iter().position(|row| row.shape == shape);
@@ -197,5 +197,5 @@ fn growth(full: &Full) -> String {
         ]
     };
     let sizes = full.by_events.iter().chain(&full.by_bytes);
-    table(&["events", "KB of body", "CPU", "RSS peak"], sizes.map(row))
+    table(&["events", "KB of the body", "CPU", "RSS peak"], sizes.map(row))
 }

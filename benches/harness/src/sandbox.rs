@@ -1,4 +1,4 @@
-//! One function process with a Lambda, a `DynamoDB` and an SQS of its own.
+//! One function process with its own Lambda, `DynamoDB` and SQS.
 
 use crate::clock::CpuClock;
 use crate::lambda::{Invocation, RuntimeApi};
@@ -21,24 +21,24 @@ use tokio::process::{Child, Command};
 const STATE_TABLE: &str = "state";
 const API_KEYS_TABLE: &str = "api-keys";
 
-/// How a sandbox is set up.
+/// The setup of a sandbox.
 #[derive(Clone, Copy)]
 pub struct Setup<'a> {
-    /// Of the services.
+    /// The latency of the services.
     pub latency: Latency,
-    /// `MAX_EVENTS_PER_MESSAGE`, where it is not the default.
+    /// `MAX_EVENTS_PER_MESSAGE`, if it is not the default.
     pub events_per_message: Option<u32>,
-    /// Services over TLS: a server, and the file that says whom to trust.
+    /// For services over TLS: the server side, and the file with the certificate authority.
     pub tls: Option<(&'a Acceptor, &'a Path)>,
 }
 
 /// A running sandbox.
 pub struct Sandbox {
-    /// Its services.
+    /// The services.
     pub stub: Stub,
-    /// From the process's start to its first poll.
+    /// The time from the start of the process to its first poll.
     pub init: Duration,
-    /// What it used of the CPU until then.
+    /// The CPU time until then.
     pub init_cpu: Duration,
     api: RuntimeApi,
     child: Child,
@@ -70,7 +70,7 @@ impl Sandbox {
         command
             .args(&target.command[1..])
             .current_dir(&target.directory)
-            // What Lambda and template.yaml set, and nothing of whoever runs this.
+            // Only the variables that Lambda and template.yaml set.
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("LANG", "en_US.UTF-8")
@@ -108,7 +108,7 @@ impl Sandbox {
 
         let started = Instant::now();
         let mut child = command.spawn().with_context(|| format!("cannot start {}", target.command[0]))?;
-        let pid = child.id().context("the function ended at once")?;
+        let pid = child.id().context("the function ended immediately")?;
         let cpu = CpuClock::of(pid)?;
         let log_bytes = Rc::new(Cell::new(0));
         let tail = Rc::new(std::cell::RefCell::new(Vec::new()));
@@ -121,7 +121,7 @@ impl Sandbox {
         }
         let polled = api.polled().await;
         let polled = polled.with_context(|| {
-            format!("{} did not start; it said: {}", target.name, String::from_utf8_lossy(&tail.borrow()))
+            format!("{} did not start; its output: {}", target.name, String::from_utf8_lossy(&tail.borrow()))
         })?;
         let init_cpu = cpu.read()?;
         Ok(Self { stub, init: polled - started, init_cpu, api, child, pid, cpu, log_bytes })
@@ -132,17 +132,17 @@ impl Sandbox {
         self.api.invoke(event).await
     }
 
-    /// What the process has used of the CPU so far.
+    /// The CPU time of the process so far.
     pub fn cpu(&self) -> Result<Duration> {
         self.cpu.read()
     }
 
-    /// What it has written to its log so far.
+    /// The bytes that the process logged so far.
     pub fn log_bytes(&self) -> u64 {
         self.log_bytes.get()
     }
 
-    /// Resident memory in bytes: now, and at its highest.
+    /// Resident memory in bytes: the current and the highest value.
     pub fn memory(&self) -> Result<(u64, u64)> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let field = |name: &str| {
@@ -152,13 +152,13 @@ impl Sandbox {
         field("VmRSS:").zip(field("VmHWM:")).context("no memory figures")
     }
 
-    /// Ends the function.
+    /// Stops the function.
     pub async fn stop(mut self) -> Result<()> {
-        self.child.kill().await.context("cannot end the function")
+        self.child.kill().await.context("cannot stop the function")
     }
 }
 
-/// Counts what a function logs, keeping its last words.
+/// Counts the bytes that a function logs, and keeps the last ones.
 async fn count_log(mut output: impl AsyncRead + Unpin, count: Rc<Cell<u64>>, tail: Rc<std::cell::RefCell<Vec<u8>>>) {
     const KEPT: usize = 4096;
     let mut buffer = vec![0; 16 * 1024];

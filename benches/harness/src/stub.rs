@@ -1,4 +1,4 @@
-//! `DynamoDB` and SQS over HTTP, each on a port of its own, for one sandbox.
+//! `DynamoDB` and SQS over HTTP for one sandbox, each on its own port.
 
 pub mod dynamodb;
 mod expression;
@@ -24,11 +24,10 @@ use tls::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
-/// Bodies above this are worked on beside the thread that answers: the digests of a megabyte
-/// take milliseconds.
+/// Calls with a larger body run on another thread, because the digests of a megabyte take milliseconds.
 const LARGE: usize = 65_536;
 
-/// How long the services take from having read a call to answering it.
+/// The time that the services take to respond after they have read a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Latency {
     /// In milliseconds.
@@ -38,13 +37,13 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Answers at once.
+    /// No latency.
     pub const NONE: Self = Self { dynamodb: 0, sqs: 0 };
-    /// What the two services usually take inside a region.
+    /// The usual latency inside a region.
     pub const USUAL: Self = Self { dynamodb: 4, sqs: 8 };
 }
 
-/// What was called, and what it would be billed.
+/// Calls and their billed units.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
     /// `GetItem` calls.
@@ -57,18 +56,18 @@ pub struct Usage {
     pub write_units: f64,
     /// `SendMessage` and `SendMessageBatch` calls.
     pub send_calls: usize,
-    /// Messages taken.
+    /// Messages accepted.
     pub messages: usize,
-    /// Bytes of all messages with their attributes.
+    /// Bytes of all messages, with attributes.
     pub message_bytes: usize,
-    /// Requests that SQS bills: one for each 64 KB begun.
+    /// Requests that SQS bills: one per started 64 KB.
     pub billed_chunks: usize,
-    /// Bytes of the HTTP bodies that came in.
+    /// Bytes of the HTTP bodies received.
     pub bytes_in: usize,
 }
 
 impl Usage {
-    /// Adds another's counts.
+    /// Adds the counts of `other`.
     pub fn add(&mut self, other: &Self) {
         self.dynamodb_reads += other.dynamodb_reads;
         self.dynamodb_writes += other.dynamodb_writes;
@@ -82,7 +81,7 @@ impl Usage {
     }
 }
 
-/// An answer in AWS's JSON protocol.
+/// A response in AWS's JSON protocol.
 pub struct Reply {
     status: StatusCode,
     body: Bytes,
@@ -103,7 +102,7 @@ struct State {
     tables: Tables,
     queue: Vec<Message>,
     usage: Usage,
-    faults: Vec<String>,
+    failures: Vec<String>,
 }
 
 /// The running services.
@@ -115,12 +114,12 @@ pub struct Stub {
 }
 
 impl Stub {
-    /// Starts both services, over TLS where an acceptor is given.
+    /// Starts both services, over TLS if there is an acceptor.
     pub async fn start(latency: Latency, tls: Option<&Acceptor>) -> Result<Self> {
         let state = Rc::new(RefCell::new(State::default()));
         let mut addresses = Vec::new();
         let mut servers = Vec::new();
-        // Two ports because AWS has two hosts: a client cannot share connections between them.
+        // Two ports, because AWS has two hosts, between which a client cannot share connections.
         for millis in [latency.dynamodb, latency.sqs] {
             let listener = TcpListener::bind("127.0.0.1:0").await?;
             let port = listener.local_addr()?.port();
@@ -136,25 +135,25 @@ impl Stub {
         Ok(Self { state, dynamodb, sqs, servers })
     }
 
-    /// Where `DynamoDB` is.
+    /// The URL of `DynamoDB`.
     pub fn dynamodb_url(&self) -> &str {
         &self.dynamodb
     }
 
-    /// Where SQS is.
+    /// The URL of SQS.
     pub fn sqs_url(&self) -> &str {
         &self.sqs
     }
 
-    /// Lets the caller fill tables.
+    /// Gives access to the tables.
     pub fn tables<T>(&self, act: impl FnOnce(&mut Tables) -> T) -> T {
         act(&mut self.state.borrow_mut().tables)
     }
 
-    /// What came since the last time: messages, counts, and what the stub could not carry out.
+    /// The messages, usage and failures of the stub since the last call of this method.
     pub fn take(&self) -> (Vec<Message>, Usage, Vec<String>) {
         let mut state = self.state.borrow_mut();
-        (std::mem::take(&mut state.queue), std::mem::take(&mut state.usage), std::mem::take(&mut state.faults))
+        (std::mem::take(&mut state.queue), std::mem::take(&mut state.usage), std::mem::take(&mut state.failures))
     }
 }
 
@@ -170,10 +169,10 @@ async fn serve(listener: TcpListener, tls: Option<Acceptor>, state: Rc<RefCell<S
         let (tls, state) = (tls.clone(), Rc::clone(&state));
         tokio::task::spawn_local(async move {
             match tls {
-                None => converse(stream, state, latency).await,
+                None => serve_connection(stream, state, latency).await,
                 Some(acceptor) => {
                     if let Ok(stream) = acceptor.accept(stream).await {
-                        converse(stream, state, latency).await;
+                        serve_connection(stream, state, latency).await;
                     }
                 }
             }
@@ -181,21 +180,21 @@ async fn serve(listener: TcpListener, tls: Option<Acceptor>, state: Rc<RefCell<S
     }
 }
 
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, state: Rc<RefCell<State>>, latency: Duration) {
+async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, state: Rc<RefCell<State>>, latency: Duration) {
     let service = service_fn(move |request| {
         let state = Rc::clone(&state);
-        async move { Ok::<_, Infallible>(answer(request, &state, latency).await) }
+        async move { Ok::<_, Infallible>(respond(request, &state, latency).await) }
     });
-    // A function that was ended breaks its connections off.
+    // A function that is stopped drops its connections.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer(request: Request<Incoming>, state: &RefCell<State>, latency: Duration) -> Response<Full<Bytes>> {
-    let reply = match carry_out(request, state, latency).await {
+async fn respond(request: Request<Incoming>, state: &RefCell<State>, latency: Duration) -> Response<Full<Bytes>> {
+    let reply = match execute(request, state, latency).await {
         Ok(reply) => reply,
-        Err(fault) => {
-            state.borrow_mut().faults.push(format!("{fault:#}"));
-            Reply::error(&serde_json::json!({ "__type": "StubFault", "message": format!("{fault:#}") }))
+        Err(error) => {
+            state.borrow_mut().failures.push(format!("{error:#}"));
+            Reply::error(&serde_json::json!({ "__type": "StubFailure", "message": format!("{error:#}") }))
         }
     };
     let mut response = Response::new(Full::new(reply.body));
@@ -208,9 +207,9 @@ async fn answer(request: Request<Incoming>, state: &RefCell<State>, latency: Dur
     response
 }
 
-async fn carry_out(request: Request<Incoming>, state: &RefCell<State>, latency: Duration) -> Result<Reply> {
+async fn execute(request: Request<Incoming>, state: &RefCell<State>, latency: Duration) -> Result<Reply> {
     if request.method() == hyper::Method::GET {
-        // A function that only opens its connections ahead of time; AWS answers something, too.
+        // A function that opens its connections in advance. AWS responds to this as well.
         return Ok(Reply::ok(&Value::from("healthy")));
     }
     let target = request.headers().get("x-amz-target").context("no X-Amz-Target")?.to_str()?.to_owned();

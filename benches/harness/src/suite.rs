@@ -1,4 +1,4 @@
-//! What is run, in which order, and what is kept of it.
+//! The measurements, their order, and their results.
 
 use crate::measure::{Figures, Session, median, millis, round};
 use crate::prices::Dollars;
@@ -14,14 +14,14 @@ use std::time::Instant;
 /// One line of the results: a target, a shape, and the medians over rounds.
 #[derive(Serialize)]
 pub struct Row {
-    /// The target's name.
+    /// The name of the target.
     pub target: &'static str,
-    /// What the target is.
+    /// The kind of the target.
     #[serde(skip)]
     pub kind: Kind,
-    /// Whether it packs events into messages.
+    /// Whether the target packs events into messages.
     pub packed: bool,
-    /// The shape's name.
+    /// The name of the shape.
     pub shape: &'static str,
     /// Events in a batch.
     pub events: usize,
@@ -29,65 +29,65 @@ pub struct Row {
     pub body_bytes: usize,
     /// Medians over rounds.
     pub figures: Figures,
-    /// At list price.
+    /// The cost at list prices.
     pub dollars: Dollars,
 }
 
-/// Everything of one run.
+/// The results of one run.
 #[derive(Serialize)]
 pub struct Results {
-    /// At usual latency: every shape, and the peers and the floor where they compare.
+    /// At usual latency: every shape; for the peers and the floor only the compared shapes.
     pub rows: Vec<Row>,
-    /// Ours over TLS, 100 events at usual latency.
+    /// event-ingest over TLS, 100 events at usual latency.
     pub tls: Figures,
-    /// Bytes of the zipped binary.
+    /// The size of the zipped binary in bytes.
     pub zip_bytes: usize,
-    /// Rounds.
+    /// The number of rounds.
     pub rounds: usize,
-    /// What only the full run has.
+    /// The results that only a full run has.
     pub full: Option<Full>,
 }
 
-/// What `make bench-full` adds.
+/// The results that `make bench-full` adds.
 #[derive(Serialize)]
 pub struct Full {
     /// Every shape without latency.
     pub no_latency: Vec<Row>,
-    /// By the number of sandboxes that run at once.
+    /// By the number of concurrent sandboxes.
     pub concurrency: Vec<Concurrency>,
     /// By the number of small events.
     pub by_events: Vec<Growth>,
-    /// By the bytes of an event, in batches of 500.
+    /// By the size of an event, in batches of 500.
     pub by_bytes: Vec<Growth>,
     /// One sandbox over many requests.
     pub endurance: Vec<Endurance>,
 }
 
-/// Some sandboxes at once.
+/// The results of concurrent sandboxes.
 #[derive(Serialize)]
 pub struct Concurrency {
-    /// How many.
+    /// The number of sandboxes.
     pub sandboxes: usize,
     /// The shape.
     pub shape: &'static str,
-    /// Requests a second, together.
+    /// Requests per second of all sandboxes together.
     pub throughput: f64,
     /// The median latency in milliseconds.
     pub p50: f64,
-    /// CPU milliseconds a request.
+    /// CPU milliseconds per request.
     pub cpu: f64,
 }
 
-/// A batch size and its cost.
+/// The cost of a batch of one size.
 #[derive(Serialize)]
 pub struct Growth {
     /// Events.
     pub events: usize,
     /// Bytes of the body.
     pub body_bytes: usize,
-    /// CPU milliseconds a request.
+    /// CPU milliseconds per request.
     pub cpu: f64,
-    /// Resident MB at the highest.
+    /// The most resident MB.
     pub rss_peak: f64,
 }
 
@@ -96,29 +96,29 @@ pub struct Growth {
 pub struct Endurance {
     /// Requests so far.
     pub requests: usize,
-    /// CPU milliseconds a request in this stretch.
+    /// CPU milliseconds per request in this stretch.
     pub cpu: f64,
-    /// Resident MB at its end.
+    /// Resident MB at the end of the stretch.
     pub rss: f64,
 }
 
-/// What to run.
+/// The measurements to run.
 pub struct Plan {
-    /// Rounds over everything.
+    /// The number of rounds.
     pub rounds: usize,
-    /// Divides the number of requests, for a quick look.
+    /// The divisor of the number of requests, for a quick run.
     pub divide: usize,
     /// Whether to measure the peers.
     pub peers: bool,
-    /// Whether to run what `make bench-full` adds.
+    /// Whether to run the measurements that `make bench-full` adds.
     pub full: bool,
-    /// The one shape to run, by its name; all of them where there is none.
+    /// The name of the only shape to run; `None` runs all.
     pub shape: Option<String>,
-    /// Another build of the function to measure beside it.
+    /// Another build of the function to measure as well.
     pub against: Option<std::path::PathBuf>,
 }
 
-/// Runs the whole plan.
+/// Runs a plan.
 pub async fn run(root: &std::path::Path, plan: &Plan) -> Result<Results> {
     let ours = Target::ours(root);
     let mut targets = vec![Target::ours(root), Target::floor(root)];
@@ -133,12 +133,12 @@ pub async fn run(root: &std::path::Path, plan: &Plan) -> Result<Results> {
     Ok(Results { rows, tls, zip_bytes, rounds: plan.rounds, full })
 }
 
-/// Rounds over targets and shapes: each round visits all of them, beginning one further each
-/// time, so that whatever else the machine does falls on all alike.
+/// Runs the rounds. Each round visits every target and shape, and starts at another one, so that other load
+/// on the machine affects all of them alike.
 async fn matrix(targets: &[Target], latency: Latency, plan: &Plan) -> Result<Vec<Row>> {
     let mut shapes = Shape::all();
     shapes.retain(|shape| plan.shape.as_ref().is_none_or(|only| only == shape.name));
-    ensure!(!shapes.is_empty(), "there is no such shape");
+    ensure!(!shapes.is_empty(), "unknown shape");
     let batches: Vec<Batch> = shapes.iter().map(Shape::batch).collect::<Result<_>>()?;
     let mut cells = Vec::new();
     for target in targets {
@@ -151,7 +151,7 @@ async fn matrix(targets: &[Target], latency: Latency, plan: &Plan) -> Result<Vec
     let count = cells.len();
     for number in 0..plan.rounds {
         for step in 0..count {
-            // A stride of its own length apart keeps neighbours from always following each other.
+            // Each round starts at another cell.
             let (target, shape, batch, rounds) = &mut cells[(step + number * count / plan.rounds) % count];
             progress(&format!("round {}/{}: {}, {}", number + 1, plan.rounds, target.name, shape.name));
             let setup = Setup { latency, events_per_message: None, tls: None };
@@ -190,7 +190,7 @@ async fn over_tls(ours: &Target, plan: &Plan) -> Result<Figures> {
     Ok(Figures::median(&rounds))
 }
 
-/// What the deployed archive weighs, but for a few bytes of its directory.
+/// The size of the deployed archive, except for the few bytes of its directory.
 fn zip_bytes(binary: &std::path::Path) -> Result<usize> {
     let mut deflate = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
     std::io::Write::write_all(&mut deflate, &std::fs::read(binary)?)?;
@@ -294,7 +294,7 @@ async fn endurance(ours: &Target, plan: &Plan) -> Result<Vec<Endurance>> {
     Ok(all)
 }
 
-/// Says on one line what is being done.
+/// Shows the current step on one line.
 fn progress(what: &str) {
     eprint!("\r\x1b[2K{what}");
 }

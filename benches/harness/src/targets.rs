@@ -1,36 +1,36 @@
-//! The functions that are measured.
+//! The functions to measure.
 
 use std::path::{Path, PathBuf};
 
-/// How a function is told apart and started.
+/// A function to measure.
 pub struct Target {
-    /// Its name in tables.
+    /// The name in tables.
     pub name: &'static str,
-    /// What it is.
+    /// The kind, which determines the checks.
     pub kind: Kind,
     /// Program and arguments.
     pub command: Vec<String>,
-    /// Where it runs.
+    /// The working directory.
     pub directory: PathBuf,
-    /// Variables of its own.
+    /// Additional environment variables.
     pub environment: Vec<(&'static str, String)>,
-    /// The name of its state table's partition key.
+    /// The name of the partition key of the state table.
     pub state_key: &'static str,
 }
 
-/// What a target's messages look like, and what it can do.
+/// The kinds of targets, and the check of the messages of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The function of this repository: events must come out byte for byte.
+    /// The function of this repository: events must arrive byte for byte.
     Ours,
-    /// Put, send, update and nothing else: the body must come out, in pieces.
+    /// Put, send, update, and nothing else: the body must arrive in pieces.
     Floor,
-    /// What users would build instead: events must come out equal as JSON.
+    /// An alternative that users would build: events must arrive equal as JSON.
     Peer,
 }
 
 impl Target {
-    /// The release binary, with the environment that template.yaml gives it.
+    /// The release binary, with the environment of template.yaml.
     pub fn ours(root: &Path) -> Self {
         Self {
             name: "event-ingest",
@@ -42,7 +42,7 @@ impl Target {
         }
     }
 
-    /// Another build of it.
+    /// Another build of the function.
     pub fn other_build(root: &Path, binary: &Path) -> Self {
         Self { name: "other build", command: vec![text(binary)], ..Self::ours(root) }
     }
@@ -59,7 +59,7 @@ impl Target {
         }
     }
 
-    /// The peers: idiomatic ones first, then the same with packed messages.
+    /// The peers: first the idiomatic variants, then the variants with packed messages.
     pub fn peers(root: &Path) -> Vec<Self> {
         let peers = root.join("benches/peers");
         let python = vec![text(&root.join(".venv/bench/bin/python")), "-m".into(), "awslambdaric".into()];
@@ -81,13 +81,13 @@ impl Target {
         ]
     }
 
-    /// Whether it packs events into messages as ours does.
+    /// Whether the peer packs events into messages as event-ingest does.
     pub fn is_packed(&self) -> bool {
         self.name.ends_with("packed")
     }
 }
 
-/// As template.yaml sets them.
+/// The settings of template.yaml.
 fn malloc_settings() -> Vec<(&'static str, String)> {
     vec![("MALLOC_MMAP_THRESHOLD_", "33554432".into()), ("MALLOC_TRIM_THRESHOLD_", "67108864".into())]
 }

@@ -1,4 +1,4 @@
-//! Whether a request came to what it should: the answer, and every event exactly once.
+//! Checks the result of a request: the response, and that every event arrived exactly once.
 
 use crate::stub::sqs::Message;
 use crate::targets::Kind;
@@ -10,7 +10,7 @@ use shapes::{Batch, Outcome, PROJECT};
 use std::collections::HashSet;
 
 #[derive(Deserialize)]
-struct Answer {
+struct Response {
     #[serde(rename = "statusCode")]
     status: u16,
     body: String,
@@ -18,7 +18,7 @@ struct Answer {
     headers: serde_json::Map<String, Value>,
 }
 
-/// `event-batch/1`, as the contract has it.
+/// A message in the format `event-batch/1` (docs/contract.md, "The queue message").
 #[derive(Deserialize)]
 struct MessageBody<'a> {
     schema: &'a str,
@@ -38,29 +38,29 @@ struct MessageEvent<'a> {
     event: &'a RawValue,
 }
 
-/// Checks requests, remembering the batches there were.
+/// Checks requests, and that no batch id occurs twice.
 #[derive(Default)]
 pub struct Verifier {
     batches: HashSet<String>,
 }
 
 impl Verifier {
-    /// Checks one request's answer and what came into the queue since the one before.
+    /// Checks the response to a request, and the messages that arrived in the queue since the previous one.
     pub fn check(
         &mut self,
         kind: Kind,
         outcome: Outcome,
         batch: &Batch,
-        answer: &[u8],
+        response: &[u8],
         messages: &[Message],
     ) -> Result<()> {
-        let answer: Answer = serde_json::from_slice(answer).context("the answer is none")?;
+        let response: Response = serde_json::from_slice(response).context("the response cannot be parsed")?;
         let expected = if outcome == Outcome::Invalid { 422 } else { 202 };
-        ensure!(answer.status == expected, "answered {}: {}", answer.status, answer.body);
-        let replayed = answer.headers.get("idempotency-replayed").and_then(Value::as_str) == Some("true");
+        ensure!(response.status == expected, "status {}: {}", response.status, response.body);
+        let replayed = response.headers.get("idempotency-replayed").and_then(Value::as_str) == Some("true");
         ensure!(replayed == (outcome == Outcome::Replayed), "replayed: {replayed}");
         if outcome != Outcome::Accepted {
-            ensure!(messages.is_empty(), "{} messages of a batch that was not to be sent", messages.len());
+            ensure!(messages.is_empty(), "{} messages of a batch that must not be sent", messages.len());
             return Ok(());
         }
         if kind == Kind::Floor {
@@ -73,7 +73,8 @@ impl Verifier {
         let mut arrived = vec![false; batch.events.len()];
         let mut batch_id: Option<&str> = None;
         for message in messages {
-            let body: MessageBody<'_> = serde_json::from_str(&message.body).context("a message is no event-batch/1")?;
+            let body: MessageBody<'_> =
+                serde_json::from_str(&message.body).context("a message is not event-batch/1")?;
             ensure!(
                 (body.schema, body.project_id, body.mode) == ("event-batch/1", PROJECT, "live"),
                 "a wrong envelope"
@@ -86,29 +87,30 @@ impl Verifier {
             for MessageEvent { id, event } in body.events {
                 let index = id.strip_prefix(body.batch_id).and_then(|rest| rest.strip_prefix('-'));
                 let index: usize = index.and_then(|index| index.parse().ok()).context("a wrong event id")?;
-                let sent = batch.events.get(index).context("an event that was never sent")?;
+                let sent = batch.events.get(index).context("an event arrived that was never sent")?;
                 ensure!(!std::mem::replace(&mut arrived[index], true), "event {index} arrived twice");
                 let same = event.get() == sent
                     || kind == Kind::Peer
                         && serde_json::from_str::<Value>(event.get())? == serde_json::from_str::<Value>(sent)?;
-                ensure!(same, "event {index} changed on its way");
+                ensure!(same, "event {index} was changed");
             }
         }
         if let Some(missing) = arrived.iter().position(|arrived| !arrived) {
             bail!("event {missing} did not arrive");
         }
         let batch_id = batch_id.context("no message")?;
-        ensure!(self.batches.insert(batch_id.to_owned()), "the batch id {batch_id} was there before");
+        ensure!(self.batches.insert(batch_id.to_owned()), "the batch id {batch_id} occurred before");
         Ok(())
     }
 }
 
-/// Whether the messages, in whatever order they came, are the body in pieces.
+/// Checks that the messages are the pieces of the body, in any order.
 fn check_pieces(body: &str, messages: &[Message]) -> Result<()> {
     let mut pieces: Vec<&str> = messages.iter().map(|message| message.body.as_str()).collect();
     let mut rest = body;
     while !rest.is_empty() {
-        let next = pieces.iter().position(|piece| rest.starts_with(piece)).context("the pieces are not the body")?;
+        let next =
+            pieces.iter().position(|piece| rest.starts_with(piece)).context("the pieces do not match the body")?;
         rest = &rest[pieces.swap_remove(next).len()..];
     }
     ensure!(pieces.is_empty(), "{} pieces too many", pieces.len());
@@ -133,21 +135,21 @@ mod tests {
     }
 
     #[test]
-    fn only_every_event_exactly_once_passes() {
+    fn a_lost_duplicated_or_changed_event_fails() {
         let batch = Shape::small("", 3, 1).batch().unwrap();
         let mut verifier = Verifier::default();
-        let answer = br#"{"statusCode":202,"body":"{\"data\":{\"accepted\":true}}"}"#;
+        let response = br#"{"statusCode":202,"body":"{\"data\":{\"accepted\":true}}"}"#;
         let mut check = |messages: &[Message]| {
-            let checked = verifier.check(Kind::Ours, Outcome::Accepted, &batch, answer, messages);
+            let checked = verifier.check(Kind::Ours, Outcome::Accepted, &batch, response, messages);
             checked.err().map(|error| error.to_string()).unwrap_or_default()
         };
         assert_eq!(check(&[message("a", &batch, &[0, 1]), message("a", &batch, &[2])]), "");
         assert!(check(&[message("b", &batch, &[0, 1])]).contains("event 2 did not arrive"));
         assert!(check(&[message("c", &batch, &[0, 1, 2]), message("c", &batch, &[1])]).contains("arrived twice"));
-        assert!(check(&[message("a", &batch, &[0, 1, 2])]).contains("was there before"));
+        assert!(check(&[message("a", &batch, &[0, 1, 2])]).contains("occurred before"));
         assert!(check(&[message("d", &batch, &[0, 1]), message("e", &batch, &[2])]).contains("two batch ids"));
         let mut changed = message("f", &batch, &[0, 1, 2]);
         changed.body = changed.body.replace("trial", "gold");
-        assert!(check(&[changed]).contains("changed on its way"));
+        assert!(check(&[changed]).contains("was changed"));
     }
 }

@@ -1,4 +1,4 @@
-//! What is counted.
+//! The measured cases.
 
 use anyhow::{Context, Result, ensure};
 use aws_config::{BehaviorVersion, SdkConfig};
@@ -7,10 +7,10 @@ use aws_smithy_http_client::test_util::infallible_client_fn;
 use aws_smithy_types::body::SdkBody;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use contract::batch::Batch;
 use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::auth::Authenticator;
 use event_ingest::aws::{api_keys::ApiKeysTable, queue::SqsQueue, state_table::StateTable};
-use contract::batch::Batch;
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::deadline::Deadline;
 use event_ingest::delivery::{Envelope, Message, Queue, SendResult, Sender};
@@ -19,26 +19,24 @@ use event_ingest::http::App;
 use event_ingest::idempotency::{BatchId, Delivered};
 use event_ingest::ingest::Pipeline;
 use event_ingest::rate_limit::RateLimiter;
-use event_ingest::telemetry;
-use event_ingest::telemetry::{AwsCalls, Telemetry};
+use event_ingest::telemetry::{self, AwsCalls, Telemetry};
 use lambda_runtime::{Context as LambdaContext, LambdaEvent};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use shapes::{Outcome, PROJECT, Shape};
-use std::cell::RefCell;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
 const EVENTS_PER_MESSAGE: NonZeroU16 = NonZeroU16::new(50).unwrap();
 
-/// One thing to count.
+/// A part of the function, run on a shape.
 pub struct Case {
     part: &'static str,
     shape: Shape,
 }
 
 impl Case {
-    /// Everything that is counted.
+    /// All cases.
     pub fn all() -> Vec<Self> {
         let request = Shape::all().into_iter().filter(|shape| shape.events_per_message.is_none());
         let request = request.map(|shape| Self { part: "request", shape });
@@ -49,15 +47,15 @@ impl Case {
 
     /// The case with this name.
     pub fn named(name: &str) -> Result<Self> {
-        Self::all().into_iter().find(|case| case.name() == name).with_context(|| format!("there is no case {name:?}"))
+        Self::all().into_iter().find(|case| case.name() == name).with_context(|| format!("unknown case {name:?}"))
     }
 
-    /// Its name.
+    /// The name.
     pub fn name(&self) -> String {
         format!("{} {}", self.part, self.shape.name.replace(',', ""))
     }
 
-    /// Runs it twice, and only the second is counted: the first makes what is made once.
+    /// Runs the case twice. Only the second run is measured, because the first one also initializes.
     pub fn run(&self) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         match self.part {
@@ -86,18 +84,18 @@ impl Case {
         let handle = |payload: &[u8]| -> Result<Value> {
             let payload: GatewayEvent = serde_json::from_slice(payload)?;
             let invocation = LambdaEvent { payload, context: LambdaContext::default() };
-            let answer = runtime.block_on(async {
-                let (answer, unfinished) = app.handle(invocation).await;
+            let response = runtime.block_on(async {
+                let (response, unfinished) = app.handle(invocation).await;
                 app.finish(unfinished).await;
-                answer
+                response
             });
-            Ok(serde_json::to_value(answer)?)
+            Ok(serde_json::to_value(response)?)
         };
         handle(&batch.request(1))?;
         let payload = batch.request(2);
-        let answer = measured(|| handle(&payload))?;
+        let response = measured(|| handle(&payload))?;
         let expected = if self.shape.outcome == Outcome::Invalid { 422 } else { 202 };
-        ensure!(answer["statusCode"] == expected, "answered {answer}");
+        ensure!(response["statusCode"] == expected, "the response is {response}");
         Ok(())
     }
 
@@ -110,10 +108,10 @@ impl Case {
             return Ok(());
         }
         let now = SystemClock.now();
-        let tenant = Tenant { project: ProjectId::parse(PROJECT).context("a bad project id")?, mode: Mode::Live };
+        let tenant = Tenant { project: ProjectId::parse(PROJECT).context("an invalid project id")?, mode: Mode::Live };
         let envelope = Envelope::new(tenant, BatchId::new(now));
         let sender = Sender {
-            queue: &Open,
+            queue: &AcknowledgeAll,
             clock: &SystemClock,
             deadline: &Deadline::new(now, Timestamp::from_millis(0)),
             envelope: &envelope,
@@ -128,22 +126,22 @@ impl Case {
     }
 }
 
-/// What callgrind collects between the beginning and the end of.
+/// Callgrind counts only inside this function.
 #[inline(never)]
 fn measured<T>(work: impl FnOnce() -> T) -> T {
     std::hint::black_box(work())
 }
 
-/// A queue that takes everything.
-struct Open;
+/// A queue that acknowledges every message.
+struct AcknowledgeAll;
 
-impl Queue for Open {
+impl Queue for AcknowledgeAll {
     async fn send(&self, _: &Envelope, messages: &[Message], _: Timestamp) -> Vec<SendResult> {
         vec![SendResult::Acknowledged; std::hint::black_box(messages).len()]
     }
 }
 
-/// What AWS answers.
+/// The responses of AWS.
 #[derive(Clone, Debug)]
 struct Aws {
     get_item: String,
@@ -172,7 +170,7 @@ impl Aws {
             },
         });
         let replayed = shape.outcome == Outcome::Replayed;
-        // More than any call holds; the function looks only for those that it sent.
+        // More entries than any call has; the function looks up only those that it sent.
         let successful: Vec<Value> =
             (0..10).map(|id| json!({ "Id": id.to_string(), "MessageId": "m", "MD5OfMessageBody": "d" })).collect();
         Self {
@@ -182,7 +180,7 @@ impl Aws {
         }
     }
 
-    fn answer(&self, request: &http::Request<SdkBody>) -> http::Response<SdkBody> {
+    fn respond(&self, request: &http::Request<SdkBody>) -> http::Response<SdkBody> {
         std::hint::black_box(request.body().bytes());
         let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
         let (status, body) = match target.rsplit('.').next() {
@@ -207,7 +205,7 @@ async fn sdk_config(aws: Aws) -> SdkConfig {
             None,
             "fixed",
         ))
-        .http_client(infallible_client_fn(move |request| aws.answer(&request)))
+        .http_client(infallible_client_fn(move |request| aws.respond(&request)))
         .load()
         .await
 }

@@ -1,16 +1,16 @@
-//! Counts the function's instructions under callgrind, which repeats them almost exactly however
-//! busy the machine is, and compares them with those in `baseline.json`.
+//! Counts the function's instructions under callgrind and compares the counts with `baseline.json`. The
+//! counts are almost the same in every run, however busy the machine is.
 //!
 //! ```text
-//! instructions check     fail where one grew by more than 3 %
-//! instructions accept    take what is counted now as the baseline
-//! instructions run CASE  what callgrind runs
+//! instructions check     fail if a count grew by more than 3 %
+//! instructions accept    make the current counts the baseline
+//! instructions run CASE  run one case, under callgrind
 //! ```
 //!
-//! A `request` is the whole function, from the gateway event's JSON to the bytes of each AWS
-//! call and on to the answer; only sockets are left out, by an HTTP client that answers at once.
-//! `parse` and `pack` are parts of it. callgrind's processor has no SHA extensions, so that a
-//! request's count holds far more for hashing than Lambda's processors spend.
+//! A `request` is the whole function, from the gateway event's JSON to the bytes of each AWS call and to
+//! the response. Only sockets are left out: the HTTP client responds at once. `parse` and `pack` are parts
+//! of a request. Callgrind's processor has no SHA extensions, so hashing accounts for a far larger share
+//! of a count than of the time on Lambda's processors.
 
 mod cases;
 
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-/// How much of a growth is let pass, in percent: hash maps are seeded at random.
+/// The growth of a count that passes, in percent. Counts vary because hash maps have random seeds.
 const TOLERANCE: f64 = 3.0;
 
 /// Instructions by case.
@@ -63,7 +63,7 @@ fn check() -> Result<ExitCode> {
     }
     if failed {
         println!(
-            "\na count grew by more than {TOLERANCE} % or has no baseline; `make instructions-accept` takes these as right"
+            "\na count grew by more than {TOLERANCE} % or has no baseline; `make instructions-accept` makes these counts the baseline"
         );
         return Ok(ExitCode::FAILURE);
     }
@@ -81,7 +81,7 @@ fn accept() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs one case under callgrind; its profile stays in `target/callgrind/` for a closer look.
+/// Runs one case under callgrind. The profile stays in `target/callgrind/`.
 fn count(case: &Case) -> Result<u64> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/callgrind");
     std::fs::create_dir_all(&directory)?;
@@ -103,6 +103,6 @@ fn count(case: &Case) -> Result<u64> {
     let text = std::fs::read_to_string(&profile)?;
     let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
     let total: u64 = total.context("callgrind counted nothing")?.trim().parse()?;
-    ensure!(total > 0, "{}: callgrind did not find what to measure", case.name());
+    ensure!(total > 0, "{}: callgrind did not find the measured function", case.name());
     Ok(total)
 }

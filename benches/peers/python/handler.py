@@ -1,8 +1,8 @@
-"""The same contract as a Python team would build it: Powertools for AWS Lambda, pydantic, boto3.
+"""A typical Python implementation of the contract: Powertools for AWS Lambda, pydantic, boto3.
 
-The event handler routes, pydantic validates, the idempotency utility keeps the records, and a
-small thread pool sends. MAX_EVENTS_PER_MESSAGE is 1 in the idiomatic variant, and 50 in the one
-that packs events into messages as event-ingest does.
+The event handler routes, pydantic validates, the idempotency utility keeps the records, and a small thread
+pool sends. MAX_EVENTS_PER_MESSAGE is 1 in the idiomatic variant, and 50 in the variant that packs events into
+messages as event-ingest does.
 """
 
 import base64
@@ -132,20 +132,20 @@ def ingest() -> Response:
     except IdempotencyValidationError as error:
         raise Refused(422, "idempotency_key_reuse", "the key was used with another body") from error
     except IdempotencyAlreadyInProgressError as error:
-        raise Refused(503, "request_in_progress", "the same request is still running") from error
+        raise Refused(503, "request_in_progress", "an identical request is in progress") from error
     return Response(202, "application/json", json.dumps(accepted))
 
 
 @idempotent_function(data_keyword_argument="request", persistence_store=store, config=idempotency)
 def deliver(request: dict, caller: dict, events: list[dict]) -> dict:
     calls = pack(caller, events)
-    # list() so that the first failure is raised.
+    # list() raises the first failure.
     list(senders.map(send, calls))
     return {"data": {"accepted": True}}
 
 
 def pack(caller: dict, events: list[dict]) -> list[list[dict]]:
-    """Events to messages, messages to calls, within SQS's limits."""
+    """Groups events into messages and messages into calls, within the limits of SQS."""
     batch_id = str(uuid7())
     envelope = {
         "schema": SCHEMA,
@@ -191,7 +191,7 @@ def pack(caller: dict, events: list[dict]) -> list[list[dict]]:
 
 
 def uuid7() -> uuid.UUID:
-    """The standard library has one from Python 3.14."""
+    """The standard library has uuid7 from Python 3.14."""
     value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10), "big")
     return uuid.UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | (7 << 76) | (2 << 62))
 

@@ -1,9 +1,8 @@
 /**
- * The same contract as a TypeScript team would build it: Powertools for AWS Lambda, zod and the
- * AWS SDK v3.
+ * A typical TypeScript implementation of the contract: Powertools for AWS Lambda, zod and the AWS SDK v3.
  *
- * zod validates, the idempotency utility keeps the records, and the calls to SQS run at once.
- * MAX_EVENTS_PER_MESSAGE is 1 in the idiomatic variant, and 50 in the one that packs events into
+ * zod validates, the idempotency utility keeps the records, and the calls to SQS run concurrently.
+ * MAX_EVENTS_PER_MESSAGE is 1 in the idiomatic variant, and 50 in the variant that packs events into
  * messages as event-ingest does.
  */
 import { createHash, randomBytes } from 'node:crypto';
@@ -102,7 +101,7 @@ function parsed(body: Buffer): Event[] {
   try {
     json = JSON.parse(body.toString('utf8'));
   } catch {
-    throw new Refused(400, 'malformed_json', 'the body is no JSON');
+    throw new Refused(400, 'malformed_json', 'the body is not JSON');
   }
   const batch = Batch.safeParse(json);
   if (!batch.success) {
@@ -112,7 +111,7 @@ function parsed(body: Buffer): Event[] {
   return batch.data.events;
 }
 
-/** Events to messages, messages to calls, within SQS's limits. */
+/** Groups events into messages and messages into calls, within the limits of SQS. */
 function pack(caller: Caller, events: Event[]): SendMessageBatchRequestEntry[][] {
   const batchId = uuid7();
   const received_at = new Date().toISOString();
@@ -160,7 +159,7 @@ function pack(caller: Caller, events: Event[]): SendMessageBatchRequestEntry[][]
   return calls;
 }
 
-/** Node has none of its own. */
+/** Node has no uuid7. */
 function uuid7(): string {
   const bytes = randomBytes(16);
   bytes.writeUIntBE(Date.now(), 0, 6);
@@ -184,8 +183,8 @@ const deliver = makeIdempotent(
 );
 
 async function ingest(event: APIGatewayProxyEventV2): Promise<APIGatewayProxyStructuredResultV2> {
-  if (event.rawPath !== '/api/v1/events/batch') throw new Refused(404, 'not_found', 'there is nothing here');
-  if (event.requestContext.http.method !== 'POST') throw new Refused(405, 'method_not_allowed', 'only POST');
+  if (event.rawPath !== '/api/v1/events/batch') throw new Refused(404, 'not_found', 'not found');
+  if (event.requestContext.http.method !== 'POST') throw new Refused(405, 'method_not_allowed', 'use POST');
   const caller = await authenticate(event.headers.authorization ?? '');
   const key = event.headers['idempotency-key'];
   if (!key) throw new Refused(400, 'idempotency_key_required', 'the header Idempotency-Key is required');
@@ -206,16 +205,16 @@ const answer = (statusCode: number, body: unknown): APIGatewayProxyStructuredRes
 
 function refusal(error: unknown): Refused {
   if (error instanceof Refused) return error;
-  // Powertools wraps what the function throws.
+  // Powertools wraps the errors of the function.
   if (error instanceof Error && error.cause instanceof Refused) return error.cause;
   if (error instanceof IdempotencyValidationError) {
     return new Refused(422, 'idempotency_key_reuse', 'the key was used with another body');
   }
   if (error instanceof IdempotencyAlreadyInProgressError) {
-    return new Refused(503, 'request_in_progress', 'the same request is still running');
+    return new Refused(503, 'request_in_progress', 'an identical request is in progress');
   }
   logger.error('request failed', error as Error);
-  return new Refused(500, 'internal_error', 'something went wrong');
+  return new Refused(500, 'internal_error', 'internal error');
 }
 
 export async function handler(

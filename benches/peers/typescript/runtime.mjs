@@ -1,9 +1,9 @@
 /**
- * Runs a handler under the Lambda Runtime API, like AWS's own runtime client does.
+ * Runs a handler under the Lambda Runtime API, as AWS's runtime client does.
  *
- * That client (npm aws-lambda-ric) is not used because it compiles curl at installation, which
- * needs cmake and autotools, and Node 22. This loop does no more than it must, one keep-alive
- * connection and no copies of what comes and goes, so it costs the peer less than AWS's would.
+ * That client (npm aws-lambda-ric) is not used because it compiles curl during installation, which needs
+ * cmake, autotools and Node 22. This loop uses one keep-alive connection and copies nothing, so it costs the
+ * peer less than AWS's client would.
  */
 import { Agent, request } from 'node:http';
 import { resolve } from 'node:path';
@@ -14,12 +14,12 @@ const [hostname, port] = process.env.AWS_LAMBDA_RUNTIME_API.split(':');
 const agent = new Agent({ keepAlive: true, maxSockets: 1, noDelay: true });
 
 function call(method, path, body) {
-  return new Promise((settle, fail) => {
+  return new Promise((resolvePromise, fail) => {
     const headers = body === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) };
     const sent = request({ hostname, port, agent, method, headers, path: `/2018-06-01/runtime/${path}` }, (received) => {
       const chunks = [];
       received.on('data', (chunk) => chunks.push(chunk));
-      received.on('end', () => settle({ headers: received.headers, body: Buffer.concat(chunks) }));
+      received.on('end', () => resolvePromise({ headers: received.headers, body: Buffer.concat(chunks) }));
       received.on('error', fail);
     });
     sent.on('error', fail);

@@ -1,31 +1,32 @@
-//! What is sent: batches of events in gateway events, and what must come of them.
+//! The requests to measure: batches of events in gateway events, and their expected outcome.
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use contract::limits::MAX_BODY_BYTES;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-/// The key that callers bear.
+/// The API key of the requests.
 pub const API_KEY: &str = "sk_live_0000000000000000000000000000000000000000";
-/// Whose it is.
+/// The project of the key.
 pub const PROJECT: &str = "acme";
 
-/// A small event, about this many bytes.
+/// The approximate size of a small event in bytes.
 pub const SMALL: usize = 200;
-/// A large one: 500 of them are just under 5 MB.
+/// The approximate size of a large event in bytes. 500 of them are just under 5 MB.
 pub const LARGE: usize = 10_400;
 
-/// What a request should come to.
+/// The expected outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// 202, and every event in the queue once.
     Accepted,
-    /// 202 at once, and nothing in the queue.
+    /// 202 as a replay, and nothing in the queue.
     Replayed,
     /// 422, and nothing in the queue.
     Invalid,
@@ -34,21 +35,21 @@ pub enum Outcome {
 /// One kind of request.
 #[derive(Clone, Debug)]
 pub struct Shape {
-    /// Its name in tables and files.
+    /// The name in tables and files.
     pub name: &'static str,
-    /// What it should come to.
+    /// The expected outcome.
     pub outcome: Outcome,
-    /// How many events a batch has.
+    /// The number of events in a batch.
     pub events: usize,
-    /// About how many bytes an event has.
+    /// The approximate size of an event in bytes.
     pub event_bytes: usize,
     /// Whether the body is compressed.
     pub gzip: bool,
-    /// `MAX_EVENTS_PER_MESSAGE`, where it is not the default.
+    /// `MAX_EVENTS_PER_MESSAGE`, if it is not the default.
     pub events_per_message: Option<u32>,
-    /// Measured requests a round, at usual latency.
+    /// Measured requests per round, at usual latency.
     pub requests: usize,
-    /// Requests before those, which let a just-in-time compiler come to rest.
+    /// Warm-up requests, which let a just-in-time compiler finish.
     pub warm_up: usize,
 }
 
@@ -84,7 +85,7 @@ impl Shape {
         ]
     }
 
-    /// The shapes that the peers are measured with, too.
+    /// Whether the peers are measured with this shape as well.
     #[must_use]
     pub fn is_compared(&self) -> bool {
         matches!(self.name, "100 events" | "500 events" | "5 MB")
@@ -97,17 +98,17 @@ impl Shape {
     /// Builds the batch.
     ///
     /// # Errors
-    /// Where it would be larger than the contract or Lambda allows.
+    /// If the batch is larger than docs/contract.md or Lambda allows.
     pub fn batch(&self) -> Result<Batch> {
         Batch::new(self)
     }
 }
 
-/// A batch, and the gateway events that bring it.
+/// A batch, and the gateway events that carry it.
 pub struct Batch {
     /// The JSON text of each event, in order.
     pub events: Vec<String>,
-    /// Bytes of the body before compression.
+    /// The size of the body before compression.
     pub body_bytes: usize,
     /// The decoded body.
     pub body: String,
@@ -125,7 +126,7 @@ impl Batch {
             *last = last.replace(r#""name":"#, r#""title":"#);
         }
         let body = format!(r#"{{"events":[{}]}}"#, events.join(","));
-        ensure!(body.len() <= 5 * 1024 * 1024, "the batch is too large: {} bytes", body.len());
+        ensure!(body.len() <= MAX_BODY_BYTES, "the batch is too large: {} bytes", body.len());
 
         let mut gateway = gateway_event();
         if shape.gzip {
@@ -139,7 +140,7 @@ impl Batch {
             gateway["body"] = json!(body);
         }
         let text = gateway.to_string();
-        ensure!(text.len() <= 6_291_456, "Lambda would refuse the event: {} bytes", text.len());
+        ensure!(text.len() <= 6_291_456, "the event is larger than Lambda allows: {} bytes", text.len());
         let (before, after) = text.split_once(KEY_MARK).context("no idempotency key in the gateway event")?;
         Ok(Self {
             before_key: before.into(),
@@ -151,8 +152,8 @@ impl Batch {
         })
     }
 
-    /// The gateway event of the request with this number. All have keys of their own, except
-    /// where a replay is wanted.
+    /// The gateway event of the request with this number. Each has its own idempotency key, unless the
+    /// expected outcome is a replay.
     #[must_use]
     pub fn request(&self, number: usize) -> Bytes {
         let number = if self.fixed_key { 0 } else { number };
@@ -163,7 +164,7 @@ impl Batch {
 
 const KEY_MARK: &str = "the-idempotency-key";
 
-/// What API Gateway's HTTP API sends, in payload format 2.0.
+/// The event of an API Gateway HTTP API, in payload format 2.0.
 fn gateway_event() -> Value {
     json!({
         "version": "2.0",
@@ -205,8 +206,8 @@ fn gateway_event() -> Value {
     })
 }
 
-/// The event at `index`, of about `bytes` bytes: a few small properties of the usual types, and
-/// where there is room, lines of text, some of whose characters want escaping.
+/// The event at `index`, of about `bytes` bytes: a few small properties of the usual types and, if there
+/// is room, lines of text with some characters that need escaping.
 fn event(index: usize, bytes: usize) -> String {
     let mut event = format!(
         r#"{{"external_user_id":"usr_{index:06}","name":"order_completed","timestamp":"2026-11-23T09:14:03.127Z","properties":{{"plan":"trial","amount":{}.5,"items":{},"referrer":"https://example.com/p/{index}","returning":true"#,
@@ -226,7 +227,7 @@ fn event(index: usize, bytes: usize) -> String {
     event
 }
 
-/// So that the largest event stays below the 100 keys that the contract allows.
+/// Long enough that the largest event has fewer than the 100 keys that docs/contract.md allows.
 const WORDS_A_LINE: usize = 14;
 
 const WORDS: [&str; 32] = [
@@ -267,19 +268,20 @@ const WORDS: [&str; 32] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+    use contract::limits::MAX_PROPERTIES_KEYS;
 
     #[test]
-    fn events_have_the_size_they_are_named_for() {
+    fn events_have_about_the_requested_size() {
         for (wanted, most_off) in [(SMALL, 40), (1_000, 130), (LARGE, 150)] {
             let event = event(499, wanted);
             assert!(event.len().abs_diff(wanted) <= most_off, "{} instead of {wanted}", event.len());
             let keys = serde_json::from_str::<Value>(&event).unwrap()["properties"].as_object().unwrap().len();
-            assert!(keys <= 100, "{keys}");
+            assert!(keys <= MAX_PROPERTIES_KEYS, "{keys}");
         }
     }
 
     #[test]
-    fn every_shape_fits_through_the_gateway() {
+    fn every_shape_fits_into_a_gateway_event() {
         for shape in Shape::all() {
             let batch = shape.batch().unwrap();
             let request: Value = serde_json::from_slice(&batch.request(7)).unwrap();

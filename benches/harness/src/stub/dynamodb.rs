@@ -1,5 +1,5 @@
-//! A stub of `DynamoDB`: tables with one partition key, `PutItem`, `GetItem`, `UpdateItem` and
-//! `DeleteItem` with conditions, and what they would be billed.
+//! A stub of `DynamoDB`: tables with one partition key; `PutItem`, `GetItem`, `UpdateItem` and
+//! `DeleteItem` with conditions; and the billed units.
 
 use super::expression::{Bindings, Item, holds, update};
 use super::{Reply, Usage};
@@ -32,12 +32,12 @@ struct Call {
 }
 
 impl Tables {
-    /// Makes an empty table whose partition key has this name.
+    /// Creates an empty table with the partition key `key`.
     pub fn create(&mut self, table: &str, key: &'static str) {
         self.keys.insert(table.to_owned(), key);
     }
 
-    /// Puts an item there unbilled, as if it had always been there.
+    /// Puts an item without billing it.
     pub fn seed(&mut self, table: &str, item: Item) -> Result<()> {
         let key = self.key_of(table, &item)?;
         self.items.insert((table.to_owned(), key), item);
@@ -50,7 +50,7 @@ impl Tables {
         value.map(ToOwned::to_owned).with_context(|| format!("no key {name} for the table {table}"))
     }
 
-    /// Carries out one call.
+    /// Executes one call.
     pub fn call(&mut self, operation: &str, body: &[u8], usage: &mut Usage) -> Result<Reply> {
         let call: Call = serde_json::from_slice(body).with_context(|| format!("cannot read a {operation}"))?;
         let attributes = call.item.as_ref().or(call.key.as_ref()).context("neither Item nor Key")?;
@@ -62,7 +62,7 @@ impl Tables {
         let old = self.items.get(&place);
         if operation == "GetItem" {
             usage.dynamodb_reads += 1;
-            // 4 KB a unit, half of that where an older value may come.
+            // One unit per 4 KB, or half a unit for an eventually consistent read.
             let blocks = old.map_or(1, size).div_ceil(4096).max(1) as f64;
             usage.read_units += if call.consistent_read { blocks } else { blocks / 2.0 };
             return Ok(Reply::ok(&old.map_or(json!({}), |item| json!({ "Item": item }))));
@@ -73,7 +73,7 @@ impl Tables {
         if let Some(condition) = &call.condition_expression
             && !holds(condition, old.unwrap_or(&nothing), bindings)?
         {
-            // Billed all the same, by what is there.
+            // A failed condition is billed by the size of the existing item.
             usage.write_units += write_units(old.map_or(0, size));
             let mut error = json!({
                 "__type": "com.amazonaws.dynamodb.v20120810#ConditionalCheckFailedException",
@@ -94,7 +94,7 @@ impl Tables {
                 let changed = update(expression, &mut item, bindings)?;
                 (Some(item), changed)
             }
-            other => bail!("the stub has no {other}"),
+            other => bail!("the stub does not support {other}"),
         };
         usage.write_units += write_units(old_size.max(new.as_ref().map_or(0, size)));
         let returned = match call.return_values.as_deref() {
@@ -104,7 +104,7 @@ impl Tables {
             Some("UPDATED_NEW") => {
                 new.clone().map(|item| item.into_iter().filter(|(name, _)| changed.contains(name)).collect())
             }
-            Some(other) => bail!("the stub has no ReturnValues {other}"),
+            Some(other) => bail!("the stub does not support ReturnValues {other}"),
         };
         match new {
             Some(item) => self.items.insert(place, item),
@@ -114,12 +114,12 @@ impl Tables {
     }
 }
 
-/// 1 KB a unit, begun ones counted whole.
+/// One unit per started 1 KB.
 fn write_units(bytes: usize) -> f64 {
     bytes.div_ceil(1024).max(1) as f64
 }
 
-/// What `DynamoDB` counts for an item: names and values, about.
+/// The approximate size of an item as `DynamoDB` counts it: names and values.
 fn size(item: &Item) -> usize {
     item.iter().map(|(name, value)| name.len() + value_size(value)).sum()
 }
@@ -128,7 +128,7 @@ fn value_size(value: &Value) -> usize {
     let Some((kind, value)) = value.as_object().and_then(|typed| typed.iter().next()) else { return 0 };
     match (kind.as_str(), value) {
         ("S", Value::String(text)) => text.len(),
-        // Two digits a byte, and one byte more.
+        // Two digits per byte, and one more byte.
         ("N", Value::String(digits)) => digits.len().div_ceil(2) + 1,
         ("B", Value::String(base64)) => base64.len() / 4 * 3,
         ("M", Value::Object(map)) => 3 + size(map),

@@ -1,7 +1,7 @@
 //! `DynamoDB`'s condition and update expressions, as far as the measured functions use them.
 //!
-//! What is not understood is an error and never a guess, so that a function whose calls are not
-//! carried out as `DynamoDB` would cannot be measured by mistake.
+//! An unsupported expression is an error, so that no function is measured with calls that `DynamoDB`
+//! would execute differently.
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
@@ -33,24 +33,24 @@ impl<'a> Bindings<'a> {
     }
 }
 
-/// Whether a condition holds for an item (empty where there is none).
+/// Whether a condition holds for an item, which is empty if there is none.
 pub fn holds(condition: &str, item: &Item, bindings: Bindings<'_>) -> Result<bool> {
     let mut parser = Parser { tokens: tokens(condition)?, at: 0, item, bindings };
     let verdict = parser.or()?;
     if parser.peek().is_some() {
-        bail!("cannot read the condition {condition:?}");
+        bail!("unsupported condition {condition:?}");
     }
     Ok(verdict)
 }
 
-/// Applies an update expression; gives the names of what it changed.
+/// Applies an update expression. Returns the names of the changed attributes.
 pub fn update(expression: &str, item: &mut Item, bindings: Bindings<'_>) -> Result<Vec<String>> {
     let before = item.clone();
     let mut parser = Parser { tokens: tokens(expression)?, at: 0, item: &before, bindings };
     let mut changed = Vec::new();
     while let Some(clause) = parser.next() {
         loop {
-            let token = parser.next().context("an update ends early")?;
+            let token = parser.next().context("the update expression is incomplete")?;
             let name = bindings.name(token)?;
             match clause {
                 "SET" => {
@@ -66,7 +66,7 @@ pub fn update(expression: &str, item: &mut Item, bindings: Bindings<'_>) -> Resu
                 "REMOVE" => {
                     item.remove(name);
                 }
-                other => bail!("cannot carry out the update clause {other:?}"),
+                other => bail!("unsupported update clause {other:?}"),
             }
             changed.push(name.to_owned());
             if parser.peek() != Some(",") {
@@ -88,7 +88,7 @@ fn tokens(text: &str) -> Result<Vec<&str>> {
             '=' | '(' | ')' | ',' | '+' => 1,
             '-' if rest[1..].starts_with(' ') => 1,
             c if is_word(c) => rest.find(|c| !is_word(c)).unwrap_or(rest.len()),
-            _ => bail!("cannot read the expression {text:?}"),
+            _ => bail!("unsupported expression {text:?}"),
         };
         tokens.push(&rest[..length]);
         rest = rest[length..].trim_start();
@@ -119,7 +119,7 @@ impl<'a> Parser<'a> {
         if token == Some(expected) { Ok(()) } else { bail!("expected {expected:?}, found {token:?}") }
     }
 
-    fn takes(&mut self, token: &str) -> bool {
+    fn consume(&mut self, token: &str) -> bool {
         let found = self.peek() == Some(token);
         self.at += usize::from(found);
         found
@@ -127,7 +127,7 @@ impl<'a> Parser<'a> {
 
     fn or(&mut self) -> Result<bool> {
         let mut verdict = self.and()?;
-        while self.takes("OR") {
+        while self.consume("OR") {
             verdict |= self.and()?;
         }
         Ok(verdict)
@@ -135,24 +135,24 @@ impl<'a> Parser<'a> {
 
     fn and(&mut self) -> Result<bool> {
         let mut verdict = self.not()?;
-        while self.takes("AND") {
+        while self.consume("AND") {
             verdict &= self.not()?;
         }
         Ok(verdict)
     }
 
     fn not(&mut self) -> Result<bool> {
-        if self.takes("NOT") { Ok(!self.not()?) } else { self.primary() }
+        if self.consume("NOT") { Ok(!self.not()?) } else { self.primary() }
     }
 
     fn primary(&mut self) -> Result<bool> {
-        if self.takes("(") {
+        if self.consume("(") {
             let verdict = self.or()?;
             self.expect(")")?;
             return Ok(verdict);
         }
         for (function, wanted) in [("attribute_exists", true), ("attribute_not_exists", false)] {
-            if self.takes(function) {
+            if self.consume(function) {
                 self.expect("(")?;
                 let name = self.next().context("a function without a name")?;
                 self.expect(")")?;
@@ -160,14 +160,14 @@ impl<'a> Parser<'a> {
             }
         }
         let left = self.operand()?;
-        let comparator = self.next().context("a condition ends early")?;
+        let comparator = self.next().context("the condition is incomplete")?;
         let right = self.operand()?;
         compare(left.as_ref(), comparator, right.as_ref())
     }
 
-    /// An attribute's value, if the item has it, or a bound value.
+    /// The value of an attribute, if the item has it, or a bound value.
     fn operand(&mut self) -> Result<Option<Value>> {
-        let token = self.next().context("an expression ends early")?;
+        let token = self.next().context("the expression is incomplete")?;
         if token == "if_not_exists" {
             self.expect("(")?;
             let attribute = self.operand()?;
@@ -183,7 +183,7 @@ impl<'a> Parser<'a> {
     }
 
     fn sum(&mut self) -> Result<Value> {
-        let first = self.operand()?.context("SET reads an attribute that is not there")?;
+        let first = self.operand()?.context("SET reads a missing attribute")?;
         let sign = match self.peek() {
             Some("+") => 1.0,
             Some("-") => -1.0,
@@ -196,7 +196,7 @@ impl<'a> Parser<'a> {
 }
 
 fn compare(left: Option<&Value>, comparator: &str, right: Option<&Value>) -> Result<bool> {
-    // A comparison with what is not there does not hold.
+    // A comparison with a missing attribute does not hold.
     let (Some(left), Some(right)) = (left, right) else { return Ok(false) };
     let order = match (&left["N"], &right["N"]) {
         (Value::String(_), Value::String(_)) => number(Some(left))?.partial_cmp(&number(Some(right))?),
@@ -213,14 +213,14 @@ fn compare(left: Option<&Value>, comparator: &str, right: Option<&Value>) -> Res
         "<=" => order.is_some_and(std::cmp::Ordering::is_le),
         ">" => order.is_some_and(std::cmp::Ordering::is_gt),
         ">=" => order.is_some_and(std::cmp::Ordering::is_ge),
-        other => bail!("cannot compare by {other:?}"),
+        other => bail!("unsupported comparator {other:?}"),
     })
 }
 
-/// Epoch milliseconds, the largest numbers here, are exact in a double.
+/// Doubles are precise enough: the largest numbers are epoch milliseconds.
 fn number(value: Option<&Value>) -> Result<f64> {
     let text = value.and_then(|value| value["N"].as_str()).context("not a number")?;
-    text.parse().with_context(|| format!("{text:?} is no number"))
+    text.parse().with_context(|| format!("{text:?} is not a number"))
 }
 
 fn number_value(number: f64) -> Value {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_hold_as_dynamodb_says() {
+    fn conditions_hold_as_in_dynamodb() {
         let open =
             json!({ "id": { "S": "1" }, "state": { "S": "open" }, "until": { "N": "99" }, "hash": { "B": "AQI=" } });
         let none = json!({});
@@ -251,14 +251,14 @@ mod tests {
         assert!(check("attribute_not_exists(id) OR until <= :now", &open));
         assert!(!check("until > :now", &open));
         assert!(check("#s = :open AND hash = :hash", &open));
-        // Numerically, not as text.
+        // Numbers are compared as numbers, not as text.
         assert!(check("(#s = :open AND attribute_exists(until) AND until < :now)", &open));
         assert!(!check("NOT #s = :open", &open));
-        assert!(!check("until < :now", &none), "a missing attribute is not less than anything");
+        assert!(!check("until < :now", &none), "a missing attribute is not less than any value");
     }
 
     #[test]
-    fn updates_read_the_item_as_it_was() {
+    fn updates_read_the_old_item() {
         let mut item = object(&json!({ "n": { "N": "4" } }));
         let values = object(&json!({ ":one": { "N": "1" }, ":x": { "S": "x" } }));
         let bindings = Bindings { names: None, values: Some(&values) };
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_an_error() {
+    fn unsupported_expressions_are_errors() {
         let bindings = Bindings { names: None, values: None };
         assert!(holds("begins_with(a, :b)", &Item::new(), bindings).is_err());
         assert!(holds("a = :unknown", &Item::new(), bindings).is_err());

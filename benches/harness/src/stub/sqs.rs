@@ -1,5 +1,5 @@
-//! A stub of SQS: `SendMessage` and `SendMessageBatch` with AWS's limits, the digests that SDKs
-//! check, and what the calls would be billed.
+//! A stub of SQS: `SendMessage` and `SendMessageBatch` with AWS's limits, the digests that SDKs check,
+//! and the billed requests.
 
 use super::{Reply, Usage};
 use anyhow::{Context, Result};
@@ -9,23 +9,23 @@ use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
-/// The most bytes of a message, and of a call's messages together (AWS quota).
+/// The most bytes in a message, and in all messages of a call together (AWS quota).
 const MAX_BYTES: usize = 1_048_576;
-/// The most messages of a call (AWS quota).
+/// The most messages in a call (AWS quota).
 const MAX_ENTRIES: usize = 10;
-/// The most attributes of a message (AWS quota).
+/// The most attributes in a message (AWS quota).
 const MAX_ATTRIBUTES: usize = 10;
-/// Each of these begun counts as one request on the bill.
+/// The bytes of one billed request.
 const BILLED_CHUNK: usize = 65_536;
 
-/// A message that SQS took.
+/// A message that SQS accepted.
 #[derive(Debug)]
 pub struct Message {
-    /// Its body.
+    /// The body.
     pub body: String,
-    /// Names and values of its attributes.
+    /// Names and values of the attributes.
     pub attributes: BTreeMap<String, String>,
-    /// Its tenant, for fair queues.
+    /// The tenant, for fair queues.
     pub group: Option<String>,
 }
 
@@ -55,13 +55,13 @@ struct Attribute {
     string_value: String,
 }
 
-/// Carries out one call: the answer, and what landed in the queue.
+/// Executes one call. Returns the response and the messages that are now in the queue.
 pub fn call(operation: &str, body: &[u8], usage: &mut Usage) -> Result<(Reply, Vec<Message>)> {
     let unreadable = || format!("cannot read a {operation}");
     let (entries, is_batch) = match operation {
         "SendMessageBatch" => (serde_json::from_slice::<Batch<'_>>(body).with_context(unreadable)?.entries, true),
         "SendMessage" => (vec![serde_json::from_slice::<Entry<'_>>(body).with_context(unreadable)?], false),
-        other => anyhow::bail!("the stub has no {other}"),
+        other => anyhow::bail!("the stub does not support {other}"),
     };
     usage.send_calls += 1;
     let bytes: usize = entries.iter().map(Entry::bytes).sum();
@@ -73,11 +73,11 @@ pub fn call(operation: &str, body: &[u8], usage: &mut Usage) -> Result<(Reply, V
     }
     usage.messages += entries.len();
     let results: Vec<Value> = entries.iter().map(Entry::result).collect();
-    let answer = if is_batch { json!({ "Successful": results, "Failed": [] }) } else { results[0].clone() };
-    Ok((Reply::ok(&answer), entries.into_iter().map(Entry::into_message).collect()))
+    let response = if is_batch { json!({ "Successful": results, "Failed": [] }) } else { results[0].clone() };
+    Ok((Reply::ok(&response), entries.into_iter().map(Entry::into_message).collect()))
 }
 
-/// AWS's limits, in the order in which it checks them.
+/// AWS's limits, in the order in which AWS checks them.
 fn refusal(entries: &[Entry<'_>], is_batch: bool, bytes: usize) -> Option<(&'static str, &'static str)> {
     let mut ids = HashSet::new();
     if entries.is_empty() {
@@ -113,7 +113,7 @@ fn is_allowed(character: char) -> bool {
 }
 
 impl Entry<'_> {
-    /// What SQS counts: the body, and each attribute's name, type and value.
+    /// The size that SQS counts: the body, and the name, type and value of each attribute.
     fn bytes(&self) -> usize {
         let attributes = self.message_attributes.iter();
         let attributes = attributes.map(|(name, value)| name.len() + value.data_type.len() + value.string_value.len());
@@ -134,8 +134,8 @@ impl Entry<'_> {
         result
     }
 
-    /// As AWS documents it: by name, each of name, type and value behind its length, and a one
-    /// before the value for "text".
+    /// The digest that AWS documents: the attributes by name; name, type and value each after its length;
+    /// and a 1 for "string" before the value.
     fn attributes_digest(&self) -> String {
         let mut digest = Md5::new();
         for (name, value) in &self.message_attributes {
@@ -170,12 +170,12 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_taken_with_the_digests_that_sdks_check() {
+    fn a_batch_is_accepted_with_the_digests_that_sdks_check() {
         let attributes = json!({ "schema": { "DataType": "String", "StringValue": "event-batch/1" } });
-        let (reply, taken, usage) =
+        let (reply, accepted, usage) =
             send(&json!([{ "Id": "0", "MessageBody": "hello", "MessageAttributes": attributes }]));
         assert_eq!(reply["Successful"][0]["MD5OfMessageBody"], "5d41402abc4b2a76b9719d911017c592");
-        assert_eq!((taken, usage.billed_chunks), (1, 1));
+        assert_eq!((accepted, usage.billed_chunks), (1, 1));
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
         assert!(code(vec![entry(0, "x"), entry(0, "x")]).contains("NotDistinct"));
         assert!(code(vec![entry(0, &"x".repeat(MAX_BYTES + 1))]).contains("TooLong"));
         assert!(code(vec![entry(0, "\u{FFFE}")]).contains("InvalidMessageContents"));
-        let (_, taken, usage) = send(&Value::from(vec![entry(0, &"x".repeat(MAX_BYTES))]));
-        assert_eq!((taken, usage.billed_chunks), (1, 16));
+        let (_, accepted, usage) = send(&Value::from(vec![entry(0, &"x".repeat(MAX_BYTES))]));
+        assert_eq!((accepted, usage.billed_chunks), (1, 16));
     }
 }

@@ -1,4 +1,4 @@
-//! A certificate authority for one run, and servers that it vouches for.
+//! A certificate authority for one run, and servers with its certificates.
 
 use anyhow::Result;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
@@ -8,13 +8,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
-/// Speaks TLS on a connection.
+/// The server side of TLS.
 pub type Acceptor = TlsAcceptor;
 
-/// Makes an authority, writes its certificate to `ca_file`, and gives a server for `localhost`.
+/// Creates an authority, writes its certificate to `ca_file`, and returns a server for `localhost`.
 ///
 /// # Errors
-/// Where the file cannot be written.
+/// If the file cannot be written.
 pub fn acceptor(ca_file: &Path) -> Result<Acceptor> {
     let mut authority = CertificateParams::new(Vec::new())?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
