@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Breaks the protocol in one place at a time and checks that the tests notice.
+"""Applies one mutation to the protocol at a time and checks that the tests fail.
 
-    tools/mutants.py              every mutation of tests/mutants/mutants.toml
-    tools/mutants.py WORD ...     those whose name or test contains a word, as `explore`
-    tools/mutants.py --traces     with each counterexample
+    tools/mutants.py              all mutations of tests/mutants/mutants.toml
+    tools/mutants.py WORD ...     those whose name or test contains one of the words, such as `explore`
+    tools/mutants.py --traces     print each counterexample in full
+    tools/mutants.py --check      check that every mutation applies; build nothing
 
-Works on a copy of the tree under target/mutants, with a build directory of its own, since cargo
-takes two copies of a package for one: the tree is never touched, and the first run takes longer.
-Exits 1 if a mutation survives, does not end, does not apply or does not compile.
+The mutations are applied to a copy of the tree in target/mutants, which has its own build directory. The
+working tree is not changed, and the first run builds everything again.
+Exits with 1 if a mutation survives, does not end, does not apply, or does not compile.
 """
 
 import argparse
@@ -23,15 +24,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "target" / "mutants" / "tree"
 BUILD = ROOT / "target" / "mutants" / "build"
-# Far longer than the tests take: a mutation that makes them run for ever is not "killed".
-PATIENCE_SECONDS = 900
-# The profile optimises this package for the exploration; the other tests rather build quickly.
-UNOPTIMISED = ["--config", "profile.dev.package.event-ingest.opt-level=0"]
+# Much longer than the tests take. A mutation that makes them run forever does not count as killed.
+TIMEOUT_SECONDS = 900
+# Cargo.toml optimizes the function for the exploration. The other tests build faster without. The contract
+# crate keeps its level, because no mutation changes it and one build of it serves all tests.
+UNOPTIMIZED = ["--config", "profile.dev.package.event-ingest.opt-level=0"]
 
 
 def copy_tree() -> None:
     shutil.rmtree(TREE, ignore_errors=True)
-    # Whatever git would keep: the suite reads the schema, the samples and the template, too.
+    # All files that git tracks or would add, because the suite also reads the schema, samples, and template.
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, check=True, capture_output=True, text=True,
@@ -44,16 +46,16 @@ def copy_tree() -> None:
 
 
 def cargo(arguments: list[str]) -> tuple[int | None, str]:
-    """Runs cargo over the copy; the exit code is None if it did not end."""
+    """Runs cargo in the copy. The exit code is None if it did not end in time."""
     environment = os.environ | {"CARGO_TARGET_DIR": str(BUILD), "RUST_BACKTRACE": "0"}
-    profile = [] if "explore" in arguments else UNOPTIMISED
+    profile = [] if "explore" in arguments else UNOPTIMIZED
     process = subprocess.Popen(
-        ["cargo", "test", "--quiet", *profile, *arguments],
+        ["cargo", "test", "--quiet", "--locked", "--package", "event-ingest", *profile, *arguments],
         cwd=TREE, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
     try:
-        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
         return process.returncode, output
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
@@ -61,27 +63,47 @@ def cargo(arguments: list[str]) -> tuple[int | None, str]:
         return None, ""
 
 
-def apply(mutant: dict) -> dict[Path, str] | None:
-    """Makes the edits; returns the files as they were, or None if one does not apply exactly once."""
-    originals: dict[Path, str] = {}
+class DoesNotApply(Exception):
+    """The text to find does not occur exactly once, or the replacement is the same text."""
+
+
+def mutated(mutant: dict, root: Path) -> dict[Path, str]:
+    """Returns the new text of each file that a mutation of the tree at `root` changes."""
+    texts: dict[Path, str] = {}
     for edit in mutant["edit"]:
-        path = TREE / edit["file"]
-        text = path.read_text()
-        originals.setdefault(path, text)
-        if text.count(edit["find"]) != 1:
-            restore(originals)
-            return None
-        path.write_text(text.replace(edit["find"], edit["replace"]))
-    return originals
+        path = root / edit["file"]
+        text = texts.get(path) or path.read_text()
+        if (count := text.count(edit["find"])) != 1:
+            raise DoesNotApply(f"{edit['file']}: found {count} times: {edit['find']!r}")
+        if edit["find"] == edit["replace"]:
+            raise DoesNotApply(f"{edit['file']}: the replacement changes nothing: {edit['find']!r}")
+        texts[path] = text.replace(edit["find"], edit["replace"])
+    return texts
 
 
-def restore(originals: dict[Path, str]) -> None:
-    for path, text in originals.items():
+def write(texts: dict[Path, str]) -> None:
+    for path, text in texts.items():
         path.write_text(text)
 
 
+def check(mutants: list[dict]) -> int:
+    """Checks that the mutations apply to the working tree, and that their names differ."""
+    faults = []
+    names = [mutant["name"] for mutant in mutants]
+    faults += [f"{name}: the name is used twice" for name in sorted(set(names)) if names.count(name) > 1]
+    for mutant in mutants:
+        try:
+            mutated(mutant, ROOT)
+        except DoesNotApply as error:
+            faults.append(f"{mutant['name']}: {error}")
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    print(f"{len(mutants)} mutations, {len(faults)} faults")
+    return 1 if faults else 0
+
+
 def counterexample(output: str) -> list[str]:
-    """The lines of a failed test that say what went wrong."""
+    """The panic message of a failed test."""
     lines = output.splitlines()
     starts = [number for number, line in enumerate(lines) if "panicked at" in line]
     if not starts:
@@ -93,11 +115,14 @@ def counterexample(output: str) -> list[str]:
 
 
 def judge(mutant: dict, traces: bool) -> bool:
-    begun = time.monotonic()
-    originals = apply(mutant)
-    if originals is None:
-        verdict, trace = "DOES NOT APPLY", []
+    started = time.monotonic()
+    try:
+        texts = mutated(mutant, TREE)
+    except DoesNotApply as error:
+        verdict, trace = "DOES NOT APPLY", [str(error)]
     else:
+        originals = {path: path.read_text() for path in texts}
+        write(texts)
         try:
             built, output = cargo([*mutant["test"].split(), "--no-run"])
             if built != 0:
@@ -107,8 +132,8 @@ def judge(mutant: dict, traces: bool) -> bool:
                 verdict = {0: "SURVIVED", None: "DID NOT END"}.get(code, "killed")
                 trace = counterexample(output)
         finally:
-            restore(originals)
-    seconds = time.monotonic() - begun
+            write(originals)
+    seconds = time.monotonic() - started
     print(f"{verdict:<9} {mutant['name']}  ({mutant['test']}, {seconds:.0f} s)", flush=True)
     for line in trace if traces or verdict != "killed" else trace[:1]:
         print(f"            {line.strip()}", flush=True)
@@ -117,22 +142,27 @@ def judge(mutant: dict, traces: bool) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="only mutations whose name or test contains one of these")
+    parser.add_argument("words", nargs="*", help="run only mutations whose name or test contains one of these")
     parser.add_argument("--traces", action="store_true", help="print each counterexample in full")
+    parser.add_argument("--check", action="store_true", help="check that every mutation applies; build nothing")
     options = parser.parse_args()
 
     mutants = tomllib.loads((ROOT / "tests/mutants/mutants.toml").read_text())["mutant"]
     if options.words:
-        about = lambda mutant: mutant["name"] + mutant["test"]
-        mutants = [mutant for mutant in mutants if any(word in about(mutant) for word in options.words)]
+        mutants = [
+            mutant for mutant in mutants
+            if any(word in f"{mutant['name']} {mutant['test']}" for word in options.words)
+        ]
     if not mutants:
-        print("no mutation has such a name", file=sys.stderr)
+        print("no mutation matches", file=sys.stderr)
         return 2
+    if options.check:
+        return check(mutants)
     copy_tree()
     for test in sorted({mutant["test"] for mutant in mutants}):
         code, output = cargo(test.split())
         if code != 0:
-            print(f"cargo test {test} fails without any mutation:\n{output}", file=sys.stderr)
+            print(f"cargo test {test} fails without a mutation:\n{output}", file=sys.stderr)
             return 2
     killed = sum(judge(mutant, options.traces) for mutant in mutants)
     print(f"{killed} of {len(mutants)} mutations killed")

@@ -1,8 +1,9 @@
 //! The state table and the queue in memory.
 //!
-//! [`Table`] and [`check_call`] are plain data and functions, so that the explorer can keep many
-//! worlds at once; [`MemoryStore`] and [`MemoryQueue`] make ports of them. The contract suite
-//! runs the same tests over these and over `DynamoDB` and SQS, so that they cannot drift apart.
+//! [`Table`] and [`check_call`] are plain data and functions, so that the explorer can store many states
+//! of the system. [`MemoryStore`] and [`MemoryQueue`] implement the ports with them. The tests in
+//! tests/suite/ports run over these implementations and over `DynamoDB` and SQS, so that they behave
+//! alike.
 
 use event_ingest::clock::Timestamp;
 use event_ingest::delivery::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue, SendResult};
@@ -11,29 +12,29 @@ use event_ingest::store::StoreError;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-/// Records by partition key. Every write has the condition that `aws::state_table` has.
+/// Records by partition key. Every write has the same condition as in `aws::state_table`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Table {
     items: BTreeMap<String, Record>,
 }
 
 impl Table {
-    /// What the table holds, expired or not.
+    /// The record of a key, expired or not.
     pub fn get(&self, key: &RecordKey) -> Option<&Record> {
         self.items.get(key.as_str())
     }
 
-    /// Puts a record whatever is there, as only a test may.
+    /// Stores a record without a condition, for tests.
     pub fn put(&mut self, key: &RecordKey, record: Record) {
         self.items.insert(key.as_str().to_owned(), record);
     }
 
-    /// The table's TTL removes a record.
+    /// Deletes a record, as the TTL of the table does.
     pub fn delete(&mut self, key: &RecordKey) {
         self.items.remove(key.as_str());
     }
 
-    /// `attribute_not_exists(pk) OR expires_at <= :now`
+    /// Condition: `attribute_not_exists(pk) OR expires_at <= :now`
     pub fn claim(&mut self, key: &RecordKey, record: &Record, now: Timestamp) -> Claimed {
         let old = self.get(key);
         if old.is_none_or(|old| old.expires_at <= now.seconds()) {
@@ -43,15 +44,15 @@ impl Table {
         Claimed::Refused(old.cloned())
     }
 
-    /// `owner = :seen AND state = in_progress AND lease_until <= :now`
+    /// Condition: `owner = :seen AND state = in_progress AND lease_until <= :now`
     pub fn take_over(&mut self, key: &RecordKey, take_over: &TakeOver, now: Timestamp) -> Claimed {
         let Some(old) = self.items.get_mut(key.as_str()) else {
             return Claimed::Refused(None);
         };
         let owner_is_seen = old.owner == take_over.seen;
         let in_progress = old.state == State::InProgress;
-        let lease_lapsed = old.lease_until <= now;
-        if owner_is_seen && in_progress && lease_lapsed {
+        let lease_ended = old.lease_until <= now;
+        if owner_is_seen && in_progress && lease_ended {
             old.owner = take_over.owner.clone();
             old.attempt += 1;
             old.lease_until = take_over.lease_until;
@@ -61,7 +62,7 @@ impl Table {
         Claimed::Refused(Some(old.clone()))
     }
 
-    /// `owner = :owner`
+    /// Condition: `owner = :owner`
     pub fn complete(&mut self, key: &RecordKey, owner: &Owner, expires_at: u64) -> Fenced {
         match self.items.get_mut(key.as_str()) {
             Some(old) if old.owner == *owner => {
@@ -73,7 +74,7 @@ impl Table {
         }
     }
 
-    /// `owner = :owner AND state = in_progress`
+    /// Condition: `owner = :owner AND state = in_progress`
     pub fn release(
         &mut self,
         key: &RecordKey,
@@ -95,7 +96,7 @@ impl Table {
     }
 }
 
-/// A [`StateStore`] that answers at once and never fails.
+/// A [`StateStore`] that responds immediately and never fails.
 #[derive(Default)]
 pub struct MemoryStore {
     table: RefCell<Table>,
@@ -148,9 +149,9 @@ impl StateStore for MemoryStore {
     }
 }
 
-/// What SQS says of a whole call before it looks at entries: `Err` is final.
+/// The checks that SQS makes on a call as a whole. An error is permanent.
 ///
-/// It counts a message's body and its attributes' names, types and values.
+/// The size of a message includes its body and the names, types, and values of its attributes.
 pub fn check_call(envelope: &Envelope, messages: &[Message]) -> Result<(), &'static str> {
     let attributes = envelope.attributes();
     let attributes: usize = attributes.iter().map(|(name, value)| name.len() + "String".len() + value.len()).sum();
@@ -173,16 +174,16 @@ fn is_allowed(char: char) -> bool {
     matches!(char, '\t' | '\n' | '\r' | '\u{20}'..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..)
 }
 
-/// A [`Queue`] that answers at once.
+/// A [`Queue`] that responds immediately.
 #[derive(Default)]
 pub struct MemoryQueue {
-    taken: RefCell<Vec<String>>,
+    bodies: RefCell<Vec<String>>,
 }
 
 impl MemoryQueue {
-    /// The bodies taken since the last call, in order.
+    /// Removes and returns the message bodies, in order.
     pub fn drain(&self) -> Vec<String> {
-        self.taken.take()
+        self.bodies.take()
     }
 }
 
@@ -191,7 +192,7 @@ impl Queue for MemoryQueue {
         if check_call(envelope, messages).is_err() {
             return vec![SendResult::Permanent; messages.len()];
         }
-        self.taken.borrow_mut().extend(messages.iter().map(|message| message.body.clone()));
+        self.bodies.borrow_mut().extend(messages.iter().map(|message| message.body.clone()));
         vec![SendResult::Acknowledged; messages.len()]
     }
 }
