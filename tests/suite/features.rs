@@ -1,0 +1,29 @@
+//! The tests run a binary with exactly the features that ship.
+//!
+//! Cargo builds a dependency with all features that any package of the build requests. So a development
+//! dependency could add features that the deployed function does not have. Cargo.toml declares such features
+//! for every build.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+/// Each package of a build, with its version and features.
+fn packages(of: &[&str]) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["tree", "--offline", "--locked", "--format", "{p} {f}", "--prefix", "none", "--no-dedupe"])
+        .args(of)
+        .output()
+        .expect("cargo starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8").lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_tests_run_a_binary_with_the_features_that_ship() {
+    let shipped = packages(&["--package", "event-ingest", "--edges", "normal"]);
+    assert!(shipped.iter().any(|package| package.starts_with("tokio v") && package.contains("macros")), "{shipped:?}");
+    let tested = packages(&["--package", "event-ingest", "--edges", "normal,dev"]);
+    let missing: Vec<&String> = shipped.difference(&tested).collect();
+    assert!(missing.is_empty(), "these packages have other features in the tests: {missing:#?}");
+}
