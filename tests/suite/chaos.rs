@@ -1,17 +1,17 @@
-//! Chaos over the wire: several sandboxes, a wire that breaks, sandboxes killed at chosen calls,
-//! and clients that retry until they have a definite answer. [`audit`](crate::audit) then says
-//! whether every guarantee of contract section 3 held.
+//! A chaos run: several sandboxes behind the fault proxy, sandboxes killed during chosen calls, and clients
+//! that retry until they get a definite response. [`audit`](crate::audit) then checks the guarantees of
+//! docs/contract.md, "Guarantees".
 //!
-//! `CHAOS_BATCHES`, `CHAOS_SEED`, `CHAOS_FAULT_PERCENT`, `CHAOS_KILL_PERCENT`, `CHAOS_SANDBOXES` and
-//! `CHAOS_CLIENTS` change the run.
-#![expect(clippy::print_stdout, reason = "the run's numbers are what it is for")]
+//! The environment variables `CHAOS_BATCHES`, `CHAOS_SEED`, `CHAOS_FAULT_PERCENT`, `CHAOS_KILL_PERCENT`,
+//! `CHAOS_SANDBOXES`, and `CHAOS_CLIENTS` set the parameters of the run.
+#![expect(clippy::print_stdout, reason = "the statistics of the run are part of the result")]
 
-use crate::audit::{self, Body, Copy, Evidence, Expected, Sent};
+use crate::audit::{self, Body, Evidence, Expected, QueuedEvent, Sent};
 use crate::fault_plan::FaultPlan;
-use crate::fault_proxy::Wire;
+use crate::fault_proxy::FaultProxy;
 use crate::fleet::Fleet;
 use crate::gateway_event::post;
-use crate::sandbox::CALM;
+use crate::sandbox::QUIET_MACHINE;
 use crate::sdk_client::{self, Attempt, Retries};
 use crate::test_app::{KEY, PROJECT, Resources};
 use serde_json::{Value, json};
@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use test_support::local_aws;
 
-/// Until a definite answer; the pauses are the SDK's at first and then shorter, to end sooner.
-const PATIENT: Retries = Retries { attempts: usize::MAX, longest_pause: Duration::from_secs(2), ..Retries::SDK };
+/// Retries until a definite response. The longest pause is shorter than that of the SDK, to save time.
+const UNLIMITED: Retries = Retries { attempts: usize::MAX, longest_pause: Duration::from_secs(2), ..Retries::SDK };
 
 #[derive(Clone, Copy)]
 struct Run {
@@ -52,49 +52,49 @@ fn variable<T: std::str::FromStr>(name: &str, default: T) -> T {
     text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text:?}"))
 }
 
-/// What a batch's clients do with it.
+/// The behavior of the clients of a batch.
 #[derive(Clone, Copy, Debug)]
-enum Story {
+enum Traffic {
     /// One client sends it.
     Plain,
     /// One of its events breaks a rule.
     Invalid,
-    /// Another body follows under the same key.
+    /// Another body follows with the same key.
     Reused,
-    /// Two bodies race for one key.
-    Rivals,
-    /// Two or three clients send it at once.
-    Twins(usize),
+    /// Two bodies are sent concurrently with the same key.
+    TwoBodies,
+    /// Two or three clients send it concurrently.
+    Concurrent(usize),
     /// It is sent again after its 202.
     Replayed,
 }
 
 #[tokio::test]
-async fn no_event_is_lost_or_doubled_without_a_reason() {
-    let _alone = CALM.write().await;
+async fn no_event_is_lost_and_each_duplicate_has_an_allowed_cause() {
+    let _alone = QUIET_MACHINE.write().await;
     let run = Run::from_env();
-    let began = Instant::now();
+    let started = Instant::now();
     let aws = Resources::create().await;
     aws.put_key(KEY, PROJECT, &[]).await;
     let plan = run.plan;
-    let wire = Wire::new(&local_aws::endpoint(), move |call| plan.fault(call));
-    let fleet = Arc::new(Fleet::new(&aws, &wire, run.sandboxes));
+    let proxy = FaultProxy::new(&local_aws::endpoint(), move |call| plan.fault(call));
+    let fleet = Arc::new(Fleet::new(&aws, &proxy, run.sandboxes));
 
-    let over = Arc::new(AtomicBool::new(false));
-    let consumer = tokio::spawn(consume(aws.clone(), over.clone()));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let consumer = tokio::spawn(consume(aws.clone(), is_over.clone()));
     let next = Arc::new(AtomicUsize::new(0));
     let clients = (0..run.clients).map(|_| tokio::spawn(client(run, fleet.clone(), next.clone())));
     let mut sent = Vec::new();
     for client in clients.collect::<Vec<_>>() {
         sent.extend(client.await.expect("no panic"));
     }
-    wire.settled().await;
-    over.store(true, Ordering::Relaxed);
-    let copies = consumer.await.expect("no panic");
+    proxy.idle().await;
+    is_over.store(true, Ordering::Relaxed);
+    let queued = consumer.await.expect("no panic");
     let fleet = Arc::into_inner(fleet).expect("every client is done");
     let (runs, log_lines) = fleet.finish().await;
 
-    let evidence = Evidence { sent, copies, calls: wire.calls(), runs };
+    let evidence = Evidence { sent, queued, calls: proxy.calls(), runs };
     let report = audit::audit(&evidence);
     println!(
         "chaos: seed {}, {} batches by {} clients over {} sandboxes, {} % faults, {} % kills, {:.0} s, {log_lines} log lines\n{report}",
@@ -104,12 +104,12 @@ async fn no_event_is_lost_or_doubled_without_a_reason() {
         run.sandboxes,
         plan.fault_percent,
         plan.kill_percent,
-        began.elapsed().as_secs_f64(),
+        started.elapsed().as_secs_f64(),
     );
-    assert!(report.violations.is_empty(), "{} violations; see above", report.violations.len());
+    assert!(report.violations.is_empty(), "{} violations, listed above", report.violations.len());
 }
 
-/// Takes one batch after the other until none is left.
+/// Sends one batch after another until none is left.
 async fn client(run: Run, fleet: Arc<Fleet>, next: Arc<AtomicUsize>) -> Vec<Sent> {
     let mut sent = Vec::new();
     loop {
@@ -118,13 +118,13 @@ async fn client(run: Run, fleet: Arc<Fleet>, next: Arc<AtomicUsize>) -> Vec<Sent
             return sent;
         }
         if number > 0 && number.is_multiple_of(500) {
-            println!("chaos: {number} batches begun");
+            println!("chaos: {number} batches started");
         }
         sent.extend(play(run, &fleet, number).await);
     }
 }
 
-/// One batch's story.
+/// Sends one batch with its traffic pattern.
 async fn play(run: Run, fleet: &Arc<Fleet>, number: usize) -> Vec<Sent> {
     let mut rng = run.plan.rng(&format!("batch {number}"));
     let events = match rng.u8(0..100) {
@@ -133,13 +133,13 @@ async fn play(run: Run, fleet: &Arc<Fleet>, number: usize) -> Vec<Sent> {
         65..90 => rng.usize(21..=150),
         _ => rng.usize(151..=500),
     };
-    let story = match rng.u8(0..100) {
-        0..10 => Story::Invalid,
-        10..20 => Story::Reused,
-        20..26 => Story::Rivals,
-        26..38 => Story::Twins(rng.usize(2..=3)),
-        38..55 => Story::Replayed,
-        _ => Story::Plain,
+    let traffic = match rng.u8(0..100) {
+        0..10 => Traffic::Invalid,
+        10..20 => Traffic::Reused,
+        20..26 => Traffic::TwoBodies,
+        26..38 => Traffic::Concurrent(rng.usize(2..=3)),
+        38..55 => Traffic::Replayed,
+        _ => Traffic::Plain,
     };
     let body = |name: &str, expected| Body {
         label: format!("{number}{name}").into(),
@@ -149,38 +149,38 @@ async fn play(run: Run, fleet: &Arc<Fleet>, number: usize) -> Vec<Sent> {
     };
     let (a, b) = (body("a", Expected::Accepted), body("b", Expected::KeyReused));
     let send = async |client: &str, body: Body| send(run, fleet, &format!("{client} of {number}"), body).await;
-    match story {
-        Story::Plain => vec![send("one", a).await],
-        Story::Invalid => vec![send("one", Body { expected: Expected::Invalid, ..a }).await],
-        Story::Reused => vec![send("one", a).await, send("two", b).await],
-        Story::Rivals => {
-            let rival = |body| Body { expected: Expected::EitherOfTwo, ..body };
-            futures_util::future::join_all([send("one", rival(a)), send("two", rival(b))]).await
+    match traffic {
+        Traffic::Plain => vec![send("one", a).await],
+        Traffic::Invalid => vec![send("one", Body { expected: Expected::Invalid, ..a }).await],
+        Traffic::Reused => vec![send("one", a).await, send("two", b).await],
+        Traffic::TwoBodies => {
+            let either = |body| Body { expected: Expected::EitherOfTwo, ..body };
+            futures_util::future::join_all([send("one", either(a)), send("two", either(b))]).await
         }
-        Story::Twins(count) => {
-            futures_util::future::join_all((0..count).map(|twin| {
+        Traffic::Concurrent(count) => {
+            futures_util::future::join_all((0..count).map(|client| {
                 let (a, send) = (a.clone(), &send);
-                async move { send(&format!("twin {twin}"), a).await }
+                async move { send(&format!("client {client}"), a).await }
             }))
             .await
         }
-        Story::Replayed => vec![send("one", a.clone()).await, send("two", a).await],
+        Traffic::Replayed => vec![send("one", a.clone()).await, send("two", a).await],
     }
 }
 
-/// Sends one body until there is a definite answer.
+/// Sends one body until there is a definite response.
 async fn send(run: Run, fleet: &Arc<Fleet>, client: &str, body: Body) -> Sent {
     let mut rng = run.plan.rng(client);
     let mut loss = rng.fork();
     let event = Arc::new(gateway_event(&body));
     let jitter = |pause: Duration| pause.mul_f64(rng.f64());
-    let attempts: Vec<Attempt> = sdk_client::send(PATIENT, jitter, || {
+    let attempts: Vec<Attempt> = sdk_client::send(UNLIMITED, jitter, || {
         let (fleet, label, event) = (fleet.clone(), body.label.clone(), event.clone());
-        // An answer may get lost on its way from the gateway.
-        let dropped = loss.f64() * 200.0 < run.plan.fault_percent;
-        // The invocation goes on when the client has given up.
-        let answer = tokio::spawn(async move { fleet.request(&label, &event).await });
-        async move { answer.await.expect("no panic").filter(|_| !dropped) }
+        // The response may be lost between the gateway and the client.
+        let is_lost = loss.f64() * 200.0 < run.plan.fault_percent;
+        // The invocation continues after the client has given up.
+        let response = tokio::spawn(async move { fleet.request(&label, &event).await });
+        async move { response.await.expect("no panic").filter(|_| !is_lost) }
     })
     .await;
     Sent { body, attempts }
@@ -194,18 +194,18 @@ fn gateway_event(body: &Body) -> Value {
     post().key(&body.key).events(&events).build()
 }
 
-/// Takes messages out of the queue as they come, until the run is over and the queue is empty.
-async fn consume(aws: Resources, over: Arc<AtomicBool>) -> Vec<Copy> {
+/// Receives and deletes messages until the run is over and the queue is empty.
+async fn consume(aws: Resources, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
     use aws_sdk_sqs::types::DeleteMessageBatchRequestEntry as Entry;
     let sqs = aws_sdk_sqs::Client::new(&aws.sdk);
-    let mut copies = Vec::new();
+    let mut queued = Vec::new();
     loop {
-        let last = over.load(Ordering::Relaxed);
+        let last = is_over.load(Ordering::Relaxed);
         let receive = sqs.receive_message().queue_url(&aws.queue_url).max_number_of_messages(10);
-        let messages = receive.send().await.expect("the queue answers").messages.unwrap_or_default();
+        let messages = receive.send().await.expect("the queue responds").messages.unwrap_or_default();
         if messages.is_empty() {
             if last {
-                return copies;
+                return queued;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -216,10 +216,10 @@ async fn consume(aws: Resources, over: Arc<AtomicBool>) -> Vec<Copy> {
         });
         let handles = handles.collect();
         let delete = sqs.delete_message_batch().queue_url(&aws.queue_url).set_entries(Some(handles));
-        let deleted = delete.send().await.expect("the queue answers");
+        let deleted = delete.send().await.expect("the queue responds");
         assert_eq!(deleted.successful().len(), messages.len());
         for message in messages {
-            copies.extend(audit::copies(message.body().expect("a body")));
+            queued.extend(audit::queued_events(message.body().expect("a body")));
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Every row of the contract's table of answers (section 2), and the order of the rows.
+//! The checks of docs/contract.md, "Order of checks", and their order.
 
 use crate::gateway_event::{GatewayEventBuilder, gzip, post};
-use crate::test_app::{Answer, KEY, TestApp};
+use crate::test_app::{KEY, Response, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
 use contract::limits::MAX_BODY_BYTES;
 use serde_json::json;
@@ -26,20 +26,20 @@ fn bearer(event: GatewayEventBuilder, key: &str) -> GatewayEventBuilder {
     event.header("authorization", &format!("Bearer {key}"))
 }
 
-/// Nothing of a 4xx may stay behind.
+/// Asserts that the queue and the state table are empty.
 async fn assert_no_trace(test: &TestApp) {
     assert_eq!(test.aws.drain().await.len(), 0);
     assert_eq!(test.aws.count_records().await, 0);
 }
 
 #[tokio::test]
-async fn the_first_failing_check_answers() {
+async fn the_first_check_that_fails_determines_the_response() {
     type Break = fn(GatewayEventBuilder) -> GatewayEventBuilder;
     let test = app_with_keys().await;
     let used = post().key("used");
     test.send(&used).await.assert_accepted();
     test.aws.drain().await;
-    // Each row breaks one check and leaves those after it broken too.
+    // Each row makes one check fail, in addition to those of the rows after it.
     let rows: [(Break, u64, &str); 9] = [
         (|event| event.path("/api/v1/event"), 404, "not_found"),
         (|event| event.method("PUT"), 405, "method_not_allowed"),
@@ -61,7 +61,7 @@ async fn the_first_failing_check_answers() {
 }
 
 #[tokio::test]
-async fn paths_are_known_with_and_without_a_stage() {
+async fn paths_are_found_with_and_without_a_stage() {
     let test = TestApp::start().await;
     for path in ["/api/v1/events/batch", "/prod/api/v1/events/batch", "/$default/api/v1/events/batch"] {
         test.send(&post().path(path)).await.assert_accepted();
@@ -93,14 +93,14 @@ async fn paths_are_known_with_and_without_a_stage() {
 async fn only_post_is_allowed() {
     let test = TestApp::start().await;
     for method in ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "post", ""] {
-        let answer = test.send(&post().method(method)).await;
-        answer.assert_error(405, "method_not_allowed");
-        assert_eq!(answer.header("allow"), Some("POST"));
+        let response = test.send(&post().method(method)).await;
+        response.assert_error(405, "method_not_allowed");
+        assert_eq!(response.header("allow"), Some("POST"));
     }
 }
 
 #[tokio::test]
-async fn callers_without_an_active_key_are_asked_for_one() {
+async fn requests_without_an_active_api_key_get_a_401() {
     let test = app_with_keys().await;
     let good = "0123456789abcdefghijklmnopqrstuvwxyzABCD";
     let short = format!("Bearer sk_live_{}", &good[..31]);
@@ -127,16 +127,16 @@ async fn callers_without_an_active_key_are_asked_for_one() {
         &format!("Bearer sk_test_{good}"),
     ];
     for value in refused {
-        let answer = test.send(&post().header("authorization", value)).await;
-        answer.assert_error(401, "auth_required");
-        assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{value}");
+        let response = test.send(&post().header("authorization", value)).await;
+        response.assert_error(401, "auth_required");
+        assert_eq!(response.header("www-authenticate"), Some("Bearer"), "{value}");
     }
     test.send(&post().without("authorization")).await.assert_error(401, "auth_required");
     assert_no_trace(&test).await;
 }
 
 #[tokio::test]
-async fn keys_of_32_to_128_characters_under_any_case_of_bearer_are_let_in() {
+async fn api_keys_of_32_to_128_characters_are_accepted_after_bearer_in_any_case() {
     let test = app_with_keys().await;
     for key in [format!("sk_live_{}", "x".repeat(32)), format!("sk_test_{}", "_-Z9".repeat(32))] {
         test.aws.put_key(&key, "acme", &[]).await;
@@ -149,7 +149,7 @@ async fn keys_of_32_to_128_characters_under_any_case_of_bearer_are_let_in() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_stored_wrong_lets_nobody_in() {
+async fn an_api_key_with_an_invalid_item_is_refused() {
     let test = TestApp::start().await;
     let s = |text: &str| AttributeValue::S(text.to_owned());
     let wrong = [
@@ -168,7 +168,7 @@ async fn a_key_that_is_stored_wrong_lets_nobody_in() {
 }
 
 #[tokio::test]
-async fn lookups_are_remembered_for_a_minute_and_unknown_keys_briefly() {
+async fn known_api_keys_are_cached_for_a_minute_and_unknown_ones_for_ten_seconds() {
     let test = app_with_keys().await;
     test.send(&post()).await.assert_accepted();
     let s = |text: &str| AttributeValue::S(text.to_owned());
@@ -186,7 +186,7 @@ async fn lookups_are_remembered_for_a_minute_and_unknown_keys_briefly() {
 }
 
 #[tokio::test]
-async fn without_the_keys_table_only_remembered_keys_pass() {
+async fn without_the_api_keys_table_only_cached_keys_are_accepted() {
     let test = TestApp::start().await;
     test.send(&post()).await.assert_accepted();
     let dynamodb = aws_sdk_dynamodb::Client::new(&test.aws.sdk);
@@ -200,7 +200,7 @@ async fn without_the_keys_table_only_remembered_keys_pass() {
 }
 
 #[tokio::test]
-async fn content_types_and_encodings() {
+async fn only_documented_content_types_and_encodings_are_accepted() {
     let test = TestApp::start().await;
     let body = br#"{"events":[{"external_user_id":"u","name":"n"}]}"#;
     for value in ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/json ;a=b"] {
@@ -245,7 +245,7 @@ async fn idempotency_keys_are_1_to_255_visible_characters() {
     }
 }
 
-/// A good body of exactly `bytes` bytes.
+/// A valid body of exactly `bytes` bytes.
 fn body_of(bytes: usize) -> String {
     let body = r#"{"events":[{"external_user_id":"u","name":"n"}],"pad":""}"#;
     body.replace(r#""pad":"""#, &format!(r#""pad":"{}""#, "x".repeat(bytes - body.len())))
@@ -262,20 +262,20 @@ async fn bodies_have_at_most_5_mb_before_and_after_decoding() {
     test.send(&post().body(&more)).await.assert_error(413, "payload_too_large");
     test.send(&post().binary(more.as_bytes())).await.assert_error(413, "payload_too_large");
     test.send(&post().gzip(more.as_bytes())).await.assert_error(413, "payload_too_large");
-    // A bomb: a few kilobytes of gzip that would be a gigabyte, one member after the other.
+    // A decompression bomb: a few kilobytes of gzip, in many members, that decompress to a gigabyte.
     let bomb = gzip(&vec![b' '; 1 << 24]).repeat(64);
     test.send(&post().gzip(b"").binary(&bomb)).await.assert_error(413, "payload_too_large");
-    // Compressed bytes count too.
+    // The limit applies to the compressed bytes too.
     let incompressible: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(MAX_BODY_BYTES).collect();
     test.send(&post().gzip(&incompressible)).await.assert_error(413, "payload_too_large");
 }
 
 #[tokio::test]
-async fn gzip_bodies_decode_or_say_what_to_do() {
+async fn gzip_bodies_are_decoded_or_refused_with_advice() {
     let test = TestApp::start().await;
     let json = br#"{"events":[{"external_user_id":"u","name":"n"}]}"#;
     let gzipped = || post().gzip(json);
-    let message = |answer: &Answer| answer.body["errors"][0]["message"].as_str().unwrap().to_owned();
+    let message = |response: &Response| response.body["errors"][0]["message"].as_str().unwrap().to_owned();
 
     let plain = gzipped().raw_body(std::str::from_utf8(json).unwrap(), false);
     test.send(&plain).await.assert_accepted();
@@ -286,51 +286,51 @@ async fn gzip_bodies_decode_or_say_what_to_do() {
     let members: Vec<u8> = [gzip(&json[..10]), gzip(&json[10..])].concat();
     test.send(&gzipped().binary(&members)).await.assert_accepted();
 
-    // What API Gateway makes of gzip under a JSON content type: invalid UTF-8 replaced.
-    let garbled = String::from_utf8_lossy(&gzip(json)).into_owned();
-    let answer = test.send(&gzipped().header("content-type", "application/json").raw_body(&garbled, false)).await;
-    answer.assert_error(400, "malformed_encoding");
-    assert!(message(&answer).contains("application/gzip"), "{answer:?}");
+    // API Gateway replaces invalid UTF-8 in a gzip body with a JSON content type.
+    let corrupted = String::from_utf8_lossy(&gzip(json)).into_owned();
+    let response = test.send(&gzipped().header("content-type", "application/json").raw_body(&corrupted, false)).await;
+    response.assert_error(400, "malformed_encoding");
+    assert!(message(&response).contains("application/gzip"), "{response:?}");
 
-    let whole = gzip(json);
-    let cut = &whole[..whole.len() - 1];
-    let mut damaged = whole.clone();
+    let complete = gzip(json);
+    let truncated = &complete[..complete.len() - 1];
+    let mut damaged = complete.clone();
     let last = damaged.len() - 6;
     damaged[last] ^= 1;
-    let trailing = [whole.as_slice(), b"x"].concat();
-    for bad in [cut, &whole[..10], &damaged, &trailing, b"", b"not gzip", &[0x1f, 0x8b]] {
+    let trailing = [complete.as_slice(), b"x"].concat();
+    for bad in [truncated, &complete[..10], &damaged, &trailing, b"", b"not gzip", &[0x1f, 0x8b]] {
         test.send(&gzipped().binary(bad)).await.assert_error(400, "malformed_encoding");
     }
     test.send(&gzipped().raw_body("!not base64!", true)).await.assert_error(400, "malformed_encoding");
     test.send(&gzipped().binary(&gzip(b"{"))).await.assert_error(400, "malformed_json");
-    assert_eq!(test.aws.drain().await.len(), 2, "the two that were accepted");
+    assert_eq!(test.aws.drain().await.len(), 2, "only the two accepted batches are queued");
 }
 
 #[tokio::test]
-async fn malformed_json_and_invalid_batches_leave_no_trace() {
+async fn malformed_and_invalid_batches_leave_no_trace() {
     let test = TestApp::start().await;
-    let answer = test.send(&post().body("{\n  \"events\": [,]\n}")).await;
-    answer.assert_error(400, "malformed_json");
-    assert!(answer.body["errors"][0]["message"].as_str().unwrap().contains("line 2 column 14"), "{answer:?}");
+    let response = test.send(&post().body("{\n  \"events\": [,]\n}")).await;
+    response.assert_error(400, "malformed_json");
+    assert!(response.body["errors"][0]["message"].as_str().unwrap().contains("line 2 column 14"), "{response:?}");
     test.send(&post().no_body()).await.assert_error(400, "malformed_json");
 
     let good = json!({"external_user_id": "u", "name": "n"});
     let events = [good.clone(), json!({"external_user_id": "", "timestamp": "now"}), good];
-    let answer = test.send(&post().events(&events)).await;
-    answer.assert_error(422, "validation_failed");
-    assert_eq!(answer.fields(), ["events[1].external_user_id", "events[1].name", "events[1].timestamp"]);
-    assert!(answer.body["errors"].as_array().unwrap().iter().all(|error| error["code"] == "validation_failed"));
+    let response = test.send(&post().events(&events)).await;
+    response.assert_error(422, "validation_failed");
+    assert_eq!(response.fields(), ["events[1].external_user_id", "events[1].name", "events[1].timestamp"]);
+    assert!(response.body["errors"].as_array().unwrap().iter().all(|error| error["code"] == "validation_failed"));
     assert_no_trace(&test).await;
 }
 
 #[tokio::test]
-async fn rest_api_events_are_answered_like_http_api_ones() {
+async fn events_of_a_rest_api_get_the_same_responses() {
     let test = TestApp::start().await;
     let event = post().path("/prod/api/v1/events/batch");
     let odd_case = event.without("authorization").header("AUTHORIZATION", &format!("Bearer {KEY}")).key("rest");
-    let answer = test.send_raw(&odd_case.build_v1()).await;
-    answer.assert_accepted();
-    assert_eq!(answer.header("x-request-id"), Some("gateway-request-id"));
+    let response = test.send_raw(&odd_case.build_v1()).await;
+    response.assert_accepted();
+    assert_eq!(response.header("x-request-id"), Some("gateway-request-id"));
     test.send_raw(&odd_case.build()).await.assert_accepted();
     assert_eq!(test.send_raw(&odd_case.build()).await.header("idempotency-replayed"), Some("true"));
 
@@ -343,7 +343,7 @@ async fn rest_api_events_are_answered_like_http_api_ones() {
 }
 
 #[tokio::test]
-async fn events_that_no_gateway_would_send_are_answered_too() {
+async fn unexpected_gateway_events_get_a_response() {
     let test = TestApp::start().await;
     test.send_raw(&json!({})).await.assert_error(404, "not_found");
     let mut event = post().build();
@@ -361,7 +361,7 @@ async fn events_that_no_gateway_would_send_are_answered_too() {
 }
 
 #[tokio::test]
-async fn no_answer_repeats_what_was_sent() {
+async fn no_error_response_repeats_the_request() {
     let test = app_with_keys().await;
     let canary = "C4n4ry";
     let events = [json!({"external_user_id": canary, "name": "n", canary: "\u{1}", "timestamp": canary})];
@@ -376,7 +376,7 @@ async fn no_answer_repeats_what_was_sent() {
         bearer(post(), &format!("sk_live_{}", canary.repeat(6))),
     ];
     for request in requests {
-        let answer = test.send(&request).await;
-        assert!(answer.status >= 400 && !format!("{answer:?}").contains(canary), "{answer:?}");
+        let response = test.send(&request).await;
+        assert!(response.status >= 400 && !format!("{response:?}").contains(canary), "{response:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! Schemathesis against the function: whatever it makes up from openapi.yaml, wrong or right,
-//! gets a documented answer, and the right ones get a good one.
+//! Runs Schemathesis against the function. Every request that it generates from openapi.yaml must get a
+//! documented response, and every valid request must succeed.
 
 use crate::gateway_event::post;
 use crate::test_app::{KEY, TestApp};
@@ -19,21 +19,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::task::{LocalSet, spawn_local};
 
-/// An HTTP API with the function behind it.
+/// An HTTP API that invokes the function.
 struct Gateway {
     test: TestApp,
-    /// How often each status was answered.
-    answered: RefCell<BTreeMap<u64, usize>>,
+    /// The number of responses with each status.
+    statuses: RefCell<BTreeMap<u64, usize>>,
 }
 
 /// Answers the requests of one connection.
 async fn serve(connection: TcpStream, gateway: Rc<Gateway>) {
-    let service = service_fn(|request| answer(request, &gateway));
-    // A client may hang up whenever it likes.
+    let service = service_fn(|request| respond(request, &gateway));
+    // A client may close the connection at any time.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(connection), service).await;
 }
 
-async fn answer(request: Request<Incoming>, gateway: &Gateway) -> Result<Response<Full<Bytes>>, hyper::Error> {
+async fn respond(request: Request<Incoming>, gateway: &Gateway) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let (head, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let mut event = post().without("authorization").without("idempotency-key").without("content-type");
@@ -43,36 +43,36 @@ async fn answer(request: Request<Incoming>, gateway: &Gateway) -> Result<Respons
         event = event.header(name.as_str(), &values.join(","));
     }
     let content_type = head.headers.get("content-type").map(|value| text(value.as_bytes())).unwrap_or_default();
-    // HTTP API hands JSON over as text, and what it takes for binary as base64.
+    // An HTTP API passes on JSON as text, and other bodies as base64.
     let is_text = content_type.starts_with("text/") || content_type.contains("json");
     event = if is_text { event.body(&text(&body)) } else { event.binary(&body) };
 
-    let answer = gateway.test.send(&event).await;
-    *gateway.answered.borrow_mut().entry(answer.status).or_default() += 1;
-    // Schemathesis takes each request for the first: a day later its key is forgotten.
+    let reply = gateway.test.send(&event).await;
+    *gateway.statuses.borrow_mut().entry(reply.status).or_default() += 1;
+    // Schemathesis expects no replays, so each request comes after the previous key has expired.
     gateway.test.clock.advance(Duration::from_hours(25));
-    let mut response = Response::builder().status(u16::try_from(answer.status).expect("a status"));
-    for (name, value) in &answer.headers {
+    let mut response = Response::builder().status(u16::try_from(reply.status).expect("a status"));
+    for (name, value) in &reply.headers {
         response = response.header(name, value);
     }
-    Ok(response.body(Full::from(answer.body.to_string())).expect("a response"))
+    Ok(response.body(Full::from(reply.body.to_string())).expect("a response"))
 }
 
-/// Bytes as a gateway makes text of them.
+/// Converts bytes to text like a gateway.
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[tokio::test]
-async fn schemathesis_gets_documented_answers_only() {
+async fn schemathesis_gets_only_documented_responses() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let schemathesis = root.join(".venv/schemathesis/bin/schemathesis");
     assert!(schemathesis.exists(), "{} is missing: `make test` installs it", schemathesis.display());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
-    let gateway = Rc::new(Gateway { test: TestApp::start().await, answered: RefCell::default() });
+    let gateway = Rc::new(Gateway { test: TestApp::start().await, statuses: RefCell::default() });
     let mut run = Command::new(schemathesis)
-        // What it leaves behind, a record of each call among them, is under target/.
+        // Its output, including a record of each call, is written to target/.
         .current_dir(env!("CARGO_TARGET_TMPDIR"))
         .arg("--config-file")
         .arg(root.join("tools/schemathesis/schemathesis.toml"))
@@ -98,12 +98,12 @@ async fn schemathesis_gets_documented_answers_only() {
         }
     };
     let status = LocalSet::new().run_until(ended).await;
-    assert!(status.success(), "{status}; see above");
-    let answered = gateway.answered.take();
-    println!("answers by status: {answered:?}");
+    assert!(status.success(), "{status}: the output above lists the failures");
+    let statuses = gateway.statuses.take();
+    println!("responses by status: {statuses:?}");
     for status in [202, 400, 401, 405, 415, 422] {
-        assert!(answered.contains_key(&status), "no request was answered {status}");
+        assert!(statuses.contains_key(&status), "no response had the status {status}");
     }
-    // Its events are in messages that keep their schema.
+    // Checks the messages against the schema.
     gateway.test.aws.drain().await;
 }

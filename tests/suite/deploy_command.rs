@@ -1,4 +1,5 @@
-//! `make deploy`, on a local AWS: it ends in the function's own answer, or says why there is none.
+//! Tests of `make deploy` on a local AWS. It shows the response of the function, or the reason why there is
+//! none.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -8,7 +9,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs tools/deploy.py as somebody without any AWS settings.
+/// Runs tools/deploy.py without the AWS settings of the user.
 fn deploy(options: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = Command::new(root().join(".venv/sam/bin/python"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
@@ -25,13 +26,13 @@ fn deploy(options: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, Strin
     (status.code(), [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat())
 }
 
-/// Copies what `make test` built, with one line of its template changed.
+/// Copies the build of `make test`, and changes one text in its template.
 fn build_with(name: &str, from: &str, to: &str) -> PathBuf {
     let state = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let built = root().join(".local/build");
     std::fs::create_dir_all(state.join("build/Function")).expect("a folder");
     std::fs::copy(built.join("Function/bootstrap"), state.join("build/Function/bootstrap"))
-        .expect("a build: `make test` makes it");
+        .expect("the build is missing: `make test` creates it");
     let template = std::fs::read_to_string(built.join("template.yaml")).expect("a template");
     let changed = template.replacen(from, to, 1);
     assert!(from == to || changed != template, "{from} is not in the template");
@@ -50,12 +51,13 @@ fn deploy_locally(stack: &str, state: &Path, options: &[&str]) -> (Option<i32>, 
     deploy(&all, &environment)
 }
 
-/// One test, as deploying takes a while, and two first deployments at once want to make one bucket.
+/// One test, because a deployment takes a while, and two concurrent first deployments would create the same
+/// bucket.
 #[test]
-fn a_deployment_ends_in_our_own_401_or_in_the_reason_why_the_function_cannot_start() {
+fn a_deployment_shows_the_401_of_the_function_or_the_reason_why_it_cannot_start() {
     let state = build_with("deploy-good", "", "");
-    let (status, said) = deploy_locally("deploy", &state, &["--yes"]);
-    assert_eq!(status, Some(0), "{said}");
+    let (status, output) = deploy_locally("deploy", &state, &["--yes"]);
+    assert_eq!(status, Some(0), "{output}");
     for expected in [
         "account  000000000000",
         "deploy, which is new",
@@ -64,24 +66,24 @@ fn a_deployment_ends_in_our_own_401_or_in_the_reason_why_the_function_cannot_sta
         "create --project",
         "curl -i",
     ] {
-        assert!(said.contains(expected), "{expected:?} is missing from {said}");
+        assert!(output.contains(expected), "{expected:?} is missing from {output}");
     }
 
     let state = build_with("deploy-bad", " STATE_TABLE:", " STATE_TABEL:");
-    let (status, said) = deploy_locally("deploy", &state, &["--yes"]);
-    assert_eq!(status, Some(1), "{said}");
+    let (status, output) = deploy_locally("deploy", &state, &["--yes"]);
+    assert_eq!(status, Some(1), "{output}");
     for expected in [
         "deploy, now CREATE_COMPLETE",
         "The stack is deployed, but does not work",
         "Its function cannot start",
         "bad configuration: STATE_TABLE is required",
     ] {
-        assert!(said.contains(expected), "{expected:?} is missing from {said}");
+        assert!(output.contains(expected), "{expected:?} is missing from {output}");
     }
 }
 
 #[test]
-fn nothing_is_built_without_credentials_region_profile_or_consent() {
+fn nothing_is_built_without_credentials_region_profile_or_confirmation() {
     let state = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("deploy-refused");
     let options = |profile| [profile, "--state-dir", state.to_str().expect("UTF-8")];
     let region = [("AWS_REGION", "us-east-1")];
@@ -91,9 +93,9 @@ fn nothing_is_built_without_credentials_region_profile_or_consent() {
         (deploy(&options("staging"), &CREDENTIALS), "samconfig.toml has no profile staging; it has: dev, prod"),
         (deploy_locally("deploy-refused", &state, &[]), "Nobody is there to confirm this"),
     ];
-    for ((status, said), reason) in refused {
-        assert_eq!(status, Some(1), "{said}");
-        assert!(said.contains(reason), "{reason:?} is missing from {said}");
+    for ((status, output), reason) in refused {
+        assert_eq!(status, Some(1), "{output}");
+        assert!(output.contains(reason), "{reason:?} is missing from {output}");
     }
-    assert!(!state.exists(), "something was built");
+    assert!(!state.exists(), "a build was made");
 }

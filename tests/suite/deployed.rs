@@ -1,4 +1,4 @@
-//! The whole way over HTTP: template.yaml deployed to a local AWS of its own by `sam deploy`.
+//! End-to-end tests over HTTP. `sam deploy` deploys template.yaml to a local AWS.
 
 use crate::gateway_event::gzip;
 use crate::message_schema;
@@ -22,9 +22,9 @@ async fn next_messages(deployment: &Deployment) -> Vec<Message> {
     messages
 }
 
-/// One test, as deploying takes a while: each step builds on the one before.
+/// One test with several steps, because a deployment takes a while.
 #[tokio::test]
-async fn the_deployed_template_does_the_main_job() {
+async fn the_deployed_template_accepts_replays_and_refuses_requests() {
     let deployment = deploy("main-job", &[]);
     let example = br#"{ "events": [ { "external_user_id": "usr_42", "name": "user_signed_up",
                 "properties": { "plan": "trial" } } ] }"#;
@@ -37,7 +37,7 @@ async fn the_deployed_template_does_the_main_job() {
     let body = messages[0].body().expect("a body");
     let sent = r#"{ "external_user_id": "usr_42", "name": "user_signed_up",
                 "properties": { "plan": "trial" } }"#;
-    assert!(body.contains(&format!(r#""event":{sent}"#)), "byte for byte: {body}");
+    assert!(body.contains(&format!(r#""event":{sent}"#)), "the event is not as it was sent: {body}");
     let body: Value = serde_json::from_str(body).expect("JSON");
     assert_eq!(
         (&body["schema"], &body["project_id"], &body["mode"]),
@@ -56,23 +56,26 @@ async fn the_deployed_template_does_the_main_job() {
     assert!(messages.len() == 1 && messages[0].body().unwrap().contains("gzipped"));
 
     let host = [("host", deployment.output("Host"))];
-    let ours = [
+    let refused = [
         (Method::POST, "/api/v2/events", 404, "not_found"),
         (Method::GET, PATH, 405, "method_not_allowed"),
         (Method::POST, PATH, 401, "auth_required"),
     ];
-    for (method, path, status, code) in ours {
-        let answer = deployment.call(method, path, &host, b"").await;
-        assert_eq!((answer.status, &answer.body["errors"][0]["code"]), (status, &json!(code)));
+    for (method, path, status, code) in refused {
+        let response = deployment.call(method, path, &host, b"").await;
+        assert_eq!((response.status, &response.body["errors"][0]["code"]), (status, &json!(code)));
     }
 
-    the_client_runs_the_pages_example(&deployment);
+    run_client_tests(&deployment);
 }
 
-/// The TypeScript client's own tests that need a deployed service, which look into its queue.
-fn the_client_runs_the_pages_example(deployment: &Deployment) {
+/// Runs those tests of the TypeScript client that need a deployed service and read its queue.
+fn run_client_tests(deployment: &Deployment) {
     let client = Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk/typescript");
-    assert!(client.join("node_modules").exists(), "`make test` installs what the client's tests need");
+    assert!(
+        client.join("node_modules").exists(),
+        "the dependencies of the client are missing: `make test` installs them"
+    );
     for command in [&["npm", "run", "-s", "build"][..], &["npx", "vitest", "run", "test/local-stack.test.ts"]] {
         let status = Command::new(command[0])
             .args(&command[1..])
@@ -86,14 +89,13 @@ fn the_client_runs_the_pages_example(deployment: &Deployment) {
     }
 }
 
-/// An empty `AWS_ENDPOINT_URL` would make every call of the SDK panic, and only on real AWS
-/// would one see it.
+/// With an empty `AWS_ENDPOINT_URL`, every call of the SDK would panic, and only on AWS.
 #[tokio::test]
-async fn with_the_templates_defaults_the_function_has_no_endpoint_variable() {
+async fn the_template_sets_no_endpoint_variable_by_default() {
     let deployment = deploy("no-endpoint", &["--defaults"]);
     let path = format!("/2015-03-31/functions/{}/configuration", deployment.output("FunctionName"));
     let configuration = deployment.call(Method::GET, &path, &[], b"").await.body;
     let variables = configuration["Environment"]["Variables"].as_object().expect("variables");
     assert!(variables.contains_key("EVENTS_QUEUE_URL") && !variables.contains_key("AWS_ENDPOINT_URL"), "{variables:?}");
-    assert_eq!(configuration["Timeout"], 4, "the lease is built on it");
+    assert_eq!(configuration["Timeout"], 4, "the lease depends on it");
 }

@@ -1,14 +1,14 @@
-//! Several sandboxes behind one wire, replaced as they die: what API Gateway and Lambda are to a client.
+//! Several sandboxes behind one fault proxy, which are replaced when they die, like those behind API Gateway.
 
-use crate::fault_proxy::{Wire, WiredSandbox};
+use crate::fault_proxy::{FaultProxy, ProxiedSandbox};
 use crate::sandbox::Outcome;
-use crate::test_app::{Answer, Resources};
+use crate::test_app::{Resources, Response};
 use serde_json::Value;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::mpsc;
 
-/// An invocation as Lambda's own records would tell it.
+/// A finished invocation, as Lambda sees it.
 #[derive(Clone, Debug)]
 pub struct Run {
     pub invocation: u64,
@@ -21,7 +21,7 @@ pub struct Run {
 
 #[derive(Clone, Debug)]
 pub enum End {
-    Answered(Answer),
+    Responded(Response),
     Died,
     TimedOut,
 }
@@ -29,38 +29,38 @@ pub enum End {
 /// The sandboxes.
 pub struct Fleet {
     aws: Resources,
-    wire: Arc<Wire>,
-    free: mpsc::UnboundedSender<Option<WiredSandbox>>,
-    take: tokio::sync::Mutex<mpsc::UnboundedReceiver<Option<WiredSandbox>>>,
+    proxy: Arc<FaultProxy>,
+    free: mpsc::UnboundedSender<Option<ProxiedSandbox>>,
+    take: tokio::sync::Mutex<mpsc::UnboundedReceiver<Option<ProxiedSandbox>>>,
     runs: Mutex<Vec<Run>>,
     log_lines: Mutex<usize>,
 }
 
 impl Fleet {
-    /// Up to `sandboxes` at a time; each starts when it is first needed.
-    pub fn new(aws: &Resources, wire: &Arc<Wire>, sandboxes: usize) -> Self {
+    /// Creates a fleet of up to `sandboxes` sandboxes. Each starts when it is first needed.
+    pub fn new(aws: &Resources, proxy: &Arc<FaultProxy>, sandboxes: usize) -> Self {
         let (free, take) = mpsc::unbounded_channel();
         for _ in 0..sandboxes {
             assert!(free.send(None).is_ok());
         }
         let take = tokio::sync::Mutex::new(take);
         let (runs, log_lines) = (Mutex::default(), Mutex::default());
-        Self { aws: aws.clone(), wire: wire.clone(), free, take, runs, log_lines }
+        Self { aws: aws.clone(), proxy: proxy.clone(), free, take, runs, log_lines }
     }
 
-    /// Has a free sandbox run the event; `None` where the sandbox ended without an answer.
-    pub async fn request(&self, label: &str, event: &Value) -> Option<Answer> {
+    /// Runs an event in a free sandbox. Returns `None` if the sandbox ended without a response.
+    pub async fn request(&self, label: &str, event: &Value) -> Option<Response> {
         let free = self.take.lock().await.recv().await.expect("the sender lives in self");
         let sandbox = match self.still_alive(free).await {
             Some(sandbox) => sandbox,
-            // Small messages make for many of them, so that a batch can be in the queue by halves.
-            None => self.wire.sandbox(&self.aws, |settings| settings.with("MAX_EVENTS_PER_MESSAGE", "10")).await,
+            // Small messages, so that a batch takes many and can be delivered in part.
+            None => self.proxy.sandbox(&self.aws, |settings| settings.with("MAX_EVENTS_PER_MESSAGE", "10")).await,
         };
         let run = sandbox.invoke(label, event).await;
-        let (answer, end) = match run.outcome {
+        let (response, end) = match run.outcome {
             Outcome::TimedOut => (None, End::TimedOut),
-            outcome => match outcome.into_answer() {
-                Some(answer) => (Some(answer.clone()), End::Answered(answer)),
+            outcome => match outcome.into_response() {
+                Some(response) => (Some(response.clone()), End::Responded(response)),
                 None => (None, End::Died),
             },
         };
@@ -68,17 +68,17 @@ impl Fleet {
             let run = Run { invocation: run.invocation, label: label.into(), started, ended: run.ended, end };
             self.runs.lock().expect("no panic").push(run);
         }
-        if answer.is_some() {
-            self.give_back(Some(sandbox));
+        if response.is_some() {
+            self.put_back(Some(sandbox));
         } else {
             self.end(sandbox).await;
-            self.give_back(None);
+            self.put_back(None);
         }
-        answer
+        response
     }
 
-    /// Lambda gives no invocation to a sandbox that died after its last answer.
-    async fn still_alive(&self, free: Option<WiredSandbox>) -> Option<WiredSandbox> {
+    /// The sandbox, unless it died after its last response. Lambda does not reuse a dead sandbox.
+    async fn still_alive(&self, free: Option<ProxiedSandbox>) -> Option<ProxiedSandbox> {
         let sandbox = free?;
         sandbox.idle().await;
         if !sandbox.is_dead() {
@@ -88,7 +88,7 @@ impl Fleet {
         None
     }
 
-    /// Ends every sandbox, having checked its logs; tells all runs, and how many log lines there were.
+    /// Ends all sandboxes and checks their logs. Returns all runs and the number of log lines.
     pub async fn finish(self) -> (Vec<Run>, usize) {
         let mut take = self.take.lock().await;
         while let Ok(free) = take.try_recv() {
@@ -101,12 +101,12 @@ impl Fleet {
         (runs, log_lines)
     }
 
-    async fn end(&self, sandbox: WiredSandbox) {
+    async fn end(&self, sandbox: ProxiedSandbox) {
         let lines = sandbox.sandbox.end().await.len();
         *self.log_lines.lock().expect("no panic") += lines;
     }
 
-    fn give_back(&self, sandbox: Option<WiredSandbox>) {
+    fn put_back(&self, sandbox: Option<ProxiedSandbox>) {
         assert!(self.free.send(sandbox).is_ok(), "the receiver lives in self");
     }
 }

@@ -6,7 +6,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use std::io::Write;
 
-/// Builds a gateway event; starts as a good `POST` of one event.
+/// A builder of gateway events. It starts as a valid `POST` of one event.
 #[derive(Clone)]
 pub struct GatewayEventBuilder {
     method: String,
@@ -16,7 +16,7 @@ pub struct GatewayEventBuilder {
     is_base64_encoded: bool,
 }
 
-/// A good request with a fresh idempotency key.
+/// A valid request with a new idempotency key.
 pub fn post() -> GatewayEventBuilder {
     let builder = GatewayEventBuilder {
         method: "POST".to_owned(),
@@ -43,7 +43,7 @@ impl GatewayEventBuilder {
         self
     }
 
-    /// Sets a header in place of any of that name.
+    /// Sets a header, and replaces any earlier value.
     pub fn header(self, name: &str, value: &str) -> Self {
         let mut event = self.without(name);
         event.headers.push((name.to_owned(), value.to_owned()));
@@ -69,7 +69,7 @@ impl GatewayEventBuilder {
         self.body(&json!({ "events": events }).to_string())
     }
 
-    /// A body that the gateway hands over as base64.
+    /// A body that the gateway passes on as base64.
     pub fn binary(mut self, body: &[u8]) -> Self {
         self.body = Some(BASE64_STANDARD.encode(body));
         self.is_base64_encoded = true;

@@ -1,21 +1,23 @@
-//! Black-box tests over a real local AWS.
+//! Tests of the function over a local AWS, and of the files that must agree with it.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 
 mod audit;
 mod chaos;
 mod checks;
 mod conformance;
-mod contract;
 mod deploy_command;
 mod deployed;
 mod fault_plan;
 mod fault_proxy;
+mod features;
 mod fleet;
 mod fuzz_corpus;
 mod gateway_event;
 mod message_schema;
+mod mutants;
 mod openapi;
 mod packing;
+mod ports;
 mod protocol;
 mod rate_limit;
 mod rate_limit_simulation;

@@ -1,8 +1,7 @@
-//! Every queue message that this suite produces, held against schema/event-batch-1.schema.json.
+//! Checks queue messages against schema/event-batch-1.schema.json.
 
 use contract::batch::Batch;
-use contract::limits::MAX_EVENTS;
-use contract::limits::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
+use contract::limits::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_EVENTS, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
 use contract::tenant::{Mode, ProjectId};
 use event_ingest::delivery::SCHEMA;
 use event_ingest::idempotency::BatchId;
@@ -17,17 +16,17 @@ static SCHEMA_FILE: LazyLock<Value> = LazyLock::new(|| {
 
 static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
     let options = jsonschema::draft202012::options().should_validate_formats(true);
-    options.build(&SCHEMA_FILE).expect("the schema is a schema")
+    options.build(&SCHEMA_FILE).expect("the schema is valid")
 });
 
-/// Panics unless `body` keeps the schema and holds no member that the schema does not name.
+/// Panics unless `body` matches the schema and has only members that the schema names.
 ///
-/// Consumers must ignore unknown members, so the schema allows them; the function sends none.
+/// The schema allows unknown members, because consumers must ignore them. The function sends none.
 #[track_caller]
 pub fn check(body: &str) {
     let message: Value = serde_json::from_str(body).expect("a message is JSON");
     if let Err(error) = VALIDATOR.validate(&message) {
-        panic!("against the schema at {}: {error}", error.instance_path());
+        panic!("the message breaks the schema at {}: {error}", error.instance_path());
     }
     assert_eq!(members(&message), members(&SCHEMA_FILE["properties"]));
     let documented = members(&SCHEMA_FILE["properties"]["events"]["items"]["properties"]);
@@ -49,8 +48,8 @@ fn example() -> Value {
 }
 
 #[test]
-fn the_schemas_examples_are_messages_and_their_events_would_be_accepted() {
-    jsonschema::meta::validate(&SCHEMA_FILE).expect("a schema of its own dialect");
+fn the_examples_of_the_schema_are_messages_of_valid_events() {
+    jsonschema::meta::validate(&SCHEMA_FILE).expect("a valid schema");
     for example in SCHEMA_FILE["examples"].as_array().expect("examples") {
         check(&example.to_string());
         let events: Vec<&Value> = example["events"].as_array().unwrap().iter().map(|entry| &entry["event"]).collect();
@@ -59,7 +58,7 @@ fn the_schemas_examples_are_messages_and_their_events_would_be_accepted() {
 }
 
 #[test]
-fn the_schemas_limits_are_the_codes() {
+fn the_schema_and_the_code_have_the_same_limits() {
     let properties = &SCHEMA_FILE["properties"];
     assert_eq!(properties["schema"]["const"], SCHEMA);
     assert_eq!(properties["mode"]["enum"], json!([Mode::Live.as_str(), Mode::Test.as_str()]));
@@ -77,12 +76,12 @@ fn the_schemas_limits_are_the_codes() {
     assert!((0..MAX_EVENTS).all(|index| accepts_id(id(index))));
     assert!(!accepts_id(id(MAX_EVENTS)) && !accepts_id(id(0).replace("-0", "-00")));
     for project in ["a", "a-b_9", &"x".repeat(64), "", "A", "é", "a b", &"x".repeat(65)] {
-        let ours = ProjectId::parse(project).is_some();
-        assert_eq!(accepts(|message| message["project_id"] = (*project).into()), ours, "{project:?}");
+        let is_valid = ProjectId::parse(project).is_some();
+        assert_eq!(accepts(|message| message["project_id"] = (*project).into()), is_valid, "{project:?}");
     }
 }
 
-/// Whether the schema takes its first example once `change` has changed it.
+/// Whether the schema accepts its first example after `change`.
 fn accepts(change: impl FnOnce(&mut Value)) -> bool {
     let mut message = example();
     change(&mut message);
@@ -90,7 +89,7 @@ fn accepts(change: impl FnOnce(&mut Value)) -> bool {
 }
 
 #[test]
-fn the_schema_is_open_to_new_members_and_closed_to_wrong_ones() {
+fn the_schema_allows_new_members_and_refuses_wrong_ones() {
     assert!(accepts(|message| message["new"] = json!(1)));
     assert!(accepts(|message| message["events"][0]["new"] = json!(1)));
     assert!(accepts(|message| message["events"][0]["event"]["new"] = json!(1)));
@@ -108,6 +107,6 @@ fn the_schema_is_open_to_new_members_and_closed_to_wrong_ones() {
         |message| message["events"][0]["event"]["timestamp"] = json!("yesterday"),
     ];
     for (index, change) in wrong.into_iter().enumerate() {
-        assert!(!accepts(change), "wrong in way {index}");
+        assert!(!accepts(change), "the schema accepts wrong message {index}");
     }
 }

@@ -1,7 +1,7 @@
-//! openapi.yaml, held against the code and against the function's own answers.
+//! Compares openapi.yaml with the code and with the responses of the function.
 
 use crate::gateway_event::{GatewayEventBuilder, gzip, post};
-use crate::test_app::{Answer, KEY, PROJECT, Resources, TestApp};
+use crate::test_app::{KEY, PROJECT, Resources, Response, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
 use contract::api_key::ApiKey;
 use contract::batch::Batch;
@@ -34,17 +34,17 @@ fn responses() -> impl Iterator<Item = (u64, &'static Value)> {
 
 #[track_caller]
 fn at(pointer: &str) -> &'static Value {
-    DOCUMENT.pointer(pointer).unwrap_or_else(|| panic!("nothing at {pointer}"))
+    DOCUMENT.pointer(pointer).unwrap_or_else(|| panic!("openapi.yaml has nothing at {pointer}"))
 }
 
-/// A validator of a schema that may refer to the document's components.
+/// The validator of a schema, which may refer to the components of the document.
 fn validator(schema: &Value) -> Validator {
     let mut schema = schema.clone();
     schema["components"] = DOCUMENT["components"].clone();
     jsonschema::draft202012::options().should_validate_formats(true).build(&schema).expect("a schema")
 }
 
-/// One error of each kind. A new one does not compile until it is given its place here.
+/// One error of each variant. A new variant does not compile until it is added here.
 fn every_error() -> impl Iterator<Item = Error> {
     std::iter::successors(Some(Error::NotFound), |error| {
         Some(match error {
@@ -76,7 +76,7 @@ fn every_code_is_documented_with_its_status_and_header() {
         codes.entry(status).or_default().insert(error.code().as_str());
         if let Some((header, _)) = error.header() {
             let headers = &operation()["responses"][status.to_string()]["headers"];
-            assert!(headers.get(header).is_some(), "{status} lacks {header}");
+            assert!(headers.get(header).is_some(), "{header} is not documented for {status}");
         }
     }
     let documented = responses().filter(|(status, _)| *status != 202).map(|(status, response)| {
@@ -88,7 +88,7 @@ fn every_code_is_documented_with_its_status_and_header() {
 }
 
 #[test]
-fn the_documented_limits_are_the_codes() {
+fn the_document_and_the_code_have_the_same_limits() {
     let limits = [
         ("/paths/~1api~1v1~1events~1batch/post/requestBody/x-max-bytes", MAX_BODY_BYTES),
         ("/components/schemas/EventBatch/properties/events/maxItems", MAX_EVENTS),
@@ -114,13 +114,13 @@ fn the_documented_limits_are_the_codes() {
     }
 }
 
-/// A number as people write it: `5,242,880`.
+/// A number with thousands separators: `5,242,880`.
 fn grouped(number: usize) -> String {
     if number < 1000 { number.to_string() } else { format!("{},{:03}", grouped(number / 1000), number % 1000) }
 }
 
 #[test]
-fn the_documented_patterns_of_keys_are_the_codes() {
+fn the_document_and_the_code_accept_the_same_keys() {
     let idempotency_key = validator(at("/components/parameters/IdempotencyKey/schema"));
     for key in ["x", "!~", &"k".repeat(255), "", " ", "a b", "é", "a\u{7f}", &"k".repeat(256)] {
         assert_eq!(idempotency_key.is_valid(&json!(key)), IdempotencyKey::parse(key).is_some(), "{key:?}");
@@ -136,7 +136,7 @@ fn the_documented_patterns_of_keys_are_the_codes() {
 }
 
 #[test]
-fn the_schema_of_a_batch_and_the_function_agree() {
+fn the_schema_of_a_batch_and_the_code_accept_the_same_batches() {
     let schema = validator(&operation()["requestBody"]["content"]["application/json"]["schema"]);
     let single = validator(at("/paths/~1api~1v1~1events/post/requestBody/content/application~1json/schema"));
     let event = |member: &str, value: Value| {
@@ -172,7 +172,7 @@ fn the_schema_of_a_batch_and_the_function_agree() {
 }
 
 #[test]
-fn every_example_keeps_its_schema_and_every_code_has_one() {
+fn every_example_matches_its_schema_and_every_code_has_an_example() {
     let mut shown = BTreeSet::new();
     for (status, response) in responses() {
         let content = &response["content"]["application/json"];
@@ -187,7 +187,7 @@ fn every_example_keeps_its_schema_and_every_code_has_one() {
 }
 
 #[tokio::test]
-async fn every_example_is_what_the_function_takes_and_answers() {
+async fn the_function_accepts_every_request_example_and_sends_every_response_example() {
     let test = TestApp::start().await;
     let content = &operation()["requestBody"]["content"]["application/json"];
     for (name, example) in content["examples"].as_object().expect("examples") {
@@ -197,45 +197,45 @@ async fn every_example_is_what_the_function_takes_and_answers() {
     assert_eq!(test.send(&post().path("/api/v1/events").body(&single.to_string())).await.status, 202);
     for (status, response) in responses() {
         for (name, example) in response["content"]["application/json"]["examples"].as_object().expect("examples") {
-            let answer = answer_to(name).await;
-            assert_eq!((answer.status, &answer.body), (status, &example["value"]), "{name}");
-            assert_headers_are_documented(&answer, &response["headers"], name);
+            let actual = response_to(name).await;
+            assert_eq!((actual.status, &actual.body), (status, &example["value"]), "{name}");
+            assert_headers_are_documented(&actual, &response["headers"], name);
         }
     }
 }
 
-/// Each header is documented and keeps its schema, and those that are always there are.
-fn assert_headers_are_documented(answer: &Answer, documented: &Value, name: &str) {
+/// Asserts that each header is documented and matches its schema, and that the required headers are present.
+fn assert_headers_are_documented(response: &Response, documented: &Value, name: &str) {
     let documented = documented.as_object().expect("headers").iter().map(|(header, described)| {
         let reference = described["$ref"].as_str().map(|reference| reference.trim_start_matches('#'));
         (header.as_str(), reference.map_or(described, |pointer| at(pointer)))
     });
     let documented: BTreeMap<&str, &Value> = documented.collect();
     for (header, described) in &documented {
-        assert!(described["required"] != true || answer.header(header).is_some(), "{name} lacks {header}");
+        assert!(described["required"] != true || response.header(header).is_some(), "{header} is missing from {name}");
     }
-    for (header, value) in answer.headers.iter().filter(|(header, _)| *header != "content-type") {
+    for (header, value) in response.headers.iter().filter(|(header, _)| *header != "content-type") {
         let described = documented.get(header.as_str());
-        let schema = &described.unwrap_or_else(|| panic!("{name}: {header} is undocumented"))["schema"];
+        let schema = &described.unwrap_or_else(|| panic!("{name}: {header} is not documented"))["schema"];
         let value = if schema["type"] == "integer" { json!(value.parse::<u64>().ok()) } else { json!(value) };
         assert!(validator(schema).is_valid(&value), "{name}: {header}: {value}");
     }
-    assert_eq!(answer.header("content-type"), Some("application/json"));
-    assert_eq!(answer.header("idempotency-replayed"), (name == "replayed").then_some("true"), "{name}");
+    assert_eq!(response.header("content-type"), Some("application/json"));
+    assert_eq!(response.header("idempotency-replayed"), (name == "replayed").then_some("true"), "{name}");
 }
 
-/// The function's answer to the request that an example answer is about.
-async fn answer_to(name: &str) -> Answer {
+/// The response of the function to the request of an example.
+async fn response_to(name: &str) -> Response {
     let test = TestApp::start().await;
     let too_large = " ".repeat(MAX_BODY_BYTES + 1);
     let request = match name {
         "accepted" => post(),
-        "replayed" | "idempotency_key_reuse" => return answer_under_a_used_key(&test, name).await,
+        "replayed" | "idempotency_key_reuse" => return response_to_a_used_key(&test, name).await,
         "idempotency_key_required" => post().without("idempotency-key"),
         "idempotency_key_invalid" => post().key(&"k".repeat(256)),
         "malformed_encoding" => {
-            let garbled = String::from_utf8_lossy(&gzip(b"{}")).into_owned();
-            post().header("content-encoding", "gzip").raw_body(&garbled, false)
+            let corrupted = String::from_utf8_lossy(&gzip(b"{}")).into_owned();
+            post().header("content-encoding", "gzip").raw_body(&corrupted, false)
         }
         "malformed_json" => post().body(r#"{"events":[{"external_user_id":"usr_42""#),
         "auth_required" => post().without("authorization"),
@@ -251,20 +251,20 @@ async fn answer_to(name: &str) -> Answer {
             json!({"name": "user_signed_up", "properties": ["plan", "trial"]}),
             json!("user_signed_up"),
         ]),
-        "rate_limited" => return answer_over_the_limit(test.aws).await,
+        "rate_limited" => return response_over_the_limit(test.aws).await,
         "internal_error" => with_key(&test, ("project_id", AttributeValue::S("No Project".to_owned()))).await,
-        "request_in_progress" => held_elsewhere(&test).await,
+        "request_in_progress" => owned_by_another(&test).await,
         "service_unavailable" => {
             let dynamodb = aws_sdk_dynamodb::Client::new(&test.aws.sdk);
             dynamodb.delete_table().table_name(&test.aws.state_table).send().await.expect("the table is deleted");
             post()
         }
-        other => panic!("no request is known for the example {other}"),
+        other => panic!("there is no request for the example {other}"),
     };
     test.send(&request).await
 }
 
-async fn answer_under_a_used_key(test: &TestApp, name: &str) -> Answer {
+async fn response_to_a_used_key(test: &TestApp, name: &str) -> Response {
     let request = post();
     test.send(&request).await.assert_accepted();
     let again = if name == "replayed" {
@@ -275,14 +275,14 @@ async fn answer_under_a_used_key(test: &TestApp, name: &str) -> Answer {
     test.send(&again).await
 }
 
-/// A request with a key that is stored with `attribute` over the usual ones.
+/// A request with an API key whose item has `attribute` in addition to the usual attributes.
 async fn with_key(test: &TestApp, attribute: (&str, AttributeValue)) -> GatewayEventBuilder {
     let key = KEY.replace("ABCD", "EFGH");
     test.aws.put_key(&key, PROJECT, &[attribute]).await;
     post().header("authorization", &format!("Bearer {key}"))
 }
 
-async fn answer_over_the_limit(aws: Resources) -> Answer {
+async fn response_over_the_limit(aws: Resources) -> Response {
     let test = TestApp::over(aws, 50);
     test.clock.stop_at(Window::at(test.clock.now() + Duration::from_hours(1)).end());
     let limited = with_key(&test, ("rate_limit", AttributeValue::N("50".to_owned()))).await;
@@ -291,26 +291,26 @@ async fn answer_over_the_limit(aws: Resources) -> Answer {
     test.send(&limited).await
 }
 
-/// A request whose key another sandbox holds for longer than one waits.
-async fn held_elsewhere(test: &TestApp) -> GatewayEventBuilder {
-    // Calls are given up by the system's clock: ahead of it, none is on a busy machine.
+/// A request whose key another sandbox owns for longer than a request waits.
+async fn owned_by_another(test: &TestApp) -> GatewayEventBuilder {
+    // Time-outs use the system clock, so with a clock that is ahead no call times out on a busy machine.
     test.clock.advance(Duration::from_hours(1));
     let now = test.clock.now();
     let body = br#"{"events":[{"external_user_id":"usr_42","name":"user_signed_up"}]}"#;
-    let holder = Claimant::new(now, body);
+    let owner = Claimant::new(now, body);
     let record = Record {
         state: State::InProgress,
         fingerprint: Fingerprint::of(body),
-        batch_id: holder.batch_id,
-        owner: holder.owner,
+        batch_id: owner.batch_id,
+        owner: owner.owner,
         attempt: 1,
         lease_until: now + Duration::from_mins(1),
         delivered: Delivered::none(1),
         expires_at: (now + Duration::from_hours(24)).seconds(),
     };
     let tenant = Tenant { project: ProjectId::parse(PROJECT).expect("a project"), mode: Mode::Live };
-    let key = RecordKey::of_batch(&tenant, IdempotencyKey::parse("held").expect("a key"));
+    let key = RecordKey::of_batch(&tenant, IdempotencyKey::parse("owned").expect("a key"));
     let by = now + Duration::from_secs(5);
-    test.app.pipeline.store.claim(&key, &record, now, by).await.expect("the state table answers");
-    post().key("held").body(std::str::from_utf8(body).expect("UTF-8"))
+    test.app.pipeline.store.claim(&key, &record, now, by).await.expect("the state table responds");
+    post().key("owned").body(std::str::from_utf8(body).expect("UTF-8"))
 }

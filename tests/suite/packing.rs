@@ -1,5 +1,5 @@
-//! Events → messages: what was sent is what the consumer reads, within SQS's limits
-//! (contract section 4).
+//! Packing and delivery: the consumer reads the events as they were sent, within the limits of SQS
+//! (docs/contract.md, "The queue message").
 
 use crate::gateway_event::post;
 use crate::message_schema;
@@ -24,12 +24,12 @@ fn tenant(project: &str) -> Tenant {
     Tenant { project: ProjectId::parse(project).unwrap(), mode: Mode::Live }
 }
 
-/// A queue that keeps what it takes, holds SQS's limits, and refuses as told.
+/// A queue that stores the messages, asserts the limits of SQS, and fails as configured.
 #[derive(Default)]
 struct RecordingQueue {
     calls: RefCell<Vec<Vec<String>>>,
-    /// How many sends of each message are refused first, by its first event's id.
-    refusals: Vec<(&'static str, SendResult, Cell<usize>)>,
+    /// For a message that starts with this event id, the result of its first sends, and their number.
+    failures: Vec<(&'static str, SendResult, Cell<usize>)>,
 }
 
 impl Queue for RecordingQueue {
@@ -38,23 +38,23 @@ impl Queue for RecordingQueue {
         let sizes: Vec<usize> = messages.iter().map(|message| message.body.len() + attributes).collect();
         assert!((1..=MAX_CALL_MESSAGES).contains(&messages.len()));
         assert!(sizes.iter().sum::<usize>() <= MAX_CALL_BYTES, "{sizes:?}");
-        let mut taken = Vec::new();
-        let fates = messages.iter().map(|message| {
-            let refused = self
-                .refusals
+        let mut accepted = Vec::new();
+        let results = messages.iter().map(|message| {
+            let failure = self
+                .failures
                 .iter()
                 .find(|(event, _, times)| message.body.contains(&format!("{event}\",\"event\"")) && times.get() > 0);
-            if let Some((_, fate, times)) = refused {
+            if let Some((_, result, times)) = failure {
                 times.set(times.get() - 1);
-                return *fate;
+                return *result;
             }
             message_schema::check(&message.body);
-            taken.push(message.body.clone());
+            accepted.push(message.body.clone());
             SendResult::Acknowledged
         });
-        let fates = fates.collect();
-        self.calls.borrow_mut().push(taken);
-        fates
+        let results = results.collect();
+        self.calls.borrow_mut().push(accepted);
+        results
     }
 }
 
@@ -64,7 +64,7 @@ impl RecordingQueue {
     }
 }
 
-/// A clock that moves only when slept on.
+/// A clock that only a sleep advances.
 struct StillClock(Cell<Timestamp>);
 
 impl Clock for StillClock {
@@ -91,7 +91,7 @@ async fn deliver(queue: &RecordingQueue, body: &[u8], max_events_per_message: u1
         already.insert(index);
     }
     let max_events_per_message = NonZeroU16::new(max_events_per_message).unwrap();
-    let courier = Sender {
+    let sender = Sender {
         queue,
         clock: &clock,
         deadline: &deadline,
@@ -99,7 +99,7 @@ async fn deliver(queue: &RecordingQueue, body: &[u8], max_events_per_message: u1
         batch: &batch,
         max_events_per_message,
     };
-    courier.deliver(already).await
+    sender.deliver(already).await
 }
 
 fn batch_of(events: &[String]) -> String {
@@ -115,7 +115,7 @@ fn events_of(count: usize, bytes: usize) -> Vec<String> {
     (0..count).map(event).collect()
 }
 
-/// The ids' indexes and the raw texts of the events in a message.
+/// The index and the JSON text of each event in a message.
 fn read(message: &str) -> Vec<(usize, String)> {
     #[derive(serde::Deserialize)]
     struct Body<'a> {
@@ -135,7 +135,7 @@ fn read(message: &str) -> Vec<(usize, String)> {
 }
 
 #[tokio::test]
-async fn five_hundred_small_events_are_one_call_of_ten_messages() {
+async fn five_hundred_small_events_take_ten_messages_in_one_call() {
     let queue = RecordingQueue::default();
     let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
     assert_eq!((delivery.calls, delivery.messages, delivery.retries), (1, 10, 0));
@@ -148,12 +148,12 @@ async fn five_hundred_small_events_are_one_call_of_ten_messages() {
 }
 
 #[tokio::test]
-async fn five_megabytes_take_as_few_calls_as_bytes_allow() {
+async fn five_megabytes_take_as_few_calls_as_possible() {
     for (count, bytes) in [(500, 10_400), (5, 1_047_552), (9, 550_000), (50, 104_000)] {
         let events = events_of(count, bytes);
         let queue = RecordingQueue::default();
         let delivery = deliver(&queue, batch_of(&events).as_bytes(), 50, &[]).await;
-        // No event may be split, so a call of n events takes floor(1 MiB / event) of them.
+        // An event cannot be split, so a call contains floor(1 MiB / event size) events.
         let per_call = (MAX_CALL_BYTES - 600) / (bytes + 60);
         assert_eq!(delivery.calls, count.div_ceil(per_call.max(1)), "{count} events of {bytes} bytes");
         assert!(delivery.delivered.covers(0..count));
@@ -161,7 +161,7 @@ async fn five_megabytes_take_as_few_calls_as_bytes_allow() {
 }
 
 #[tokio::test]
-async fn the_largest_event_fits_a_message_whatever_its_envelope() {
+async fn the_largest_event_fits_into_a_message_with_the_largest_envelope() {
     let largest = events_of(1, MAX_EVENT_BYTES);
     let queue = RecordingQueue::default();
     let batch = batch_of(&largest);
@@ -170,7 +170,7 @@ async fn the_largest_event_fits_a_message_whatever_its_envelope() {
     let envelope = Envelope::new(tenant(&"p".repeat(64)), BatchId::new(clock.now()));
     let deadline = Deadline::new(clock.now(), Timestamp::from_millis(0));
     let max_events_per_message = NonZeroU16::new(50).unwrap();
-    let courier = Sender {
+    let sender = Sender {
         queue: &queue,
         clock: &clock,
         deadline: &deadline,
@@ -178,13 +178,13 @@ async fn the_largest_event_fits_a_message_whatever_its_envelope() {
         batch: &batch,
         max_events_per_message,
     };
-    assert!(courier.deliver(Delivered::none(1)).await.delivered.covers(0..1));
+    assert!(sender.deliver(Delivered::none(1)).await.delivered.covers(0..1));
 }
 
 #[tokio::test]
-async fn a_refused_message_is_sent_again_alone() {
-    let refusals = vec![("-60", SendResult::Retryable, Cell::new(2)), ("-110", SendResult::Unknown, Cell::new(1))];
-    let queue = RecordingQueue { refusals, ..RecordingQueue::default() };
+async fn a_failed_message_is_sent_again_alone() {
+    let failures = vec![("-60", SendResult::Retryable, Cell::new(2)), ("-110", SendResult::Unknown, Cell::new(1))];
+    let queue = RecordingQueue { failures, ..RecordingQueue::default() };
     let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
     let per_call: Vec<usize> = queue.calls.borrow().iter().map(Vec::len).collect();
     assert_eq!(per_call, [8, 1, 1]);
@@ -195,9 +195,9 @@ async fn a_refused_message_is_sent_again_alone() {
 }
 
 #[tokio::test]
-async fn a_message_refused_for_ever_leaves_the_others_delivered() {
+async fn a_message_that_always_fails_does_not_affect_the_others() {
     let queue = RecordingQueue {
-        refusals: vec![("-60", SendResult::Retryable, Cell::new(usize::MAX))],
+        failures: vec![("-60", SendResult::Retryable, Cell::new(usize::MAX))],
         ..RecordingQueue::default()
     };
     let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
@@ -205,13 +205,13 @@ async fn a_message_refused_for_ever_leaves_the_others_delivered() {
     assert_eq!((delivery.delivered.count(), delivery.permanent_failures), (450, 0));
 
     let queue =
-        RecordingQueue { refusals: vec![("-60", SendResult::Permanent, Cell::new(1))], ..RecordingQueue::default() };
+        RecordingQueue { failures: vec![("-60", SendResult::Permanent, Cell::new(1))], ..RecordingQueue::default() };
     let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
     assert_eq!((delivery.delivered.count(), delivery.permanent_failures, delivery.calls), (450, 1, 1));
 }
 
 #[tokio::test]
-async fn what_was_delivered_is_not_sent_again_under_another_packing() {
+async fn delivered_events_are_not_sent_again_with_other_message_sizes() {
     let already: Vec<usize> = (0..500).filter(|index| index % 3 != 0).collect();
     for max_events_per_message in [1, 7, 50, 500] {
         let queue = RecordingQueue::default();
@@ -223,7 +223,7 @@ async fn what_was_delivered_is_not_sent_again_under_another_packing() {
     }
 }
 
-/// JSON texts that stress what is passed on byte for byte: spaces, escapes, odd characters.
+/// JSON texts that are hard to preserve byte for byte: whitespace, escapes, and unusual characters.
 fn json_text() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         Just("null".to_owned()),
@@ -257,7 +257,7 @@ fn event_text() -> impl Strategy<Value = String> {
     })
 }
 
-/// What SQS refuses is written as an escape; all else is the client's own text.
+/// The text of an event in the message, in which characters that SQS refuses are escaped.
 fn as_queued(event: &str) -> String {
     event.replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff")
 }
@@ -269,7 +269,10 @@ fn assert_round_trip(events: &[String], messages: &[String]) {
     assert_eq!(received, expected);
     for message in messages {
         let indexes: Vec<usize> = read(message).iter().map(|(index, _)| *index).collect();
-        assert!(indexes.windows(2).all(|pair| pair[0] + 1 == pair[1]), "whole runs in the order sent: {indexes:?}");
+        assert!(
+            indexes.windows(2).all(|pair| pair[0] + 1 == pair[1]),
+            "the events of a message are consecutive: {indexes:?}"
+        );
     }
 }
 
@@ -277,7 +280,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn any_batch_is_queued_word_for_word(
+    fn any_batch_is_queued_byte_for_byte(
         events in prop::collection::vec(event_text(), 1..=60),
         repeat in 1..=8_usize,
         max_events_per_message in 1..=500_u16,
@@ -293,9 +296,9 @@ proptest! {
     }
 }
 
-/// The same through the real SDK into a real queue, which enforces its own limits.
+/// The same test through the SDK and into a queue of the local AWS, which enforces its own limits.
 #[test]
-fn any_batch_reaches_a_real_queue_word_for_word() {
+fn any_batch_reaches_a_queue_of_the_local_aws_byte_for_byte() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let aws = runtime.block_on(async {
         let aws = Resources::create().await;
@@ -318,7 +321,7 @@ fn any_batch_reaches_a_real_queue_word_for_word() {
 }
 
 #[tokio::test]
-async fn the_message_is_the_documented_one() {
+async fn the_message_has_the_documented_members_and_attributes() {
     let test = TestApp::start().await;
     let before = SystemClock.now();
     test.send(&post().key("example")).await.assert_accepted();

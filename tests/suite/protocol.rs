@@ -1,4 +1,4 @@
-//! Idempotency over the real local AWS (contract section 3).
+//! Idempotency over the local AWS (docs/contract.md, "Idempotency").
 
 use crate::gateway_event::post;
 use crate::test_app::{KEY, PROJECT, TestApp};
@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 #[tokio::test]
-async fn a_batch_is_accepted_once_and_replayed() {
+async fn a_repeated_batch_is_replayed_and_queued_once() {
     let test = TestApp::start().await;
     let request = post();
     let first = test.send(&request).await;
@@ -25,16 +25,17 @@ async fn a_batch_is_accepted_once_and_replayed() {
 }
 
 #[tokio::test]
-async fn thirty_two_identical_requests_at_once_are_one_copy() {
+async fn thirty_two_concurrent_identical_requests_queue_one_copy() {
     let test = TestApp::start().await;
     let sandboxes: Vec<TestApp> = (0..32).map(|_| TestApp::over(test.aws.clone(), 50)).collect();
     let events: Vec<_> = (0..120).map(|n| json!({"external_user_id": "u", "name": format!("n{n}")})).collect();
     let request = post().events(&events);
-    let answers = join_all(sandboxes.iter().map(|sandbox| sandbox.send(&request))).await;
-    let first = answers.iter().filter(|answer| answer.status == 202 && answer.header("idempotency-replayed").is_none());
+    let responses = join_all(sandboxes.iter().map(|sandbox| sandbox.send(&request))).await;
+    let first =
+        responses.iter().filter(|response| response.status == 202 && response.header("idempotency-replayed").is_none());
     assert_eq!(first.count(), 1);
-    for answer in &answers {
-        assert!(matches!((answer.status, answer.code()), (202, _) | (503, "request_in_progress")), "{answer:?}");
+    for response in &responses {
+        assert!(matches!((response.status, response.code()), (202, _) | (503, "request_in_progress")), "{response:?}");
     }
     let received = test.aws.drain_events().await;
     let ids: HashSet<&String> = received.iter().map(|(id, _)| id).collect();
@@ -42,14 +43,14 @@ async fn thirty_two_identical_requests_at_once_are_one_copy() {
 }
 
 #[tokio::test]
-async fn another_body_under_a_key_is_refused_and_sends_nothing() {
+async fn another_body_with_the_same_key_is_refused_and_sends_nothing() {
     let test = TestApp::start().await;
     let request = post();
     test.send(&request).await.assert_accepted();
     test.aws.drain().await;
     let other = request.clone().events(&[json!({"external_user_id": "u", "name": "other"})]);
     test.send(&other).await.assert_error(422, "idempotency_key_reuse");
-    // The same events in other bytes are another body.
+    // The same events with other whitespace are another body.
     let respaced = request
         .body(r#"{"events":[{"external_user_id":"usr_42","name":"user_signed_up","properties":{"plan":"trial"}}] }"#);
     test.send(&respaced).await.assert_error(422, "idempotency_key_reuse");
@@ -57,7 +58,7 @@ async fn another_body_under_a_key_is_refused_and_sends_nothing() {
 }
 
 #[tokio::test]
-async fn the_fingerprint_is_over_the_decoded_body() {
+async fn the_fingerprint_covers_the_decoded_body() {
     let test = TestApp::start().await;
     let body = r#"{"events":[{"external_user_id":"u","name":"n"}]}"#;
     let plain = post().body(body);
@@ -67,7 +68,7 @@ async fn the_fingerprint_is_over_the_decoded_body() {
 }
 
 #[tokio::test]
-async fn keys_are_scoped_to_project_and_mode() {
+async fn idempotency_keys_are_scoped_to_project_and_mode() {
     let test = TestApp::start().await;
     let test_key = KEY.replace("live", "test");
     let other_project = KEY.replace("ABCD", "EFGH");
@@ -78,9 +79,9 @@ async fn keys_are_scoped_to_project_and_mode() {
 
     let request = post();
     for key in [KEY, &test_key, &other_project] {
-        let answer = test.send(&request.clone().header("authorization", &format!("Bearer {key}"))).await;
-        answer.assert_accepted();
-        assert_eq!(answer.header("idempotency-replayed"), None);
+        let response = test.send(&request.clone().header("authorization", &format!("Bearer {key}"))).await;
+        response.assert_accepted();
+        assert_eq!(response.header("idempotency-replayed"), None);
     }
     let same_scope = test.send(&request.header("authorization", &format!("Bearer {second_key}"))).await;
     assert_eq!(same_scope.header("idempotency-replayed"), Some("true"));
@@ -88,7 +89,7 @@ async fn keys_are_scoped_to_project_and_mode() {
 }
 
 #[tokio::test]
-async fn a_key_is_forgotten_after_its_window_whether_or_not_its_record_was_deleted() {
+async fn a_key_is_forgotten_after_its_window_although_its_record_still_exists() {
     let test = TestApp::start().await;
     let request = post();
     test.send(&request).await.assert_accepted();
@@ -99,13 +100,14 @@ async fn a_key_is_forgotten_after_its_window_whether_or_not_its_record_was_delet
     renewed.assert_accepted();
     assert_eq!(renewed.header("idempotency-replayed"), None);
     let ids: HashSet<String> = test.aws.drain_events().await.into_iter().map(|(id, _)| id).collect();
-    assert_eq!(ids.len(), 2, "a forgotten key stands for a new batch");
+    assert_eq!(ids.len(), 2, "a forgotten key identifies a new batch");
 }
 
 #[tokio::test]
-async fn the_record_is_the_documented_one() {
+async fn the_record_has_the_documented_attributes() {
     let test = TestApp::start().await;
-    let before = test.clock.now();
+    let now = test.clock.now() + Duration::from_hours(1);
+    test.clock.stop_at(now);
     test.send(&post().key("the-key")).await.assert_accepted();
     let record = test.aws.record("the-key").await.expect("a record");
     let mut names: Vec<&str> = record.keys().map(String::as_str).collect();
@@ -118,21 +120,20 @@ async fn the_record_is_the_documented_one() {
     assert_eq!(record["attempt"], AttributeValue::N("1".to_owned()));
     assert_eq!(record["fingerprint"].as_b().unwrap().as_ref().len(), 32);
     let number = |name: &str| record[name].as_n().unwrap().parse::<u64>().unwrap();
-    let day_later = before.seconds() + 86_400;
-    assert!((day_later..=day_later + 5).contains(&number("expires_at")));
-    let lease = number("lease_until") - before.millis();
-    assert!(lease <= 5000, "contract section 3, guarantee 6: {lease} ms");
+    assert_eq!(number("expires_at"), (now + Duration::from_hours(24)).seconds_rounded_up());
+    let lease = number("lease_until") - now.millis();
+    assert_eq!(lease, 4700, "4 s until the deadline, and a margin of 700 ms");
 }
 
 #[tokio::test]
-async fn a_single_event_is_a_batch_of_one_with_keys_of_its_own() {
+async fn a_single_event_is_a_batch_of_one_whose_key_has_its_own_scope() {
     let test = TestApp::start().await;
     let batch = post().key("shared");
     test.send(&batch).await.assert_accepted();
     let single = post().path("/api/v1/events").key("shared").body(r#"{"external_user_id":"u","name":"alone"}"#);
     let first = test.send(&single).await;
     first.assert_accepted();
-    assert_eq!(first.header("idempotency-replayed"), None, "the same key elsewhere is another request");
+    assert_eq!(first.header("idempotency-replayed"), None, "a key at the other endpoint identifies another request");
     assert_eq!(test.send(&single).await.header("idempotency-replayed"), Some("true"));
     let names: HashSet<String> =
         test.aws.drain_events().await.iter().map(|(_, event)| event["name"].as_str().unwrap().to_owned()).collect();

@@ -1,4 +1,4 @@
-//! Every rule of contract section 1 that concerns the body, at its exact boundary.
+//! Every rule about the body in docs/contract.md, "Requests", at its exact boundary.
 
 use contract::batch::{Batch, BatchError};
 use contract::event::Violation;
@@ -12,7 +12,7 @@ fn batch_of(events: &[Value]) -> String {
     json!({ "events": events }).to_string()
 }
 
-/// A batch of one event: the usual one with `member` set to the JSON text `value`.
+/// A batch of one valid event, in which `member` is set to the JSON text `value`.
 fn with(member: &str, value: &str) -> String {
     let mut members = vec![("external_user_id", r#""u""#), ("name", r#""n""#)];
     members.retain(|(name, _)| *name != member);
@@ -29,67 +29,67 @@ fn accepted(body: impl AsRef<[u8]>) {
 }
 
 #[track_caller]
-fn faults(body: impl AsRef<[u8]>) -> Vec<Violation> {
+fn violations(body: impl AsRef<[u8]>) -> Vec<Violation> {
     match Batch::parse(body.as_ref()) {
-        Err(BatchError::Invalid(faults)) => faults,
-        other => panic!("not found invalid: {other:?}"),
+        Err(BatchError::Invalid(violations)) => violations,
+        other => panic!("not invalid: {other:?}"),
     }
 }
 
-/// The only fault's field; its message must hold `says`.
+/// The field of the only violation, whose message must contain `says`.
 #[track_caller]
-fn fault(body: impl AsRef<[u8]>, says: &str) -> String {
-    let faults = faults(body);
-    assert_eq!(faults.len(), 1, "{faults:?}");
-    assert!(faults[0].message.contains(says), "{:?} lacks {says:?}", faults[0].message);
-    field(&faults[0])
+fn violation(body: impl AsRef<[u8]>, says: &str) -> String {
+    let violations = violations(body);
+    assert_eq!(violations.len(), 1, "{violations:?}");
+    assert!(violations[0].message.contains(says), "{says:?} is missing from {:?}", violations[0].message);
+    field(&violations[0])
 }
 
-fn field(fault: &Violation) -> String {
-    fault.field.clone().expect("a field")
+fn field(violation: &Violation) -> String {
+    violation.field.clone().expect("a field")
 }
 
 #[track_caller]
 fn malformed(body: impl AsRef<[u8]>) -> String {
     match Batch::parse(body.as_ref()) {
         Err(BatchError::Malformed(what)) => what,
-        other => panic!("not found malformed: {other:?}"),
+        other => panic!("not malformed: {other:?}"),
     }
 }
 
 #[test]
-fn one_event_ok_and_none_rejected() {
+fn one_event_is_accepted_and_an_empty_batch_is_not() {
     accepted(batch_of(&[event()]));
-    assert_eq!(fault(batch_of(&[]), "at least 1"), "events");
+    assert_eq!(violation(batch_of(&[]), "at least 1"), "events");
 }
 
 #[test]
-fn five_hundred_events_ok_and_one_more_rejected() {
+fn five_hundred_events_are_accepted_and_one_more_is_not() {
     accepted(batch_of(&vec![event(); 500]));
-    assert_eq!(fault(batch_of(&vec![event(); 501]), "at most 500 events, holds 501"), "events");
+    assert_eq!(violation(batch_of(&vec![event(); 501]), "at most 500 events, holds 501"), "events");
 }
 
 #[test]
-fn too_many_events_do_not_hide_the_faults_of_the_first() {
+fn too_many_events_do_not_hide_the_violations_of_the_first_ones() {
     let mut events = vec![event(); 501];
     events[7] = json!({"name": "n"});
-    let fields: Vec<String> = faults(batch_of(&events)).into_iter().map(|fault| field(&fault)).collect();
+    let fields: Vec<String> = violations(batch_of(&events)).into_iter().map(|violation| field(&violation)).collect();
     assert_eq!(fields, ["events", "events[7].external_user_id"]);
 }
 
 #[test]
 fn the_top_level_must_be_an_object_with_an_array() {
     for body in ["[]", "null", "1", "1e999", "\"x\"", "true", "{}", r#"{"event":[]}"#] {
-        let faults = faults(body);
-        assert_eq!((faults.len(), field(&faults[0]).as_str()), (1, "events"), "{body}");
+        let violations = violations(body);
+        assert_eq!((violations.len(), field(&violations[0]).as_str()), (1, "events"), "{body}");
     }
     for value in ["null", "1", "\"x\"", "{}", "true", "1e999"] {
-        assert_eq!(fault(format!(r#"{{"events":{value}}}"#), "must be an array"), "events", "{value}");
+        assert_eq!(violation(format!(r#"{{"events":{value}}}"#), "must be an array"), "events", "{value}");
     }
 }
 
 #[test]
-fn other_members_of_the_top_level_are_ignored_whatever_they_hold() {
+fn other_members_of_the_top_level_are_ignored_whatever_their_value() {
     let events = batch_of(&[event()]);
     let events = events.strip_suffix('}').unwrap();
     let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
@@ -103,7 +103,7 @@ fn other_members_of_the_top_level_are_ignored_whatever_they_hold() {
 #[test]
 fn an_event_must_be_an_object() {
     for value in ["null", "1", "-1", "1.5", "\"x\"", "[]", "[[1]]", "true"] {
-        assert_eq!(fault(format!(r#"{{"events":[{value}]}}"#), "must be an object"), "events[0]", "{value}");
+        assert_eq!(violation(format!(r#"{{"events":[{value}]}}"#), "must be an object"), "events[0]", "{value}");
     }
 }
 
@@ -116,14 +116,14 @@ fn required_texts_are_1_to_1024_characters_after_unescaping() {
         }
         accepted(with(member, &format!(r#""{}""#, r"\ud83d\ude00".repeat(1024))));
         for bad in [r#""""#.to_owned(), json!("x".repeat(1025)).to_string(), json!("😀".repeat(1025)).to_string()] {
-            assert_eq!(fault(with(member, &bad), "1 to 1024 characters"), field);
+            assert_eq!(violation(with(member, &bad), "1 to 1024 characters"), field);
         }
-        assert_eq!(fault(with(member, &format!(r#""{}""#, r"\u0041".repeat(1025))), "1 to 1024"), field);
+        assert_eq!(violation(with(member, &format!(r#""{}""#, r"\u0041".repeat(1025))), "1 to 1024"), field);
         for bad in ["null", "1", "true", "[]", r#"{"a":1}"#, "1.5", "-3"] {
-            assert_eq!(fault(with(member, bad), "must be a string"), field, "{bad}");
+            assert_eq!(violation(with(member, bad), "must be a string"), field, "{bad}");
         }
         let without = with(member, "null").replace(&format!(r#""{member}":null"#), r#""other":1"#);
-        assert_eq!(fault(without, "is required"), field);
+        assert_eq!(violation(without, "is required"), field);
     }
 }
 
@@ -138,9 +138,9 @@ fn properties_have_at_most_100_keys_at_their_top_level() {
     accepted(with("properties", "null"));
     accepted(with("properties", &object_with_keys(100)));
     accepted(with("properties", &format!(r#"{{"nested":{}}}"#, object_with_keys(101))));
-    assert_eq!(fault(with("properties", &object_with_keys(101)), "100 keys, has 101"), "events[0].properties");
+    assert_eq!(violation(with("properties", &object_with_keys(101)), "100 keys, has 101"), "events[0].properties");
     for bad in ["[]", "1", "\"x\"", "false"] {
-        assert_eq!(fault(with("properties", bad), "must be an object"), "events[0].properties", "{bad}");
+        assert_eq!(violation(with("properties", bad), "must be an object"), "events[0].properties", "{bad}");
     }
 }
 
@@ -152,33 +152,33 @@ fn object_of_bytes(bytes: usize) -> String {
 #[test]
 fn properties_have_at_most_1_000_000_bytes_as_sent() {
     accepted(with("properties", &object_of_bytes(1_000_000)));
-    assert_eq!(fault(with("properties", &object_of_bytes(1_000_001)), "1000000 bytes"), "events[0].properties");
+    assert_eq!(violation(with("properties", &object_of_bytes(1_000_001)), "1000000 bytes"), "events[0].properties");
     let padded = object_of_bytes(999_999).replacen('{', "{  ", 1);
-    assert_eq!(fault(with("properties", &padded), "1000000 bytes"), "events[0].properties");
+    assert_eq!(violation(with("properties", &padded), "1000000 bytes"), "events[0].properties");
     let outside = with("properties", &object_of_bytes(1_000_000)).replacen(":{", ":    {", 1);
     accepted(outside);
 }
 
 #[test]
-fn an_event_has_at_most_1_047_552_bytes_as_it_will_stand_in_the_message() {
+fn an_event_has_at_most_1_047_552_bytes_as_written_to_the_message() {
     let of_bytes = |bytes: usize| {
         let empty = r#"{"external_user_id":"u","name":"n","x":""}"#.len();
         format!(r#"{{"events":[{{"external_user_id":"u","name":"n","x":"{}"}}]}}"#, "x".repeat(bytes - empty))
     };
     accepted(of_bytes(1_047_552));
-    assert_eq!(fault(of_bytes(1_047_553), "1047552 bytes"), "events[0]");
+    assert_eq!(violation(of_bytes(1_047_553), "1047552 bytes"), "events[0]");
     // U+FFFE takes three bytes as sent and six in the message.
     let escaped = |bytes: usize| of_bytes(bytes - 3).replacen("xxx\"}", "\u{FFFE}\"}", 1);
     accepted(escaped(1_047_552));
-    assert_eq!(fault(escaped(1_047_553), "1047552 bytes"), "events[0]");
+    assert_eq!(violation(escaped(1_047_553), "1047552 bytes"), "events[0]");
 }
 
-/// `depth` arrays within each other.
+/// `depth` nested arrays.
 fn arrays(depth: usize) -> String {
     format!("{}{}", "[".repeat(depth), "]".repeat(depth))
 }
 
-/// `depth` objects within each other.
+/// `depth` nested objects.
 fn objects(depth: usize) -> String {
     format!("{}{}{}", r#"{"k":"#.repeat(depth), 1, "}".repeat(depth))
 }
@@ -187,31 +187,34 @@ fn objects(depth: usize) -> String {
 fn events_are_nested_at_most_32_deep() {
     for nest in [arrays, objects] {
         accepted(with("other", &nest(31)));
-        assert_eq!(fault(with("other", &nest(32)), "32 levels"), "events[0]");
+        assert_eq!(violation(with("other", &nest(32)), "32 levels"), "events[0]");
         accepted(with("properties", &format!(r#"{{"k":{}}}"#, nest(30))));
-        assert_eq!(fault(with("properties", &format!(r#"{{"k":{}}}"#, nest(31))), "32 levels"), "events[0].properties");
-        assert_eq!(fault(with("other", &nest(100_000)), "32 levels"), "events[0]");
+        assert_eq!(
+            violation(with("properties", &format!(r#"{{"k":{}}}"#, nest(31))), "32 levels"),
+            "events[0].properties"
+        );
+        assert_eq!(violation(with("other", &nest(100_000)), "32 levels"), "events[0]");
     }
 }
 
 #[test]
-fn what_strict_parsers_refuse_is_rejected_with_its_place() {
+fn values_that_strict_parsers_refuse_are_violations_with_a_field() {
     let cases =
         [(r#""\ud800""#, "surrogate"), (r#""\udc00\ud800""#, "surrogate"), ("1e400", "64-bit"), ("-1e999", "64-bit")];
     for (value, says) in cases {
         for nested in [value.to_owned(), format!("[{value}]"), format!(r#"{{"k":[{value}]}}"#)] {
-            assert_eq!(fault(with("other", &nested), says), "events[0]", "{nested}");
+            assert_eq!(violation(with("other", &nested), says), "events[0]", "{nested}");
             let properties = format!(r#"{{"k":{nested}}}"#);
-            assert_eq!(fault(with("properties", &properties), says), "events[0].properties", "{properties}");
+            assert_eq!(violation(with("properties", &properties), says), "events[0].properties", "{properties}");
         }
     }
-    assert_eq!(fault(with("name", r#""\ud800""#), "surrogate"), "events[0].name");
-    assert_eq!(fault(with("properties", r#"{"\ud800":1}"#), "surrogate"), "events[0].properties");
-    assert_eq!(fault(with("other", r#"{"\ud800":1}"#), "surrogate"), "events[0]");
+    assert_eq!(violation(with("name", r#""\ud800""#), "surrogate"), "events[0].name");
+    assert_eq!(violation(with("properties", r#"{"\ud800":1}"#), "surrogate"), "events[0].properties");
+    assert_eq!(violation(with("other", r#"{"\ud800":1}"#), "surrogate"), "events[0]");
     let own_key = r#"{"events":[{"\ud800":1,"external_user_id":"u","name":"n"}]}"#;
-    assert_eq!(fault(own_key, "surrogate"), "events[0]");
+    assert_eq!(violation(own_key, "surrogate"), "events[0]");
     // The largest float's own text in C's float.h, and the least that rounds beyond it.
-    assert_eq!(fault(with("other", "1.7976931348623159e308"), "64-bit"), "events[0]");
+    assert_eq!(violation(with("other", "1.7976931348623159e308"), "64-bit"), "events[0]");
     for fine in [
         "1.7976931348623158e308",
         "1e308",
@@ -227,16 +230,16 @@ fn what_strict_parsers_refuse_is_rejected_with_its_place() {
 }
 
 #[test]
-fn a_refused_value_does_not_hide_the_other_faults_of_its_event() {
+fn a_refused_value_does_not_hide_the_other_violations_of_its_event() {
     let body = r#"{"events":[{"other":1e999,"properties":{"k":"\ud800"},"name":""}]}"#;
-    let fields: Vec<String> = faults(body).into_iter().map(|fault| field(&fault)).collect();
+    let fields: Vec<String> = violations(body).into_iter().map(|violation| field(&violation)).collect();
     assert_eq!(fields, ["events[0]", "events[0].external_user_id", "events[0].name", "events[0].properties"]);
 }
 
 #[test]
-fn a_refused_key_does_not_hide_the_other_faults_of_its_event() {
+fn a_refused_key_does_not_hide_the_other_violations_of_its_event() {
     let body = r#"{"events":[{"\ud800":1,"name":"","name":"n","timestamp":5}]}"#;
-    let fields: Vec<String> = faults(body).into_iter().map(|fault| field(&fault)).collect();
+    let fields: Vec<String> = violations(body).into_iter().map(|violation| field(&violation)).collect();
     assert_eq!(fields, ["events[0]", "events[0].external_user_id", "events[0].name", "events[0].timestamp"]);
 }
 
@@ -276,50 +279,54 @@ fn timestamps_are_rfc_3339() {
         "1763889243",
     ];
     for time in bad {
-        assert_eq!(fault(with("timestamp", &json!(time).to_string()), "RFC 3339"), "events[0].timestamp", "{time:?}");
+        assert_eq!(
+            violation(with("timestamp", &json!(time).to_string()), "RFC 3339"),
+            "events[0].timestamp",
+            "{time:?}"
+        );
     }
     for value in ["1763889243", "true", "[]", "{}"] {
-        assert_eq!(fault(with("timestamp", value), "RFC 3339"), "events[0].timestamp", "{value}");
+        assert_eq!(violation(with("timestamp", value), "RFC 3339"), "events[0].timestamp", "{value}");
     }
 }
 
 #[test]
-fn a_named_member_given_twice_is_rejected_by_name() {
+fn a_duplicate_of_a_named_member_is_a_violation_that_names_it() {
     let twice = |member: &str, value: &str| with(member, &format!(r#"{value},"{member}":{value}"#));
     for (member, value) in
         [("external_user_id", r#""u""#), ("name", r#""n""#), ("properties", "{}"), ("timestamp", "null")]
     {
         let says = format!("duplicate field `{member}`");
-        assert_eq!(fault(twice(member, value), &says), format!("events[0].{member}"));
+        assert_eq!(violation(twice(member, value), &says), format!("events[0].{member}"));
     }
     let escaped = r#"{"events":[{"external_user_id":"u","name":"n","n\u0061me":"m"}]}"#;
-    assert_eq!(fault(escaped, "duplicate field `name`"), "events[0].name");
+    assert_eq!(violation(escaped, "duplicate field `name`"), "events[0].name");
     let bad_first = r#"{"events":[{"external_user_id":"u","name":"","name":"n"}]}"#;
-    assert_eq!(fault(bad_first, "duplicate field `name`"), "events[0].name");
+    assert_eq!(violation(bad_first, "duplicate field `name`"), "events[0].name");
     let events = r#"{"events":[{"external_user_id":"u","name":"n"}],"events":[]}"#;
-    assert_eq!(fault(events, "duplicate field `events`"), "events");
+    assert_eq!(violation(events, "duplicate field `events`"), "events");
     accepted(twice("other", "1"));
     accepted(with("properties", r#"{"k":1,"k":2}"#));
 }
 
 #[test]
-fn every_fault_is_listed_in_order_up_to_a_hundred() {
+fn violations_are_listed_in_order_up_to_a_hundred() {
     let mut events = vec![event(); 60];
     events[3] = json!({"name": "", "timestamp": 5});
     events[40] = json!(null);
     events[41] = json!({"external_user_id": "u", "name": "n", "properties": []});
-    let fields: Vec<String> = faults(batch_of(&events)).into_iter().map(|fault| field(&fault)).collect();
+    let fields: Vec<String> = violations(batch_of(&events)).into_iter().map(|violation| field(&violation)).collect();
     let expected =
         ["events[3].external_user_id", "events[3].name", "events[3].timestamp", "events[40]", "events[41].properties"];
     assert_eq!(fields, expected);
 
-    assert_eq!(faults(batch_of(&vec![json!({"name": "n"}); 100])).len(), 100);
-    assert_eq!(faults(batch_of(&vec![json!({"name": "n"}); 101])).len(), 100);
-    assert_eq!(faults(batch_of(&vec![json!({}); 51])).len(), 100);
+    assert_eq!(violations(batch_of(&vec![json!({"name": "n"}); 100])).len(), 100);
+    assert_eq!(violations(batch_of(&vec![json!({"name": "n"}); 101])).len(), 100);
+    assert_eq!(violations(batch_of(&vec![json!({}); 51])).len(), 100);
 }
 
 #[test]
-fn malformed_json_says_line_and_column_whatever_else_is_wrong() {
+fn malformed_json_is_reported_with_line_and_column() {
     let cases: &[(&[u8], &str)] = &[
         (b"", "line 1 column 0"),
         (b" ", "line 1 column 1"),
@@ -349,30 +356,30 @@ fn malformed_json_says_line_and_column_whatever_else_is_wrong() {
     ];
     for (body, place) in cases {
         let what = malformed(body);
-        assert!(what.contains(place), "{:?}: {what:?} lacks {place:?}", String::from_utf8_lossy(body));
+        assert!(what.contains(place), "{:?}: {place:?} is missing from {what:?}", String::from_utf8_lossy(body));
     }
 }
 
 #[test]
-fn syntax_comes_before_every_rule() {
+fn syntax_errors_take_precedence_over_violations() {
     malformed(r#"{"events":[{"name":1e999,"external_user_id":"\ud800"},]}"#);
     malformed(r#"{"events":null"#);
     malformed("[[[");
 }
 
 #[test]
-fn a_body_of_a_million_tiny_events_is_answered_in_bounded_space() {
+fn a_million_invalid_events_give_a_hundred_violations() {
     let body = format!(r#"{{"events":[{}1]}}"#, "1,".repeat(1_000_000));
-    let faults = faults(body);
-    assert_eq!(faults.len(), 100);
-    assert!(faults[0].message.contains("holds 1000001"));
+    let violations = violations(body);
+    assert_eq!(violations.len(), 100);
+    assert!(violations[0].message.contains("holds 1000001"));
 }
 
 #[test]
-fn a_single_event_keeps_the_same_rules_under_its_own_field_names() {
+fn a_single_event_has_the_same_rules_and_its_own_field_names() {
     let single = |body: &str| match Batch::parse_single(body.as_bytes()) {
         Ok(batch) => Ok(batch.events().len()),
-        Err(BatchError::Invalid(faults)) => Err(faults.into_iter().map(|fault| fault.field).collect()),
+        Err(BatchError::Invalid(violations)) => Err(violations.into_iter().map(|violation| violation.field).collect()),
         Err(BatchError::Malformed(what)) => Err(vec![Some(what)]),
     };
     let named = |names: &[&str]| -> Result<usize, Vec<Option<String>>> {

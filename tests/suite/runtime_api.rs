@@ -1,7 +1,7 @@
 //! An emulator of the Lambda Runtime API for one sandbox.
 //!
-//! It speaks what the public description of custom runtimes says: `next`, `response`, `error`
-//! and `init/error` under `/2018-06-01/runtime`.
+//! It implements the documented interface of custom runtimes: `next`, `response`, `error`, and `init/error`
+//! under `/2018-06-01/runtime`.
 
 use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode};
@@ -13,29 +13,29 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 const ROOT: &str = "/2018-06-01/runtime/";
 
-/// What `Lambda-Runtime-Deadline-Ms` says.
+/// The value of `Lambda-Runtime-Deadline-Ms`.
 #[derive(Clone, Copy, Debug)]
 pub enum DeadlineHeader {
-    /// The moment the function's time-out ends it, as on Lambda.
+    /// The end of the time-out, as on Lambda.
     Real,
-    /// The same number for ever, as some emulators send.
+    /// A constant, as some emulators send.
     Constant(u64),
 }
 
-/// What the function reported of an invocation.
+/// The result that the function reported for an invocation.
 #[derive(Debug)]
 pub enum Reported {
-    /// The handler's answer.
+    /// The response of the handler.
     Response(Bytes),
-    /// A runtime error instead of an answer.
+    /// A runtime error instead of a response.
     Error(Bytes),
 }
 
 /// An invocation that the function has fetched.
 pub struct Running {
-    /// When it fetched it: its time-out counts from here.
+    /// When the function fetched it. The time-out counts from this time.
     pub since: Instant,
-    /// Resolves when the function reports; fails if it never will.
+    /// Resolves when the function reports the result. Fails if it cannot do so any more.
     pub reported: oneshot::Receiver<Reported>,
 }
 
@@ -58,7 +58,7 @@ struct Invocation {
 struct Shared {
     queue: tokio::sync::Mutex<mpsc::UnboundedReceiver<Invocation>>,
     running: Mutex<HashMap<String, oneshot::Sender<Reported>>>,
-    /// The function waits for an invocation.
+    /// Whether the function waits for an invocation.
     idle: watch::Sender<bool>,
 }
 
@@ -77,19 +77,19 @@ impl RuntimeApi {
         self.server.address()
     }
 
-    /// Waits until the function asks for an invocation: what it does after an answer is over.
+    /// Waits until the function asks for an invocation, and so has finished the last one.
     pub async fn idle(&self) {
         let mut idle = self.shared.idle.subscribe();
         idle.wait_for(|idle| *idle).await.expect("the sender lives in self");
     }
 
-    /// Offers an event to the function; returns once it has fetched it.
+    /// Offers an event to the function. Returns when the function has fetched it.
     pub async fn invoke(&self, event: Bytes, timeout: Duration, deadline: DeadlineHeader) -> Running {
         let id = uuid::Uuid::new_v4().to_string();
         let (report, reported) = oneshot::channel();
         let (fetch, fetched) = oneshot::channel();
         let invocation = Invocation { id, event, timeout, deadline, reported: report, fetched: fetch };
-        assert!(self.invocations.send(invocation).is_ok(), "the emulator holds the receiver");
+        assert!(self.invocations.send(invocation).is_ok(), "the emulator owns the receiver");
         Running { since: fetched.await.expect("the emulator runs"), reported }
     }
 }
@@ -104,13 +104,13 @@ impl Shared {
                 Ok(self.report(id, Reported::Response(request.into_body())))
             }
             (&Method::POST, ["invocation", id, "error"]) => Ok(self.report(id, Reported::Error(request.into_body()))),
-            // The process then exits, which is what a sandbox looks at.
+            // The process exits afterwards, which the sandbox notices.
             (&Method::POST, ["init", "error"]) => Ok(accepted()),
             _ => Ok(with_status(StatusCode::NOT_FOUND)),
         }
     }
 
-    /// Waits for an invocation, as long as it takes.
+    /// Waits for an invocation without a time-out.
     async fn next(&self) -> Response<Bytes> {
         self.idle.send_replace(true);
         let invocation = self.queue.lock().await.recv().await;
@@ -142,7 +142,7 @@ impl Shared {
 
     fn report(&self, id: &str, reported: Reported) -> Response<Bytes> {
         match self.running.lock().expect("no panic").remove(id) {
-            // Nobody may be left to hear it, which is as it is on Lambda.
+            // The receiver may be gone, as on Lambda.
             Some(waiting) => drop(waiting.send(reported)),
             None => return with_status(StatusCode::BAD_REQUEST),
         }
@@ -159,7 +159,7 @@ fn with_status(status: StatusCode) -> Response<Bytes> {
     Response::builder().status(status).header("Content-Type", "application/json").body(body).expect("a response")
 }
 
-/// The wall clock, in what the deadline header counts.
+/// The current time in milliseconds since the epoch, the unit of the deadline header.
 pub fn epoch_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     u64::try_from(since.as_millis()).expect("before the year 584556019")

@@ -1,7 +1,7 @@
-//! One Lambda sandbox: the built bootstrap as a process of its own, under the Runtime API emulator.
+//! A Lambda sandbox: the compiled function as a process, connected to the emulator of the Runtime API.
 
 use crate::runtime_api::{DeadlineHeader, Reported, RuntimeApi};
-use crate::test_app::{Answer, Resources};
+use crate::test_app::{Resources, Response};
 use hyper::body::Bytes;
 use serde_json::Value;
 use std::process::{ExitStatus, Stdio};
@@ -13,26 +13,26 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Notify, RwLock, watch};
 use tokio::task::JoinHandle;
 
-/// Held for reading by tests in which time-outs matter, and for writing by those that load the
-/// machine: function, queue and table all have to answer within parts of a second.
-pub static CALM: RwLock<()> = RwLock::const_new(());
+/// A lock that tests take for reading if time-outs matter to them, and for writing if they load the machine.
+/// The function, the queue, and the table must respond within fractions of a second.
+pub static QUIET_MACHINE: RwLock<()> = RwLock::const_new(());
 
-/// The template's function time-out.
+/// The time-out of the function in template.yaml.
 pub const FUNCTION_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How a sandbox is set up.
+/// The settings of a sandbox.
 #[derive(Clone)]
 pub struct Settings {
-    /// The environment of the function beyond what Lambda itself sets.
+    /// The environment variables of the function, except those that Lambda sets.
     pub variables: Vec<(String, String)>,
-    /// When Lambda ends an invocation.
+    /// The time after which Lambda ends an invocation.
     pub timeout: Duration,
-    /// What the function is told of that.
+    /// The deadline in the header of the invocation.
     pub deadline: DeadlineHeader,
 }
 
 impl Settings {
-    /// A function over `aws`, reached at `endpoint`.
+    /// The settings of a function that uses `aws` at `endpoint`.
     pub fn new(aws: &Resources, endpoint: &str) -> Self {
         let variables = [
             ("EVENTS_QUEUE_URL", aws.queue_url.as_str()),
@@ -47,7 +47,7 @@ impl Settings {
         Self { variables, timeout: FUNCTION_TIMEOUT, deadline: DeadlineHeader::Real }
     }
 
-    /// Sets a variable in place of any of that name.
+    /// Sets a variable, and replaces any earlier value.
     pub fn with(self, name: &str, value: &str) -> Self {
         let mut settings = self.without(name);
         settings.variables.push((name.to_owned(), value.to_owned()));
@@ -68,34 +68,34 @@ impl Settings {
     }
 }
 
-/// The invocation that a sandbox runs: a number of its own, and what it is about.
+/// The current invocation of a sandbox: its unique number, and the label that the test gave it.
 #[derive(Clone, Debug)]
 pub struct Current {
     pub invocation: u64,
     pub label: Arc<str>,
 }
 
-/// What others may know of a sandbox and do to it.
+/// The process of a sandbox, as seen by the fault proxy.
 #[derive(Debug)]
-pub struct Life {
+pub struct SandboxProcess {
     kill: Notify,
     exited: watch::Sender<Option<ExitStatus>>,
     current: Mutex<Current>,
 }
 
-impl Life {
+impl SandboxProcess {
     pub fn new() -> Arc<Self> {
         let current = Mutex::new(Current { invocation: 0, label: "init".into() });
         Arc::new(Self { kill: Notify::new(), exited: watch::Sender::new(None), current })
     }
 
-    /// SIGKILL; returns once the process is gone.
+    /// Kills the process with SIGKILL, and waits until it has exited.
     pub async fn kill(&self) {
         self.kill.notify_one();
         self.exited().await;
     }
 
-    /// Waits until the process is gone.
+    /// Waits until the process has exited.
     pub async fn exited(&self) -> ExitStatus {
         let mut exited = self.exited.subscribe();
         let status = *exited.wait_for(Option::is_some).await.expect("the sender lives in self");
@@ -106,56 +106,56 @@ impl Life {
         self.exited.borrow().is_some()
     }
 
-    /// What it is doing now.
+    /// The current invocation.
     pub fn current(&self) -> Current {
         self.current.lock().expect("no panic").clone()
     }
 }
 
-/// How an invocation ended.
+/// The end of an invocation.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The function answered.
-    Answered(Value),
-    /// The function reported a runtime error: never an acceptable answer of ours.
+    /// The function responded.
+    Responded(Value),
+    /// The function reported a runtime error, which is always a defect.
     Failed(Value),
     /// The process ended first.
     Died,
-    /// Lambda's time-out came first and the process was killed.
+    /// The invocation timed out, and the process was killed.
     TimedOut,
 }
 
 impl Outcome {
-    /// The answer as the gateway would read it; a runtime error fails the test.
-    pub fn into_answer(self) -> Option<Answer> {
+    /// The response as the gateway reads it. Panics on a runtime error.
+    pub fn into_response(self) -> Option<Response> {
         match self {
-            Self::Answered(response) => Some(Answer::from_gateway(&response)),
+            Self::Responded(response) => Some(Response::from_gateway(&response)),
             Self::Failed(error) => panic!("the function reported a runtime error: {error}"),
             Self::Died | Self::TimedOut => None,
         }
     }
 
     #[track_caller]
-    pub fn answer(self) -> Answer {
-        let told = format!("{self:?}");
-        self.into_answer().unwrap_or_else(|| panic!("no answer: {told}"))
+    pub fn response(self) -> Response {
+        let outcome = format!("{self:?}");
+        self.into_response().unwrap_or_else(|| panic!("no response: {outcome}"))
     }
 }
 
-/// A finished or unfinished run of one event through a sandbox.
+/// One invocation.
 #[derive(Debug)]
 pub struct Invoked {
-    /// Its number, as [`Current`] tells it.
+    /// The number in [`Current`].
     pub invocation: u64,
-    /// When the function fetched the event; `None` if it died before.
+    /// When the function fetched the event, unless it died first.
     pub started: Option<Instant>,
     pub ended: Instant,
     pub outcome: Outcome,
 }
 
-/// A running sandbox; dropping it kills it and looks at what it wrote.
+/// A running sandbox. Dropping it kills the process and checks its output.
 pub struct Sandbox {
-    life: Arc<Life>,
+    process: Arc<SandboxProcess>,
     runtime_api: RuntimeApi,
     settings: Settings,
     output: Arc<Output>,
@@ -170,11 +170,11 @@ struct Output {
 
 impl Sandbox {
     pub async fn start(settings: Settings) -> Self {
-        Self::start_as(settings, Life::new()).await
+        Self::start_as(settings, SandboxProcess::new()).await
     }
 
-    /// Starts a sandbox whose life somebody already watches.
-    pub async fn start_as(settings: Settings, life: Arc<Life>) -> Self {
+    /// Starts a sandbox whose process handle already exists.
+    pub async fn start_as(settings: Settings, process: Arc<SandboxProcess>) -> Self {
         let runtime_api = RuntimeApi::start().await;
         let mut child = Command::new(env!("CARGO_BIN_EXE_event-ingest"))
             .env_clear()
@@ -195,22 +195,22 @@ impl Sandbox {
             tokio::spawn(read(child.stdout.take().expect("piped"), output.clone(), |output| &output.stdout)),
             tokio::spawn(read(child.stderr.take().expect("piped"), output.clone(), |output| &output.stderr)),
         ];
-        tokio::spawn(watch_over(child, life.clone()));
-        Self { life, runtime_api, settings, output, reading }
+        tokio::spawn(watch_process(child, process.clone()));
+        Self { process, runtime_api, settings, output, reading }
     }
 
-    /// Runs one event as Lambda does, time-out included. `label` tells the fault layer what it is about.
+    /// Runs one event like Lambda, including the time-out. `label` identifies the invocation in the fault proxy.
     ///
-    /// It returns with the answer, after which the function may have something left to do.
+    /// Returns when the function has responded. The function may still have to write the record.
     pub async fn invoke(&self, label: &str, event: &Value) -> Invoked {
         static INVOCATIONS: AtomicU64 = AtomicU64::new(1);
         let invocation = INVOCATIONS.fetch_add(1, Ordering::Relaxed);
         self.idle().await;
-        *self.life.current.lock().expect("no panic") = Current { invocation, label: label.into() };
+        *self.process.current.lock().expect("no panic") = Current { invocation, label: label.into() };
         let event = Bytes::from(event.to_string());
         let running = tokio::select! {
             running = self.runtime_api.invoke(event, self.settings.timeout, self.settings.deadline) => running,
-            _ = self.life.exited() => {
+            _ = self.process.exited() => {
                 return Invoked { invocation, started: None, ended: Instant::now(), outcome: Outcome::Died };
             }
         };
@@ -218,53 +218,52 @@ impl Sandbox {
         let outcome = tokio::select! {
             biased;
             reported = running.reported => match reported.expect("the emulator outlives the invocation") {
-                Reported::Response(body) => Outcome::Answered(json(body)),
+                Reported::Response(body) => Outcome::Responded(json(body)),
                 Reported::Error(body) => Outcome::Failed(json(body)),
             },
-            _ = self.life.exited() => Outcome::Died,
+            _ = self.process.exited() => Outcome::Died,
             () = tokio::time::sleep_until((running.since + self.settings.timeout).into()) => {
-                self.life.kill().await;
+                self.process.kill().await;
                 Outcome::TimedOut
             }
         };
         Invoked { invocation, started: Some(running.since), ended: Instant::now(), outcome }
     }
 
-    /// Waits until the function is through with its last invocation; one that is not by the
-    /// time-out is killed.
+    /// Waits until the function has finished its last invocation. Kills it if it takes longer than the time-out.
     pub async fn idle(&self) {
         tokio::select! {
             () = self.runtime_api.idle() => {}
-            _ = self.life.exited() => {}
-            () = tokio::time::sleep(self.settings.timeout) => self.life.kill().await,
+            _ = self.process.exited() => {}
+            () = tokio::time::sleep(self.settings.timeout) => self.process.kill().await,
         }
     }
 
     pub fn is_dead(&self) -> bool {
-        self.life.is_dead()
+        self.process.is_dead()
     }
 
-    /// [`Self::invoke`] where only the answer matters.
+    /// Runs one event, and returns only its outcome.
     pub async fn send(&self, event: &Value) -> Outcome {
         self.invoke("test", event).await.outcome
     }
 
-    /// The log lines so far, each a JSON object.
+    /// The log lines so far. Each is a JSON object.
     pub fn logs(&self) -> Vec<Value> {
         self.output.stdout.lock().expect("no panic").iter().map(|line| json_object(line)).collect()
     }
 
-    /// Waits for the process to end by itself and for the rest of its output.
+    /// Waits until the process exits by itself. Returns its status and all log lines.
     pub async fn exited(&mut self) -> (ExitStatus, Vec<Value>) {
-        let status = self.life.exited().await;
+        let status = self.process.exited().await;
         self.finish_reading().await;
         (status, self.logs())
     }
 
-    /// Ends it once it is idle, and tells its log lines.
+    /// Ends the process once it is idle, and returns its log lines.
     pub async fn end(mut self) -> Vec<Value> {
         self.idle().await;
-        self.life.kill().await;
+        self.process.kill().await;
         self.finish_reading().await;
         self.logs()
     }
@@ -278,13 +277,17 @@ impl Sandbox {
     }
 }
 
-/// Whatever a sandbox wrote that is no JSON object on standard output fails the test.
+/// Fails the test if the sandbox wrote to standard error, or anything but JSON objects to standard output.
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        self.life.kill.notify_one();
+        self.process.kill.notify_one();
         if !std::thread::panicking() {
             self.logs();
-            assert_eq!(*self.output.stderr.lock().expect("no panic"), [""; 0], "standard error is no place for logs");
+            assert_eq!(
+                *self.output.stderr.lock().expect("no panic"),
+                [""; 0],
+                "the function must not write to standard error"
+            );
         }
     }
 }
@@ -296,13 +299,13 @@ async fn read(from: impl AsyncRead + Unpin, output: Arc<Output>, which: fn(&Outp
     }
 }
 
-async fn watch_over(mut child: Child, life: Arc<Life>) {
+async fn watch_process(mut child: Child, process: Arc<SandboxProcess>) {
     tokio::select! {
         _ = child.wait() => {}
-        () = life.kill.notified() => child.start_kill().expect("a child can be killed"),
+        () = process.kill.notified() => child.start_kill().expect("a child can be killed"),
     }
     let status = child.wait().await.expect("a child can be waited for");
-    life.exited.send_replace(Some(status));
+    process.exited.send_replace(Some(status));
 }
 
 #[track_caller]

@@ -1,22 +1,22 @@
-//! A client that retries as the vendor's SDKs do: the same key, full-jitter backoff, on 429, on
-//! 5xx and on no answer.
+//! A client that retries like the SDK: with the same key, with full-jitter backoff, after a 429, a 5xx, or no
+//! response.
 
-use crate::test_app::Answer;
-use std::time::{Duration, Instant};
+use crate::test_app::Response;
+use std::time::Duration;
 
-/// When to try again.
+/// The retry policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Retries {
     pub attempts: usize,
-    /// The longest pause before the second attempt; it doubles from there.
+    /// The longest pause before the second attempt. It doubles for each further attempt.
     pub first_pause: Duration,
     pub longest_pause: Duration,
-    /// How long to wait for one answer.
+    /// The longest wait for a response.
     pub timeout: Duration,
 }
 
 impl Retries {
-    /// The vendor SDK's defaults.
+    /// The defaults of the SDK.
     pub const SDK: Self = Self {
         attempts: 3,
         first_pause: Duration::from_millis(500),
@@ -25,36 +25,35 @@ impl Retries {
     };
 }
 
-/// One try of a request as its client saw it.
+/// One attempt, as its client sees it.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    pub ended: Instant,
-    /// `None` where none came.
-    pub answer: Option<Answer>,
+    /// The response, if there was one.
+    pub response: Option<Response>,
 }
 
 impl Attempt {
     pub fn is_definite(&self) -> bool {
-        self.answer.as_ref().is_some_and(|answer| answer.status < 500 && answer.status != 429)
+        self.response.as_ref().is_some_and(|response| response.status < 500 && response.status != 429)
     }
 }
 
-/// Sends until there is a definite answer or no attempt is left. `jitter` picks a pause up to
-/// the one given.
-pub async fn send<F: Future<Output = Option<Answer>>>(
+/// Sends until there is a definite response or no attempt is left. `jitter` chooses a pause up to its
+/// argument.
+pub async fn send<F: Future<Output = Option<Response>>>(
     retries: Retries,
     mut jitter: impl FnMut(Duration) -> Duration,
     mut once: impl FnMut() -> F,
 ) -> Vec<Attempt> {
-    let mut tried = Vec::new();
+    let mut attempts = Vec::new();
     let mut pause = retries.first_pause;
     loop {
-        let answer = tokio::time::timeout(retries.timeout, once()).await.ok().flatten();
-        let attempt = Attempt { ended: Instant::now(), answer };
-        let done = attempt.is_definite();
-        tried.push(attempt);
-        if done || tried.len() == retries.attempts {
-            return tried;
+        let response = tokio::time::timeout(retries.timeout, once()).await.ok().flatten();
+        let attempt = Attempt { response };
+        let is_done = attempt.is_definite();
+        attempts.push(attempt);
+        if is_done || attempts.len() == retries.attempts {
+            return attempts;
         }
         tokio::time::sleep(jitter(pause)).await;
         pause = (pause * 2).min(retries.longest_pause);

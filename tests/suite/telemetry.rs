@@ -1,9 +1,8 @@
-//! What the function says of its requests, and what it never says.
+//! The log lines and metrics of the function, and the values that must never be in them.
 
-use crate::fault_proxy::{Fault, Op, Wire};
+use crate::fault_proxy::{Fault, FaultProxy, Op};
 use crate::gateway_event::post;
-use crate::test_app::Resources;
-use crate::test_app::{KEY, PROJECT, TRACE, TestApp};
+use crate::test_app::{KEY, PROJECT, Resources, TRACE, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
 use contract::idempotency_key::IdempotencyKey;
 use contract::tenant::{Mode, ProjectId, Tenant};
@@ -11,15 +10,14 @@ use event_ingest::clock::{Clock, SystemClock};
 use event_ingest::deadline::Deadline;
 use event_ingest::error::Error;
 use event_ingest::idempotency::{Owner, RecordKey};
-use event_ingest::ingest::Completion;
-use event_ingest::ingest::{Findings, PendingCompletion, Success};
+use event_ingest::ingest::{Completion, Findings, PendingCompletion, Success};
 use event_ingest::telemetry::{AwsCalls, Facts, METRICS, NAMESPACE, Telemetry};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use test_support::local_aws;
 
-/// The metrics that a line declares, each with its value in the line.
+/// The names of the metrics that a line declares. Asserts that the line contains a value for each.
 fn declared(line: &Value) -> BTreeSet<String> {
     let directive = &line["_aws"]["CloudWatchMetrics"][0];
     assert_eq!(directive["Namespace"], NAMESPACE);
@@ -36,7 +34,7 @@ fn declared(line: &Value) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn each_request_is_one_line_with_its_story_and_its_numbers() {
+async fn each_request_writes_one_line_with_its_outcome_and_metrics() {
     let test = TestApp::start().await;
     let request = post();
     test.send(&request).await;
@@ -44,14 +42,14 @@ async fn each_request_is_one_line_with_its_story_and_its_numbers() {
     test.send(&request.clone().body("{}")).await;
     test.send(&request.without("authorization")).await;
     let lines = test.log.take();
-    let stories: Vec<_> = lines.iter().map(|line| (&line["outcome"], &line["status"], &line["code"])).collect();
+    let outcomes: Vec<_> = lines.iter().map(|line| (&line["outcome"], &line["status"], &line["code"])).collect();
     let expected = [
         (&json!("accepted"), &json!(202), &Value::Null),
         (&json!("replayed"), &json!(202), &Value::Null),
         (&json!("rejected"), &json!(422), &json!("validation_failed")),
         (&json!("rejected"), &json!(401), &json!("auth_required")),
     ];
-    assert_eq!(stories, expected);
+    assert_eq!(outcomes, expected);
 
     let first = &lines[0];
     for (name, value) in [
@@ -129,12 +127,12 @@ fn every_metric_is_written_by_some_outcome() {
     }
     assert_eq!(written, METRICS.map(str::to_owned).into());
     let quiet = line(Facts::default(), &Err(Error::InProgress { lease_left: wait }));
-    assert_eq!(quiet["level"], "INFO", "a running twin is no fault");
+    assert_eq!(quiet["level"], "INFO", "a request in progress is not a fault");
     assert!(declared(&quiet).contains("RequestInProgress") && !declared(&quiet).contains("ServerFaults"));
 }
 
 #[tokio::test]
-async fn no_line_holds_a_secret_or_anything_personal() {
+async fn no_line_contains_keys_or_personal_data() {
     let test = TestApp::start().await;
     let canary = "C4n4ry";
     let event = json!({"external_user_id": canary, "name": canary, "properties": {canary: canary}});
@@ -155,16 +153,16 @@ async fn no_line_holds_a_secret_or_anything_personal() {
     }
     let lines = test.log.take();
     assert_eq!(lines.len(), 7);
-    // The hint shows eight characters and four, by contract.
+    // The hint contains the first eight and the last four characters of the API key.
     let hint = format!("sk_live_{}", &key[key.len() - 4..]);
     for line in lines {
         assert!(!line.to_string().replace(&hint, "").contains(canary), "{line}");
     }
 }
 
-/// The built binary, its SDK and runtime included, at the loudest level and in trouble.
+/// The compiled function, including the SDK and the runtime, at the most verbose level and with faults.
 #[tokio::test]
-async fn not_even_at_trace_level_does_any_output_hold_them() {
+async fn no_output_contains_keys_or_personal_data_even_at_trace_level() {
     let canary = "C4n4ry";
     let key = format!("sk_live_{}", canary.repeat(6));
     let hint = format!("sk_live_{}", &key[key.len() - 4..]);
@@ -173,13 +171,13 @@ async fn not_even_at_trace_level_does_any_output_hold_them() {
     for level in ["info", "trace"] {
         let aws = Resources::create().await;
         aws.put_key(&key, PROJECT, &[]).await;
-        let wire = Wire::new(&local_aws::endpoint(), |call| match (call.op, call.nth) {
+        let proxy = FaultProxy::new(&local_aws::endpoint(), |call| match (call.op, call.nth) {
             (Op::Send, 1) => Fault::Error(500, "InternalFailure"),
             (Op::Claim, 1) => Fault::CutAfter,
             (Op::Complete, 1) => Fault::Error(400, "ThrottlingException"),
             _ => Fault::None,
         });
-        let wired = wire.sandbox(&aws, |settings| settings.with("RUST_LOG", level)).await;
+        let proxied = proxy.sandbox(&aws, |settings| settings.with("RUST_LOG", level)).await;
         let batch = request.clone().key(canary).events(std::slice::from_ref(&event));
         for request in [
             batch.clone(),
@@ -187,13 +185,13 @@ async fn not_even_at_trace_level_does_any_output_hold_them() {
             request.clone().key(canary).events(&[json!({"external_user_id": canary, "timestamp": canary})]),
             request.clone().key(canary).body(&format!("{{{canary}")),
         ] {
-            wired.sandbox.send(&request.build()).await.answer();
+            proxied.sandbox.send(&request.build()).await.response();
         }
-        let lines = wired.sandbox.end().await;
-        let stories: Vec<&Value> = lines.iter().filter(|line| line["message"] == "request").collect();
-        assert_eq!(stories.len(), 4, "one line a request at {level}");
-        // The key's lookup, the claim and its second try, two sends, the completion and its second try.
-        assert_eq!((&stories[0]["aws_calls"], &stories[0]["aws_retries"]), (&json!(5), &json!(2)), "{}", stories[0]);
+        let lines = proxied.sandbox.end().await;
+        let requests: Vec<&Value> = lines.iter().filter(|line| line["message"] == "request").collect();
+        assert_eq!(requests.len(), 4, "one line per request at {level}");
+        // The lookup of the API key, the claim and its retry, two sends, the completion and its retry.
+        assert_eq!((&requests[0]["aws_calls"], &requests[0]["aws_retries"]), (&json!(5), &json!(2)), "{}", requests[0]);
         for line in lines {
             assert!(!line.to_string().replace(&hint, "").contains(canary), "{level}: {line}");
         }

@@ -1,4 +1,4 @@
-//! The function in this process, over tables and a queue of its own on the local AWS.
+//! The function, run in this process, with its own tables and queue on the local AWS.
 
 use crate::gateway_event::GatewayEventBuilder;
 use crate::message_schema;
@@ -25,15 +25,15 @@ use std::rc::Rc;
 use std::time::Duration;
 use test_support::local_aws;
 
-/// A well-formed live key; [`TestApp::start`] creates it for project `acme`.
+/// A live API key. [`TestApp::start`] stores it for the project `acme`.
 pub const KEY: &str = "sk_live_0123456789abcdefghijklmnopqrstuvwxyzABCD";
 pub const PROJECT: &str = "acme";
-/// Of every invocation in these tests.
+/// The trace header of every invocation in these tests.
 pub const TRACE: &str = "Root=1-5e988e0a-3f2b1c4d5e6f708192a3b4c5;Parent=53995c3f42cd8ad8;Sampled=1";
 
 pub type Item = HashMap<String, AttributeValue>;
 
-/// The system's clock, which a test may move ahead or stop.
+/// The system clock, which a test can advance or stop.
 #[derive(Clone, Default)]
 pub struct TestClock {
     ahead: Rc<Cell<Duration>>,
@@ -45,7 +45,7 @@ impl TestClock {
         self.ahead.set(self.ahead.get() + by);
     }
 
-    /// Stops at a time that the system's clock must not reach while the test runs.
+    /// Stops the clock at a time that is later than the end of the test.
     pub fn stop_at(&self, time: Timestamp) {
         self.stopped.set(Some(time));
     }
@@ -65,7 +65,7 @@ impl Clock for TestClock {
     }
 }
 
-/// Names of one test's tables and queue.
+/// The tables and the queue of one test.
 #[derive(Clone)]
 pub struct Resources {
     pub sdk: SdkConfig,
@@ -93,7 +93,7 @@ impl Resources {
         Self { sdk, state_table, api_keys_table, queue_url }
     }
 
-    /// Stores a key for `project`, with `more` attributes over the usual ones.
+    /// Stores an API key of `project`. `more` adds to or replaces the usual attributes.
     pub async fn put_key(&self, key: &str, project: &str, more: &[(&str, AttributeValue)]) {
         let s = |text: &str| AttributeValue::S(text.to_owned());
         let hash = ApiKey::parse(key).expect("a well-formed key").hash().to_hex();
@@ -112,7 +112,7 @@ impl Resources {
         dynamodb.put_item().table_name(&self.api_keys_table).set_item(Some(item)).send().await.expect("the key is put");
     }
 
-    /// The idempotency record of a key of project `acme` in live mode.
+    /// The idempotency record of a key of the project `acme` in live mode.
     pub async fn record(&self, idempotency_key: &str) -> Option<Item> {
         self.state_item(&format!("idem#{PROJECT}#live#{idempotency_key}")).await
     }
@@ -121,7 +121,7 @@ impl Resources {
         let pk = AttributeValue::S(pk.to_owned());
         let dynamodb = aws_sdk_dynamodb::Client::new(&self.sdk);
         let found = dynamodb.get_item().table_name(&self.state_table).key("pk", pk).consistent_read(true).send().await;
-        found.expect("the state table answers").item
+        found.expect("the state table responds").item
     }
 
     pub async fn put_state_item(&self, pk: &str, name: &str, value: AttributeValue) {
@@ -131,8 +131,8 @@ impl Resources {
         put.expect("the item is put");
     }
 
-    /// Makes an accepted batch one whose holder died after the last acknowledgement.
-    pub async fn forget_acceptance(&self, idempotency_key: &str) {
+    /// Changes the record of an accepted batch to that of an owner that died before the completion.
+    pub async fn undo_completion(&self, idempotency_key: &str) {
         let pk = AttributeValue::S(format!("idem#{PROJECT}#live#{idempotency_key}"));
         let update = aws_sdk_dynamodb::Client::new(&self.sdk).update_item().table_name(&self.state_table).key("pk", pk);
         let update = update.update_expression("SET #state = :in_progress, lease_until = :zero");
@@ -145,10 +145,10 @@ impl Resources {
     pub async fn count_records(&self) -> usize {
         let dynamodb = aws_sdk_dynamodb::Client::new(&self.sdk);
         let scan = dynamodb.scan().table_name(&self.state_table).consistent_read(true).send().await;
-        scan.expect("the state table answers").items().len()
+        scan.expect("the state table responds").items().len()
     }
 
-    /// Takes every message out of the queue, whatever it holds.
+    /// Receives and deletes all messages of the queue.
     pub async fn drain_unchecked(&self) -> Vec<Message> {
         let sqs = aws_sdk_sqs::Client::new(&self.sdk);
         let mut drained = Vec::new();
@@ -161,7 +161,7 @@ impl Resources {
                 .message_system_attribute_names(MessageSystemAttributeName::All)
                 .send()
                 .await
-                .expect("the queue answers");
+                .expect("the queue responds");
             let messages = received.messages.unwrap_or_default();
             if messages.is_empty() {
                 return drained;
@@ -174,7 +174,7 @@ impl Resources {
         }
     }
 
-    /// Takes every message out of the queue, each of which must keep the documented schema.
+    /// Receives and deletes all messages of the queue, and checks each against the schema.
     pub async fn drain(&self) -> Vec<Message> {
         let drained = self.drain_unchecked().await;
         for message in &drained {
@@ -183,7 +183,7 @@ impl Resources {
         drained
     }
 
-    /// Takes every message out of the queue and tells the events in them, by id.
+    /// Receives and deletes all messages of the queue. Returns the id of each event and the event.
     pub async fn drain_events(&self) -> Vec<(String, Value)> {
         let mut events = Vec::new();
         for message in self.drain().await {
@@ -210,12 +210,12 @@ async fn create_table(sdk: &SdkConfig, name: &str, key: &str) {
         .expect("the table is created");
 }
 
-/// What a function wrote about its requests.
+/// The log lines of a function.
 #[derive(Clone, Default)]
 pub struct Log(Rc<RefCell<Vec<u8>>>);
 
 impl Log {
-    /// The lines since this was last asked, each a JSON object.
+    /// Removes and returns the lines. Each is a JSON object.
     pub fn take(&self) -> Vec<Value> {
         let text = String::from_utf8(self.0.take()).expect("UTF-8");
         text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
@@ -232,7 +232,7 @@ impl std::io::Write for Log {
     }
 }
 
-/// The function and what it runs on.
+/// The function, its clock, its log, and its AWS resources.
 pub struct TestApp {
     pub aws: Resources,
     pub clock: TestClock,
@@ -241,14 +241,14 @@ pub struct TestApp {
 }
 
 impl TestApp {
-    /// A function with the contract's defaults and [`KEY`] known.
+    /// Creates a function with the default configuration, and stores [`KEY`].
     pub async fn start() -> Self {
         let aws = Resources::create().await;
         aws.put_key(KEY, PROJECT, &[]).await;
         Self::over(aws, 50)
     }
 
-    /// A sandbox over existing tables and queue.
+    /// Creates a function that uses existing resources.
     pub fn over(aws: Resources, max_events_per_message: u16) -> Self {
         let clock = TestClock::default();
         let log = Log::default();
@@ -269,26 +269,26 @@ impl TestApp {
         Self { aws, clock, log, app }
     }
 
-    pub async fn send(&self, event: &GatewayEventBuilder) -> Answer {
+    pub async fn send(&self, event: &GatewayEventBuilder) -> Response {
         self.send_raw(&event.build()).await
     }
 
-    /// Hands the function a gateway event as the Lambda runtime would.
-    pub async fn send_raw(&self, event: &Value) -> Answer {
-        let (answer, unfinished) = self.answer(event).await;
+    /// Invokes the function with a gateway event, like the Lambda runtime.
+    pub async fn send_raw(&self, event: &Value) -> Response {
+        let (response, unfinished) = self.respond(event).await;
         self.app.finish(unfinished).await;
-        answer
+        response
     }
 
-    /// The same, up to the moment at which the client has its answer.
-    pub async fn answer(&self, event: &Value) -> (Answer, Unfinished) {
+    /// Invokes the function, and returns before it writes the record.
+    pub async fn respond(&self, event: &Value) -> (Response, Unfinished) {
         let payload: GatewayEvent = serde_json::from_str(&event.to_string()).expect("an event");
         let mut context = Context::default();
         context.deadline = self.clock.now().millis() + 4000;
         "lambda-request-id".clone_into(&mut context.request_id);
         context.xray_trace_id = Some(TRACE.to_owned());
         let (response, unfinished) = self.app.handle(LambdaEvent::new(payload, context)).await;
-        (Answer::from_gateway(&serde_json::to_value(response).expect("JSON")), unfinished)
+        (Response::from_gateway(&serde_json::to_value(response).expect("JSON")), unfinished)
     }
 }
 
@@ -297,15 +297,15 @@ fn aws_calls() -> AwsCalls {
     AwsCalls { calls, retries }
 }
 
-/// An answer as the gateway would read it.
+/// A response, as the gateway reads it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
+pub struct Response {
     pub status: u64,
     pub headers: HashMap<String, String>,
     pub body: Value,
 }
 
-impl Answer {
+impl Response {
     pub fn from_gateway(response: &Value) -> Self {
         assert_eq!(response["isBase64Encoded"], false);
         let headers = response["headers"].as_object().expect("headers").iter();
@@ -316,7 +316,7 @@ impl Answer {
         }
     }
 
-    /// The first error's code, or `accepted`.
+    /// The code of the first error, or `accepted`.
     pub fn code(&self) -> &str {
         self.body["errors"][0]["code"].as_str().unwrap_or("accepted")
     }
@@ -325,7 +325,7 @@ impl Answer {
         self.headers.get(name).map(String::as_str)
     }
 
-    /// Each error's `field`, in order.
+    /// The `field` of each error, in order. An absent field is an empty string.
     pub fn fields(&self) -> Vec<&str> {
         let errors = self.body["errors"].as_array().expect("errors");
         errors.iter().map(|error| error["field"].as_str().unwrap_or("")).collect()
