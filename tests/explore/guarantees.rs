@@ -107,7 +107,7 @@ impl Running {
         let time_given = call.issued.until(call.by);
         match reply {
             Reply::Unavailable if writes && (self.frozen || millis(time_given) >= SHORTEST_WRITE) => {
-                self.write = Write::Failed
+                self.write = Write::Failed;
             }
             Reply::Fenced(Fenced::Lost) if writes => self.write = Write::Lost,
             Reply::Sent(results) => self.permanent_failure |= results.contains(&SendResult::Permanent),
