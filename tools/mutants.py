@@ -26,9 +26,6 @@ TREE = ROOT / "target" / "mutants" / "tree"
 BUILD = ROOT / "target" / "mutants" / "build"
 # Much longer than the tests take. A mutation that makes them run forever does not count as killed.
 TIMEOUT_SECONDS = 900
-# Cargo.toml optimizes the function for the exploration. The other tests build faster without. The contract
-# crate keeps its level, because no mutation changes it and one build of it serves all tests.
-UNOPTIMIZED = ["--config", "profile.dev.package.event-ingest.opt-level=0"]
 
 
 def copy_tree() -> None:
@@ -48,9 +45,8 @@ def copy_tree() -> None:
 def cargo(arguments: list[str]) -> tuple[int | None, str]:
     """Runs cargo in the copy. The exit code is None if it did not end in time."""
     environment = os.environ | {"CARGO_TARGET_DIR": str(BUILD), "RUST_BACKTRACE": "0"}
-    profile = [] if "explore" in arguments else UNOPTIMIZED
     process = subprocess.Popen(
-        ["cargo", "test", "--quiet", "--locked", "--package", "event-ingest", *profile, *arguments],
+        ["cargo", "test", "--quiet", "--locked", *arguments],
         cwd=TREE, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
