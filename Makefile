@@ -79,7 +79,7 @@ test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(CLIENT) ## Run every test, including
 	cd sdk/typescript && npm test
 
 explore: ## Run every schedule of the protocol with one more fault than make test does
-	cargo test --locked --package event-ingest --test explore -- --ignored --nocapture
+	cargo test --locked --package explore -- --ignored --nocapture
 
 chaos: $(MINISTACK) ## Run the chaos test for longer, as in make chaos CHAOS_BATCHES=4000 CHAOS_SEED=7
 	CHAOS_BATCHES=$(CHAOS_BATCHES) CHAOS_SEED=$(CHAOS_SEED) \
