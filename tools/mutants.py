@@ -20,6 +20,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "target" / "mutants" / "tree"
@@ -33,7 +34,10 @@ def copy_tree() -> None:
     # All files that git tracks or would add, because the suite also reads the schema, samples, and template.
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).exists():
@@ -47,8 +51,12 @@ def cargo(arguments: list[str]) -> tuple[int | None, str]:
     environment = os.environ | {"CARGO_TARGET_DIR": str(BUILD), "RUST_BACKTRACE": "0"}
     process = subprocess.Popen(
         ["cargo", "test", "--quiet", "--locked", *arguments],
-        cwd=TREE, env=environment, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=TREE,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     try:
         output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
@@ -63,7 +71,7 @@ class DoesNotApply(Exception):
     """The text to find does not occur exactly once, or the replacement is the same text."""
 
 
-def mutated(mutant: dict, root: Path) -> dict[Path, str]:
+def mutated(mutant: dict[str, Any], root: Path) -> dict[Path, str]:
     """Returns the new text of each file that a mutation of the tree at `root` changes."""
     texts: dict[Path, str] = {}
     for edit in mutant["edit"]:
@@ -82,7 +90,7 @@ def write(texts: dict[Path, str]) -> None:
         path.write_text(text)
 
 
-def check(mutants: list[dict]) -> int:
+def check(mutants: list[dict[str, Any]]) -> int:
     """Checks that the mutations apply to the working tree, and that their names differ."""
     faults = []
     names = [mutant["name"] for mutant in mutants]
@@ -110,7 +118,7 @@ def counterexample(output: str) -> list[str]:
     return lines[starts[0] + 1 : end]
 
 
-def judge(mutant: dict, traces: bool) -> bool:
+def judge(mutant: dict[str, Any], traces: bool) -> bool:
     started = time.monotonic()
     try:
         texts = mutated(mutant, TREE)
@@ -146,8 +154,7 @@ def main() -> int:
     mutants = tomllib.loads((ROOT / "tests/mutants/mutants.toml").read_text())["mutant"]
     if options.words:
         mutants = [
-            mutant for mutant in mutants
-            if any(word in f"{mutant['name']} {mutant['test']}" for word in options.words)
+            mutant for mutant in mutants if any(word in f"{mutant['name']} {mutant['test']}" for word in options.words)
         ]
     if not mutants:
         print("no mutation matches", file=sys.stderr)

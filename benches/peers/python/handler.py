@@ -153,7 +153,9 @@ def pack(caller: dict, events: list[dict]) -> list[list[dict]]:
         **caller,
         "received_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
-    attributes = {name: {"DataType": "String", "StringValue": envelope[name]} for name in ("schema", "project_id", "mode")}
+    attributes = {
+        name: {"DataType": "String", "StringValue": envelope[name]} for name in ("schema", "project_id", "mode")
+    }
     head = json.dumps(envelope, separators=(",", ":"))[:-1] + ',"events":['
     overhead = len(head) + sum(len(name) + 6 + len(value["StringValue"]) for name, value in attributes.items()) + 2
     calls: list[list[dict]] = []
