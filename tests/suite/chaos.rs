@@ -107,6 +107,11 @@ async fn no_event_is_lost_and_each_duplicate_has_an_allowed_cause() {
         started.elapsed().as_secs_f64(),
     );
     assert!(report.violations.is_empty(), "{} violations, listed above", report.violations.len());
+    let (faults, kills) = report.faults_and_kills();
+    if run.batches >= 100 {
+        assert!(faults > kills || plan.fault_percent <= 0.0, "a run without faults shows nothing");
+        assert!(kills > 0 || plan.kill_percent <= 0.0, "a run without kills shows nothing about crashes");
+    }
 }
 
 /// Sends one batch after another until none is left.

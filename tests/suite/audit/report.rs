@@ -27,6 +27,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// The number of calls with a fault, including kills, and the number of kills.
+    pub fn faults_and_kills(&self) -> (usize, usize) {
+        (self.faults.values().sum(), self.kills)
+    }
+
     pub(super) fn count(&mut self, evidence: &Evidence) {
         let Evidence { calls, runs, queued, .. } = evidence;
         self.events = queued.len();
@@ -68,10 +73,10 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let total = |counts: &BTreeMap<&str, usize>| counts.values().sum::<usize>();
+        let (faults, kills) = self.faults_and_kills();
         writeln!(f, "  {} bodies, {} invocations: {:?}", self.bodies, self.invocations, self.ends)?;
         writeln!(f, "  calls: {:?}", self.calls)?;
-        writeln!(f, "  {} faults, {} of them kills: {:?}", total(&self.faults), self.kills, self.faults)?;
+        writeln!(f, "  {faults} faults, {kills} of them kills: {:?}", self.faults)?;
         writeln!(
             f,
             "  {} events in the queue, {} of them duplicates, in {} batches: {:?}",
