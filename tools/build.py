@@ -102,7 +102,7 @@ def build_for_release(state_dir: Path, parameters: Sequence[str] = ()) -> Path:
     directory = state_dir / "build"
     with TEMPLATE.open() as template:
         fcntl.flock(template, fcntl.LOCK_EX)
-        with step("Compile the function for release (a few minutes the first time)"):
+        with step("Compile the function for release, which takes minutes the first time"):
             # The command that `sam build` runs. sam would show nothing of its progress; it then
             # finds everything compiled.
             arm64 = any(re.fullmatch(r'Architecture="?arm64"?', word) for word in parameters)

@@ -21,7 +21,8 @@ def prepare_environment() -> None:
     for name in [name for name in os.environ if name.startswith(hidden)]:
         del os.environ[name]
     os.environ["SAM_CLI_TELEMETRY"] = "0"
-    tools = [str(VENV / name / "bin") for name in ("sam", "cargo-lambda")]
+    # cargo-lambda first: it runs `python3 -m ziglang`, and zig is in its environment.
+    tools = [str(VENV / name / "bin") for name in ("cargo-lambda", "sam")]
     os.environ["PATH"] = os.pathsep.join([*tools, os.environ["PATH"]])
 
 
