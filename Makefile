@@ -19,6 +19,7 @@ CARGO_LAMBDA := .venv/cargo-lambda/.installed
 DENY := .venv/deny/.installed
 SCHEMATHESIS := .venv/schemathesis/.installed
 PYTHON_LINT := .venv/lint/.installed
+CHECKOV := .venv/checkov/.installed
 REDOCLY := .venv/redocly/.installed
 PYTHON_PEER := .venv/bench/.installed
 TYPESCRIPT_PEER := benches/peers/typescript/dist/handler.mjs
@@ -47,7 +48,8 @@ INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop logs watch invoke deploy test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
-	bench-backfill instructions instructions-accept instructions-deps scale lint lint-python advisories fmt events clean
+	bench-backfill instructions instructions-accept instructions-deps scale lint lint-rust lint-python lint-client \
+	lint-template lint-docs release-check advisories fmt events clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -128,25 +130,48 @@ instructions-deps:
 scale: ## Write the tables of docs/scale.md again
 	$(PYTHON) tools/scale.py --write
 
-lint: $(SAM) $(DENY) $(REDOCLY) lint-python ## Check format, lints, the template, openapi.yaml and dependencies
+lint: lint-rust lint-python lint-client lint-template lint-docs ## Check formats, lints, types, the template, the docs and licenses
+
+lint-rust: $(DENY) ## Check the format and lints of every Rust workspace, and the licenses of its dependencies
 	cargo fmt --all --check
+	cargo fmt --manifest-path benches/Cargo.toml --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	$(RUN_CARGO_DENY) --locked check licenses bans sources
-	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true .venv/redocly/node_modules/.bin/redocly lint openapi.yaml
+	cargo clippy $(BENCHES) --workspace --all-targets -- -D warnings
+	cargo clippy --manifest-path fuzz/Cargo.toml --locked --all-targets -- -D warnings
+	$(RUN_CARGO_DENY) --locked --workspace check licenses bans sources
+	$(PYTHON) tools/mutants.py --check
+
+lint-client: $(CLIENT) ## Check the client's types, lints and package
+	cd sdk/typescript && npm run --silent typecheck && npm run --silent lint && npm run --silent build && npx publint --strict
+
+lint-template: $(SAM) $(CHECKOV) ## Check template.yaml
 	@$(LOCAL) validate
+	.venv/checkov/bin/checkov -f template.yaml --framework cloudformation --compact --quiet --skip-download
+
+lint-docs: $(REDOCLY) $(MINISTACK) ## Check openapi.yaml, and the links and commands in the docs
+	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true .venv/redocly/node_modules/.bin/redocly lint openapi.yaml
+	cargo build --locked --package event-ingest --package event-ingest-keys --bin event-ingest-keys
+	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
+	.venv/ministack/bin/python tools/check_docs.py
 
 lint-python: $(PYTHON_LINT) ## Check the format, lints and types of the Python files
 	.venv/lint/bin/ruff check $(PYTHON_FILES)
 	.venv/lint/bin/ruff format --check $(PYTHON_FILES)
 	.venv/lint/bin/mypy
 
+release-check: $(SAM) $(CARGO_LAMBDA) $(MINISTACK) ## Check that the function for AWS builds, is small enough and answers
+	.venv/sam/bin/python tools/check_release.py
+
 advisories: $(DENY) ## Check the dependencies for RustSec advisories, whose database is downloaded from GitHub
-	$(RUN_CARGO_DENY) --locked check advisories
+	$(RUN_CARGO_DENY) --locked --workspace check advisories
+	$(RUN_CARGO_DENY) --locked --manifest-path benches/Cargo.toml check --config deny.toml advisories
+	$(RUN_CARGO_DENY) --locked --manifest-path fuzz/Cargo.toml check --config deny.toml advisories
 
 fmt: $(PYTHON_LINT) ## Format the code
 	cargo fmt --all
 	cargo fmt --manifest-path benches/Cargo.toml --all
-	cargo fmt --manifest-path fuzz/Cargo.toml
+	cargo fmt --manifest-path fuzz/Cargo.toml --all
 	.venv/lint/bin/ruff format $(PYTHON_FILES)
 
 events: ## Write the samples in events/ again

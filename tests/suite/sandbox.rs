@@ -176,7 +176,9 @@ impl Sandbox {
     /// Starts a sandbox whose process handle already exists.
     pub async fn start_as(settings: Settings, process: Arc<SandboxProcess>) -> Self {
         let runtime_api = RuntimeApi::start().await;
-        let mut child = Command::new(env!("CARGO_BIN_EXE_event-ingest"))
+        // `make release-check` runs these tests with the release build.
+        let binary = std::env::var("EVENT_INGEST_BINARY").unwrap_or(env!("CARGO_BIN_EXE_event-ingest").to_owned());
+        let mut child = Command::new(binary)
             .env_clear()
             .env("AWS_LAMBDA_RUNTIME_API", runtime_api.address())
             .env("AWS_LAMBDA_FUNCTION_NAME", "event-ingest")
