@@ -23,8 +23,6 @@
 //!
 //! The default bound takes well under a minute, and the larger one (`make explore`) a few minutes.
 #![cfg(test)]
-#![expect(clippy::expect_used, reason = "a helper that panics is a failed test")]
-#![expect(clippy::print_stdout, reason = "the size of the exploration is part of the result")]
 
 mod actions;
 mod behavior;
