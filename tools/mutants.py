@@ -42,7 +42,8 @@ def copy_tree() -> None:
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).exists():
             (TREE / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, TREE / name)
+            # Not copy2: with the old times, cargo would take the build of the last mutation for current.
+            shutil.copy(ROOT / name, TREE / name)
     (TREE / ".venv").symlink_to(ROOT / ".venv")
 
 
