@@ -64,7 +64,7 @@ logs: $(SAM) ## Print what the function deployed by `make run` logged
 	@$(LOCAL) logs
 
 watch: $(CARGO_LAMBDA) ## Serve the function from source against that local AWS; rebuild on each change
-	$(RUN_CARGO_LAMBDA) watch --invoke-address 127.0.0.1
+	$(RUN_CARGO_LAMBDA) watch --package event-ingest --invoke-address 127.0.0.1
 
 invoke: $(CARGO_LAMBDA) ## Send events/EVENT.json to `make watch`, as in make invoke EVENT=invalid-event
 	$(RUN_CARGO_LAMBDA) invoke --invoke-address 127.0.0.1 --data-file events/$(EVENT).json
