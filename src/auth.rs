@@ -1,6 +1,7 @@
 //! API key → [`Caller`], looked up by hash and cached (docs/contract.md, "API keys table").
 
 use crate::clock::{Clock, Timestamp};
+use crate::rate_limit::Counter;
 use crate::store::StoreError;
 use contract::api_key::{ApiKey, KeyHash, KeyRecord, WRITE_SCOPE};
 use contract::limits::{KNOWN_KEY_CACHED_FOR, UNKNOWN_KEY_CACHED_FOR};
@@ -28,8 +29,8 @@ pub struct Caller {
     pub tenant: Tenant,
     /// First 8 and last 4 characters of the API key, for the log.
     pub key_hint: String,
-    /// The rate limit of this key; `None` means no limit.
-    pub rate_limit: Option<RateLimit>,
+    /// The rate limit of this key, and the counter for it; `None` means no limit.
+    pub rate_limit: Option<(RateLimit, Counter)>,
 }
 
 /// Why a caller is refused.
@@ -76,13 +77,17 @@ impl<K: KeyStore> Authenticator<K> {
         by: Timestamp,
     ) -> Result<Caller, AuthError> {
         let key = key.ok_or(AuthError::Unauthenticated)?;
-        let record = self.find(&key.hash(), clock, by).await.map_err(AuthError::Store)?;
+        let hash = key.hash();
+        let record = self.find(&hash, clock, by).await.map_err(AuthError::Store)?;
         let record = record.filter(|record| record.active).ok_or(AuthError::Unauthenticated)?;
         if record.scopes.is_some_and(|scopes| !scopes.contains(WRITE_SCOPE)) {
             return Err(AuthError::Forbidden);
         }
-        let rate_limit = record.rate_limit.map_or(self.default_limit, RateLimit::at_least_min);
         let tenant = Tenant { project: record.project, mode: key.mode() };
+        let rate_limit = match record.rate_limit {
+            Some(own) => RateLimit::at_least_min(own).map(|limit| (limit, Counter::of_key(&hash))),
+            None => self.default_limit.map(|limit| (limit, Counter::of_tenant(&tenant))),
+        };
         Ok(Caller { tenant, key_hint: record.hint, rate_limit })
     }
 

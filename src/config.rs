@@ -198,7 +198,7 @@ mod tests {
             ("API_KEYS_TABLE", None),
             ("MAX_EVENTS_PER_MESSAGE", Some("0")),
             ("DEDUP_WINDOW_SECONDS", Some("59")),
-            ("RATE_LIMIT_EVENTS_PER_SECOND", Some("49")),
+            ("RATE_LIMIT_EVENTS_PER_SECOND", Some("99")),
             ("RUST_LOG", Some("event_ingest=loud")),
             ("AWS_ENDPOINT_URL", Some("")),
             ("AWS_ENDPOINT_URL_SQS", Some("")),
@@ -210,7 +210,7 @@ mod tests {
             "API_KEYS_TABLE is required",
             "MAX_EVENTS_PER_MESSAGE must be a whole number from 1 to 500",
             "DEDUP_WINDOW_SECONDS must be a whole number of seconds, at least 60",
-            "RATE_LIMIT_EVENTS_PER_SECOND must be 0 (no limit) or at least 50",
+            "RATE_LIMIT_EVENTS_PER_SECOND must be 0 (no limit) or at least 100",
             "RUST_LOG must be a log level",
             "AWS_ENDPOINT_URL must not be empty",
             "AWS_ENDPOINT_URL_SQS must not be empty",
@@ -224,7 +224,7 @@ mod tests {
         let cases = [
             ("MAX_EVENTS_PER_MESSAGE", ["1", "500"], ["0", "501"]),
             ("DEDUP_WINDOW_SECONDS", ["60", "86401"], ["59", "-60"]),
-            ("RATE_LIMIT_EVENTS_PER_SECOND", ["0", "50"], ["49", "1"]),
+            ("RATE_LIMIT_EVENTS_PER_SECOND", ["0", "100"], ["99", "1"]),
         ];
         for (name, good, bad) in cases {
             for value in good {

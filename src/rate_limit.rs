@@ -1,13 +1,18 @@
-//! The number of events that a tenant may send per window, shared by all sandboxes at almost no
+//! The number of events that a caller may send per window, shared by all sandboxes at almost no
 //! cost (docs/contract.md, "Rate limits").
 //!
 //! The state table has a counter per window, which contains the events granted so far. A sandbox
 //! takes a grant in one atomic update and spends it locally. It asks for as many events as it
-//! expects to need, so that a busy sandbox asks about once per window. No grant takes the counter
+//! expects to need, so that a busy sandbox asks a few times per window. No grant takes the counter
 //! beyond the window's capacity, so the accepted events never exceed it either.
+//!
+//! The counter also contains the granted events that sandboxes keep unspent, and bounds them, so that
+//! a sandbox that expects much does not take the window from the others.
 
 use crate::clock::{Clock, Timestamp};
 use crate::store::StoreError;
+use contract::api_key::KeyHash;
+use contract::limits::MAX_EVENTS;
 use contract::rate_limit::RateLimit;
 use contract::tenant::Tenant;
 use lru::LruCache;
@@ -17,10 +22,11 @@ use std::time::Duration;
 
 /// The length of a window. Windows are aligned to the epoch.
 pub const WINDOW: Duration = Duration::from_secs(10);
-/// The longest time that a request waits for a grant before it continues without one.
+/// The longest time that a request waits for its grants before it continues without one.
 const GRANT_TIMEOUT: Duration = Duration::from_millis(300);
-/// The most tenants whose shares a sandbox keeps; about 100 bytes each.
+/// The most counters whose shares a sandbox keeps; about 100 bytes each.
 const CACHED_SHARES: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
+const LARGEST_BATCH: u64 = MAX_EVENTS as u64;
 
 /// A window, identified by its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +57,64 @@ impl Window {
     }
 }
 
+/// The counter that a caller's events are counted by: the tenant's, or an API key's own.
+///
+/// It is the partition key of the counter's items, without the window.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Counter(String);
+
+impl Counter {
+    /// The counter that all keys of a tenant without a limit of their own share.
+    #[must_use]
+    pub fn of_tenant(Tenant { project, mode }: &Tenant) -> Self {
+        Self(format!("rate#{project}#{mode}"))
+    }
+
+    /// The counter of an API key with a limit of its own.
+    #[must_use]
+    pub fn of_key(hash: &KeyHash) -> Self {
+        Self(format!("rate-key#{}", &hash.to_hex()[..32]))
+    }
+
+    /// The partition key of the counter's item for `window`.
+    #[must_use]
+    pub fn pk(&self, window: Window) -> String {
+        format!("{}#{}", self.0, window.start())
+    }
+}
+
+/// The limits of a window's counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// The most events that the counter grants.
+    pub events: u64,
+    /// The most granted events that sandboxes may keep unspent, all together.
+    pub ahead: u64,
+}
+
+impl Capacity {
+    /// The capacity of a window under `limit`.
+    ///
+    /// No batch is refused while less than 60 % of the window has been accepted: a refusal means that
+    /// granted, less accepted, plus the batch exceeds the capacity. Unspent grants are at most 40 % of
+    /// it, less the largest batch.
+    #[must_use]
+    pub fn of(limit: RateLimit) -> Self {
+        let events = u64::from(limit.events_per_second()) * WINDOW.as_secs();
+        Self { events, ahead: (events * 2 / 5).saturating_sub(LARGEST_BATCH) }
+    }
+}
+
+/// A request for a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantRequest {
+    /// The events to grant.
+    pub events: u64,
+    /// The change in the events that this sandbox keeps unspent. It is positive only if the request
+    /// takes more events than the current batch needs.
+    pub ahead: i64,
+}
+
 /// The counter's response to a request for a grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GrantResponse {
@@ -58,19 +122,21 @@ pub struct GrantResponse {
     pub granted: bool,
     /// Events granted in the window so far, to all sandboxes.
     pub used: u64,
+    /// Granted events that the sandboxes keep unspent, as far as they reported it.
+    pub ahead: u64,
 }
 
 /// The windows' counters.
 #[expect(async_fn_in_trait, reason = "everything runs on one thread; no caller needs a Send future")]
 pub trait WindowStore {
-    /// Adds `events` to a window's counter, unless the sum would exceed `capacity`. Returns by the
-    /// time `by`.
+    /// Grants events from a window's counter, unless the counter would exceed `capacity`. Returns by
+    /// the time `by`.
     async fn grant(
         &self,
-        tenant: &Tenant,
+        counter: &Counter,
         window: Window,
-        events: u64,
-        capacity: u64,
+        request: GrantRequest,
+        capacity: Capacity,
         by: Timestamp,
     ) -> Result<GrantResponse, StoreError>;
 }
@@ -88,11 +154,11 @@ pub enum Admission<'a, W> {
     },
 }
 
-/// The events of one batch, counted against its tenant's limit.
+/// The events of one batch, counted against its limit.
 #[must_use = "keep the charge, or refund it"]
 pub struct Charge<'a, W> {
     limiter: &'a RateLimiter<W>,
-    tenant: &'a Tenant,
+    counter: &'a Counter,
     window: Window,
     events: u64,
 }
@@ -109,13 +175,13 @@ impl<W> Charge<'_, W> {
 
     /// Returns the events to this sandbox's share, because they were not accepted in this window.
     pub fn refund(self) {
-        if let Some(share) = self.limiter.shares.borrow_mut().get_mut(self.tenant) {
+        if let Some(share) = self.limiter.shares.borrow_mut().get_mut(self.counter) {
             share.refund(self.window, self.events);
         }
     }
 }
 
-/// One sandbox's share of a tenant's window. Pure arithmetic, without I/O.
+/// One sandbox's share of a counter's window. Pure arithmetic, without I/O.
 #[derive(Clone, Debug)]
 pub struct Share {
     window: Window,
@@ -127,9 +193,10 @@ pub struct Share {
     spent_before: u64,
     /// Whether a grant was refused in the previous window.
     scarce_before: bool,
-    /// The room in the counter after the last response, if there was one. Other sandboxes may have
-    /// used some of it since.
-    room: Option<u64>,
+    /// The part of `left` that the counter knows as unspent.
+    reported: u64,
+    /// The counter's last response, if there was one. Other sandboxes may have changed it since.
+    counter: Option<GrantResponse>,
     /// Whether a grant was refused in this window.
     scarce: bool,
 }
@@ -141,8 +208,8 @@ pub enum Step {
     Pass,
     /// The window has no room for the batch.
     Over,
-    /// Ask for a grant of this many events, then try again.
-    Ask(u64),
+    /// Ask for a grant, then try again.
+    Ask(GrantRequest),
 }
 
 impl Share {
@@ -155,7 +222,8 @@ impl Share {
             spent: 0,
             spent_before: 0,
             scarce_before: false,
-            room: None,
+            reported: 0,
+            counter: None,
             scarce: false,
         }
     }
@@ -167,27 +235,41 @@ impl Share {
     }
 
     /// Spends `events` if the share covers them; otherwise returns the next step.
-    pub fn take(&mut self, now: Timestamp, events: u64, capacity: u64) -> Step {
-        self.turn_to(Window::at(now));
+    pub fn take(&mut self, now: Timestamp, events: u64, capacity: Capacity) -> Step {
+        self.turn_to(now);
         if events <= self.left {
             self.left -= events;
             self.spent += events;
             return Step::Pass;
         }
         let missing = events - self.left;
-        if missing > self.room.unwrap_or(capacity) {
+        let room = capacity.events.saturating_sub(self.counter.map_or(0, |counter| counter.used));
+        if missing > room {
             return Step::Over;
         }
-        // A sandbox takes at most half of a window's remaining room at once, unless it needs more.
-        let most = self.room.map_or(capacity, |room| room / 2).max(missing);
-        Step::Ask(self.forecast(now).clamp(missing, most))
+        let others_ahead = self.counter.map_or(0, |counter| counter.ahead).saturating_sub(self.reported);
+        let room_ahead = if self.refused_ahead() { 0 } else { capacity.ahead.saturating_sub(others_ahead) };
+        // If each sandbox keeps at most two fifths of its own events unspent, all together rarely need
+        // more than the room for them. No sandbox takes more than half of the window's remaining room.
+        let expected = self.forecast(now);
+        let ahead = expected.min(room / 2).saturating_sub(missing).min(expected * 2 / 5).min(room_ahead);
+        Step::Ask(GrantRequest { events: missing + ahead, ahead: difference(ahead, self.reported) })
     }
 
-    /// Records the response of `window`'s counter to a request for `events`.
-    pub fn record(&mut self, window: Window, events: u64, response: GrantResponse, capacity: u64) {
+    /// Whether the last grant was refused although the counter has room, because other sandboxes keep
+    /// too many events unspent. The next request then asks only for the events of its batch.
+    fn refused_ahead(&self) -> bool {
+        self.counter.is_some_and(|counter| !counter.granted)
+    }
+
+    /// Records the response of `window`'s counter to a request.
+    pub fn record(&mut self, window: Window, request: GrantRequest, response: GrantResponse) {
         if window == self.window {
-            self.left += if response.granted { events } else { 0 };
-            self.room = Some(capacity.saturating_sub(response.used));
+            if response.granted {
+                self.left += request.events;
+                self.reported = self.reported.saturating_add_signed(request.ahead);
+            }
+            self.counter = Some(response);
             self.scarce |= !response.granted;
         }
     }
@@ -202,12 +284,14 @@ impl Share {
         }
     }
 
-    fn turn_to(&mut self, window: Window) {
+    fn turn_to(&mut self, now: Timestamp) {
+        let window = Window::at(now);
         if window != self.window {
             let before = window.follows(self.window).then_some(&*self);
             let spent_before = before.map_or(0, |share| share.spent);
             let scarce_before = before.is_some_and(|share| share.scarce);
-            *self = Self { window, left: 0, spent: 0, spent_before, scarce_before, room: None, scarce: false };
+            let empty = Self::new(now);
+            *self = Self { spent_before, scarce_before, ..empty };
         }
     }
 
@@ -229,7 +313,7 @@ impl Share {
 /// The shares of one sandbox.
 pub struct RateLimiter<W> {
     store: W,
-    shares: RefCell<LruCache<Tenant, Share>>,
+    shares: RefCell<LruCache<Counter, Share>>,
 }
 
 impl<W: WindowStore> RateLimiter<W> {
@@ -238,40 +322,46 @@ impl<W: WindowStore> RateLimiter<W> {
         Self { store, shares: RefCell::new(LruCache::new(CACHED_SHARES)) }
     }
 
-    /// Counts `events` of a tenant against its limit.
+    /// Counts `events` by `counter` against `limit`. Returns by the time `by`, with
+    /// [`Admission::Uncounted`] if there is no response by then.
     pub async fn admit<'a, C: Clock>(
         &'a self,
         clock: &C,
-        tenant: &'a Tenant,
+        counter: &'a Counter,
         limit: RateLimit,
         events: usize,
+        by: Timestamp,
     ) -> Admission<'a, W> {
         let events = events as u64;
-        let capacity = u64::from(limit.events_per_second()) * WINDOW.as_secs();
+        let capacity = Capacity::of(limit);
+        let by = by.min(clock.now() + GRANT_TIMEOUT);
         loop {
             let now = clock.now();
-            let (window, step) = self.with_share(tenant, now, |share| {
+            let (window, step) = self.with_share(counter, now, |share| {
                 let step = share.take(now, events, capacity);
                 (share.window(), step)
             });
             match step {
-                Step::Pass => return Admission::Admitted(Charge { limiter: self, tenant, window, events }),
+                Step::Pass => return Admission::Admitted(Charge { limiter: self, counter, window, events }),
                 Step::Over => return Admission::Refused { until: window.end() },
-                // The loop ends, because each refusal leaves less room to ask for.
-                Step::Ask(grant) => {
-                    match self.store.grant(tenant, window, grant, capacity, now + GRANT_TIMEOUT).await {
-                        Ok(response) => {
-                            self.with_share(tenant, now, |share| share.record(window, grant, response, capacity));
-                        }
-                        Err(error) => return Admission::Uncounted(error),
-                    }
-                }
+                // The loop ends: a refused request is followed by one for the missing events only, and
+                // that one is refused only if the window has no room.
+                Step::Ask(request) => match self.store.grant(counter, window, request, capacity, by).await {
+                    Ok(response) => self.with_share(counter, now, |share| share.record(window, request, response)),
+                    Err(error) => return Admission::Uncounted(error),
+                },
             }
         }
     }
 
-    fn with_share<T>(&self, tenant: &Tenant, now: Timestamp, act: impl FnOnce(&mut Share) -> T) -> T {
+    fn with_share<T>(&self, counter: &Counter, now: Timestamp, act: impl FnOnce(&mut Share) -> T) -> T {
         let mut shares = self.shares.borrow_mut();
-        act(shares.get_or_insert_mut_ref(tenant, || Share::new(now)))
+        act(shares.get_or_insert_mut_ref(counter, || Share::new(now)))
     }
+}
+
+/// `after` − `before`.
+fn difference(after: u64, before: u64) -> i64 {
+    // Both are at most a window's capacity, which is far below the range of `i64`.
+    after.cast_signed() - before.cast_signed()
 }

@@ -1,12 +1,12 @@
 //! The tables, the queue and the clock in memory. They answer at once and count the calls.
 
 use contract::api_key::{ApiKey, KeyHash, KeyRecord};
-use contract::tenant::{ProjectId, Tenant};
+use contract::tenant::ProjectId;
 use event_ingest::auth::KeyStore;
 use event_ingest::clock::{Clock, Timestamp};
 use event_ingest::delivery::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue, SendResult};
 use event_ingest::idempotency::{Claimed, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, TakeOver};
-use event_ingest::rate_limit::{GrantResponse, Window, WindowStore};
+use event_ingest::rate_limit::{Capacity, Counter, GrantRequest, GrantResponse, Window, WindowStore};
 use event_ingest::store::StoreError;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
@@ -51,7 +51,7 @@ impl KeyStore for Keys {
         let project = ProjectId::parse("acme").ok_or_else(|| StoreError::Defect("acme is a project".to_owned()))?;
         let scopes = is(READ_ONLY_KEY).then(|| BTreeSet::from(["events:read".to_owned()]));
         let hint = "sk_test_…".to_owned();
-        Ok(Some(KeyRecord { project, hint, active: !is(REVOKED_KEY), scopes, rate_limit: Some(50) }))
+        Ok(Some(KeyRecord { project, hint, active: !is(REVOKED_KEY), scopes, rate_limit: Some(100) }))
     }
 }
 
@@ -66,9 +66,16 @@ impl Windows {
 }
 
 impl WindowStore for Windows {
-    async fn grant(&self, _: &Tenant, _: Window, _: u64, _: u64, _: Timestamp) -> Result<GrantResponse, StoreError> {
+    async fn grant(
+        &self,
+        _: &Counter,
+        _: Window,
+        _: GrantRequest,
+        _: Capacity,
+        _: Timestamp,
+    ) -> Result<GrantResponse, StoreError> {
         self.0.borrow_mut().windows += 1;
-        Ok(GrantResponse { granted: true, used: 0 })
+        Ok(GrantResponse { granted: true, used: 0, ahead: 0 })
     }
 }
 

@@ -5,7 +5,7 @@ use crate::clock::Timestamp;
 use crate::idempotency::{
     BatchId, Claimed, Delivered, Fenced, Fingerprint, Owner, Record, RecordKey, State, StateStore, TakeOver,
 };
-use crate::rate_limit::{GrantResponse, Window, WindowStore};
+use crate::rate_limit::{Capacity, Counter, GrantRequest, GrantResponse, Window, WindowStore};
 use crate::store::StoreError;
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::Client;
@@ -15,7 +15,6 @@ use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
-use contract::tenant::Tenant;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -186,32 +185,44 @@ impl StateStore for StateTable {
 impl WindowStore for StateTable {
     async fn grant(
         &self,
-        tenant: &Tenant,
+        counter: &Counter,
         window: Window,
-        events: u64,
-        capacity: u64,
+        request: GrantRequest,
+        capacity: Capacity,
         by: Timestamp,
     ) -> Result<GrantResponse, StoreError> {
-        let Tenant { project, mode } = tenant;
+        const ROOM: &str = "(attribute_not_exists(used) OR used <= :room)";
+        const ROOM_AHEAD: &str = "(attribute_not_exists(ahead) OR ahead <= :room_ahead)";
+        let GrantRequest { events, ahead } = request;
         // A repeat after a lost response counts twice, which admits fewer events, not more.
         let call = self
-            .update(&format!("rate#{project}#{mode}#{}", window.start()))
-            .update_expression("ADD used :events SET expires_at = :expires")
-            .condition_expression("attribute_not_exists(used) OR used <= :room")
+            .update(&counter.pk(window))
+            .update_expression("ADD used :events, ahead :ahead SET expires_at = :expires")
             .expression_attribute_values(":events", number(events))
-            .expression_attribute_values(":room", number(capacity.saturating_sub(events)))
+            .expression_attribute_values(":ahead", AttributeValue::N(ahead.to_string()))
             .expression_attribute_values(":expires", number((window.end() + KEPT_AFTER_WINDOW).seconds()))
+            .expression_attribute_values(":room", number(capacity.events.saturating_sub(events)))
             .return_values(ReturnValue::UpdatedNew)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-        let used = |item: Option<Item>| Attributes(item.unwrap_or_default()).read("used", whole_number);
+        let call = if ahead > 0 {
+            let room_ahead = capacity.ahead.saturating_sub_signed(ahead);
+            call.condition_expression(format!("{ROOM} AND {ROOM_AHEAD}"))
+                .expression_attribute_values(":room_ahead", number(room_ahead))
+        } else {
+            call.condition_expression(ROOM)
+        };
+        let response = |granted, item: Option<Item>| {
+            let item = Attributes(item.unwrap_or_default());
+            // Counters of earlier versions have no `ahead`.
+            let ahead = if item.0.contains_key("ahead") { item.read("ahead", at_least_zero)? } else { 0 };
+            Ok(GrantResponse { granted, used: item.read("used", whole_number)?, ahead })
+        };
         match answer_by(by, Box::pin(call.send())).await {
-            Some(Ok(updated)) => Ok(GrantResponse { granted: true, used: used(updated.attributes)? }),
+            Some(Ok(updated)) => response(true, updated.attributes),
             Some(Err(SdkError::ServiceError(error))) if error.err().is_conditional_check_failed_exception() => {
                 match error.into_err() {
-                    UpdateItemError::ConditionalCheckFailedException(refused) => {
-                        Ok(GrantResponse { granted: false, used: used(refused.item)? })
-                    }
-                    _ => Ok(GrantResponse { granted: false, used: capacity }),
+                    UpdateItemError::ConditionalCheckFailedException(refused) => response(false, refused.item),
+                    _ => Ok(GrantResponse { granted: false, used: capacity.events, ahead: capacity.ahead }),
                 }
             }
             failed => Err(store_error("UpdateItem (rate window) on the state table", failed.and_then(Result::err))),
@@ -278,6 +289,12 @@ impl Attributes {
         let value = self.0.get(name).and_then(parse);
         value.ok_or_else(|| StoreError::Defect(format!("a record in the state table has no usable `{name}`")))
     }
+}
+
+/// A number that a lost response can make negative.
+fn at_least_zero(value: &AttributeValue) -> Option<u64> {
+    let number: i64 = value.as_n().ok()?.parse().ok()?;
+    Some(number.max(0).cast_unsigned())
 }
 
 fn whole_number(value: &AttributeValue) -> Option<u64> {

@@ -3,6 +3,10 @@
 use crate::gateway_event::{GatewayEventBuilder, post};
 use crate::test_app::{KEY, PROJECT, Resources, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
+use contract::api_key::ApiKey;
+use contract::rate_limit::RateLimit;
+use event_ingest::auth::Authenticator;
+use event_ingest::aws::api_keys::ApiKeysTable;
 use event_ingest::clock::Clock;
 use event_ingest::rate_limit::{WINDOW, Window};
 use futures_util::future::join_all;
@@ -21,6 +25,12 @@ fn batch(key: &str, events: usize) -> GatewayEventBuilder {
     post().header("authorization", &format!("Bearer {key}")).events(&events)
 }
 
+/// The partition key of the current counter of [`LIMITED_KEY`].
+fn own_counter(test: &TestApp) -> String {
+    let hash = ApiKey::parse(LIMITED_KEY).unwrap().hash().to_hex();
+    format!("rate-key#{}#{}", &hash[..32], Window::at(test.clock.now()).start())
+}
+
 /// A function whose clock is stopped at the start of a window.
 fn at_window_start(aws: Resources) -> TestApp {
     let test = TestApp::over(aws, 500);
@@ -31,21 +41,23 @@ fn at_window_start(aws: Resources) -> TestApp {
 #[tokio::test]
 async fn a_project_over_its_limit_must_wait_for_the_next_window() {
     let aws = Resources::create().await;
-    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(100)).await;
     let test = at_window_start(aws);
-    test.send(&batch(LIMITED_KEY, 400)).await.assert_accepted();
-    test.send(&batch(LIMITED_KEY, 100)).await.assert_accepted();
+    for events in [500, 400, 100] {
+        test.send(&batch(LIMITED_KEY, events)).await.assert_accepted();
+    }
     let over = batch(LIMITED_KEY, 1);
     let response = test.send(&over).await;
     response.assert_error(429, "rate_limited");
     assert_eq!(response.header("retry-after"), Some("10"));
     let events: usize = test.aws.drain_events().await.len();
-    assert_eq!(events, 500);
+    assert_eq!(events, 1000);
 
     test.clock.advance(Duration::from_millis(9999));
     assert_eq!(test.send(&over).await.header("retry-after"), Some("1"));
     test.clock.advance(Duration::from_millis(1));
     test.send(&over).await.assert_accepted();
+    test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
     test.send(&batch(LIMITED_KEY, 500)).await.assert_error(429, "rate_limited");
     test.send(&batch(LIMITED_KEY, 499)).await.assert_accepted();
 }
@@ -60,22 +72,22 @@ async fn sandboxes_share_a_limit() {
     let responses = join_all(sends).await;
     let accepted = responses.iter().filter(|response| response.status == 202).count();
     assert!(responses.iter().all(|response| matches!(response.status, 202 | 429)));
-    // 11 batches of 90 events fit into 100 × 10. Some of the last events may be granted to other sandboxes.
-    assert!((6..=11).contains(&accepted), "{accepted}");
+    // 11 batches of 90 events fit into 100 × 10, of which no sandbox keeps any unspent.
+    assert_eq!(accepted, 11);
     assert_eq!(aws.drain_events().await.len(), accepted * 90);
 }
 
 #[tokio::test]
 async fn replays_and_refused_batches_are_not_counted() {
     let aws = Resources::create().await;
-    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(100)).await;
     let test = at_window_start(aws);
-    let request = batch(LIMITED_KEY, 250);
+    let request = batch(LIMITED_KEY, 500);
     test.send(&request).await.assert_accepted();
     for _ in 0..5 {
         assert_eq!(test.send(&request).await.header("idempotency-replayed"), Some("true"));
     }
-    let other_body = batch(LIMITED_KEY, 249).key("used");
+    let other_body = batch(LIMITED_KEY, 499).key("used");
     test.send(&other_body).await.assert_accepted();
     test.send(&batch(LIMITED_KEY, 1).key("used")).await.assert_error(422, "idempotency_key_reuse");
     test.send(&batch(LIMITED_KEY, 1)).await.assert_accepted();
@@ -86,11 +98,12 @@ async fn replays_and_refused_batches_are_not_counted() {
 #[tokio::test]
 async fn a_replay_refunds_only_events_that_were_counted() {
     let aws = Resources::create().await;
-    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(100)).await;
     aws.put_key(OTHER_KEY, PROJECT, &limit(0)).await;
     let test = at_window_start(aws);
     let uncounted = batch(OTHER_KEY, 500);
     test.send(&uncounted).await.assert_accepted();
+    test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
     test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
     assert_eq!(test.send(&uncounted).await.header("idempotency-replayed"), Some("true"));
     test.send(&batch(LIMITED_KEY, 1)).await.assert_error(429, "rate_limited");
@@ -99,13 +112,13 @@ async fn a_replay_refunds_only_events_that_were_counted() {
 #[tokio::test]
 async fn a_resumed_batch_is_counted_once_in_each_window() {
     let aws = Resources::create().await;
-    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(100)).await;
     let test = at_window_start(aws);
-    let request = batch(LIMITED_KEY, 250).key("resumed");
+    let request = batch(LIMITED_KEY, 500).key("resumed");
     test.send(&request).await.assert_accepted();
     test.aws.undo_completion("resumed").await;
     test.send(&request).await.assert_accepted();
-    test.send(&batch(LIMITED_KEY, 250)).await.assert_accepted();
+    test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
     test.send(&batch(LIMITED_KEY, 1)).await.assert_error(429, "rate_limited");
 
     test.clock.advance(WINDOW);
@@ -113,16 +126,17 @@ async fn a_resumed_batch_is_counted_once_in_each_window() {
     let response = test.send(&request).await;
     response.assert_accepted();
     assert_eq!(response.header("idempotency-replayed"), None);
-    test.send(&batch(LIMITED_KEY, 250)).await.assert_accepted();
+    test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
     test.send(&batch(LIMITED_KEY, 1)).await.assert_error(429, "rate_limited");
 }
 
 #[tokio::test]
-async fn a_limit_of_zero_is_no_limit_and_small_limits_count_as_fifty() {
+async fn a_limit_of_zero_is_no_limit_and_small_limits_count_as_one_hundred() {
     let aws = Resources::create().await;
     aws.put_key(LIMITED_KEY, PROJECT, &limit(1)).await;
     aws.put_key(OTHER_KEY, "globex", &limit(0)).await;
     let test = at_window_start(aws);
+    test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
     test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
     test.send(&batch(LIMITED_KEY, 1)).await.assert_error(429, "rate_limited");
     for _ in 0..3 {
@@ -133,13 +147,13 @@ async fn a_limit_of_zero_is_no_limit_and_small_limits_count_as_fifty() {
 #[tokio::test]
 async fn the_counter_has_the_documented_attributes() {
     let aws = Resources::create().await;
-    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(100)).await;
     let test = at_window_start(aws);
     let window = Window::at(test.clock.now());
     test.send(&batch(LIMITED_KEY, 7)).await.assert_accepted();
-    let item = test.aws.state_item(&format!("rate#{PROJECT}#live#{}", window.start())).await.expect("a counter");
+    let item = test.aws.state_item(&own_counter(&test)).await.expect("a counter");
     let number = |name: &str| item[name].as_n().unwrap().parse::<u64>().unwrap();
-    assert_eq!((item.len(), number("used")), (3, 7));
+    assert_eq!((item.len(), number("used"), number("ahead")), (4, 7, 0));
     assert_eq!(number("expires_at"), window.end().seconds() + 60);
     assert_eq!(window.start() % WINDOW.as_secs(), 0);
 }
@@ -149,9 +163,9 @@ async fn the_counter_has_the_documented_attributes() {
 #[tokio::test]
 async fn requests_pass_if_the_counter_fails() {
     let aws = Resources::create().await;
-    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(100)).await;
     let test = at_window_start(aws);
-    let pk = format!("rate#{PROJECT}#live#{}", Window::at(test.clock.now()).start());
+    let pk = own_counter(&test);
     test.aws.put_state_item(&pk, "used", AttributeValue::S("not a number".to_owned())).await;
     for _ in 0..3 {
         test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
@@ -161,26 +175,28 @@ async fn requests_pass_if_the_counter_fails() {
 #[tokio::test]
 async fn a_replay_does_not_refund_events_that_passed_uncounted() {
     let aws = Resources::create().await;
-    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(100)).await;
     let test = at_window_start(aws);
+    test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
     test.send(&batch(LIMITED_KEY, 400)).await.assert_accepted();
-    let pk = format!("rate#{PROJECT}#live#{}", Window::at(test.clock.now()).start());
+    let pk = own_counter(&test);
     test.aws.put_state_item(&pk, "used", AttributeValue::S("not a number".to_owned())).await;
     let request = batch(LIMITED_KEY, 100);
     test.send(&request).await.assert_accepted();
     assert_eq!(test.send(&request).await.header("idempotency-replayed"), Some("true"));
-    test.aws.put_state_item(&pk, "used", AttributeValue::N("500".to_owned())).await;
+    test.aws.put_state_item(&pk, "used", AttributeValue::N("1000".to_owned())).await;
     test.send(&batch(LIMITED_KEY, 100)).await.assert_error(429, "rate_limited");
 }
 
 #[tokio::test]
 async fn tenants_do_not_affect_each_other() {
     let aws = Resources::create().await;
-    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
-    aws.put_key(OTHER_KEY, "globex", &limit(50)).await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(100)).await;
+    aws.put_key(OTHER_KEY, "globex", &limit(100)).await;
     aws.put_key(KEY, "initech", &[]).await;
     let test = at_window_start(aws);
     test.send(&batch(LIMITED_KEY, 500).key("shared")).await.assert_accepted();
+    test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
     test.send(&batch(LIMITED_KEY, 1)).await.assert_error(429, "rate_limited");
     let other = test.send(&batch(OTHER_KEY, 400).key("shared")).await;
     other.assert_accepted();
@@ -200,22 +216,66 @@ async fn tenants_do_not_affect_each_other() {
 }
 
 #[tokio::test]
-async fn two_limits_in_one_project_share_the_counter() {
+async fn keys_of_one_project_with_limits_of_their_own_do_not_affect_each_other() {
     let aws = Resources::create().await;
-    aws.put_key(LIMITED_KEY, PROJECT, &limit(50)).await;
-    aws.put_key(OTHER_KEY, PROJECT, &limit(100)).await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(100)).await;
+    aws.put_key(OTHER_KEY, PROJECT, &limit(1000)).await;
     let test = at_window_start(aws);
-    let window = Window::at(test.clock.now());
     test.send(&batch(OTHER_KEY, 500)).await.assert_accepted();
-    test.send(&batch(OTHER_KEY, 400)).await.assert_accepted();
-    // The key with the lower limit has sent nothing, but the counter is above its limit.
+    // The lower limit is used up. It can use none of the other key's events.
+    for _ in 0..2 {
+        test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
+    }
     test.send(&batch(LIMITED_KEY, 1)).await.assert_error(429, "rate_limited");
+    // The other key still has 95 % of its window.
+    for _ in 0..19 {
+        test.send(&batch(OTHER_KEY, 500)).await.assert_accepted();
+    }
+    test.send(&batch(OTHER_KEY, 1)).await.assert_error(429, "rate_limited");
+}
 
-    let other_sandbox = TestApp::over(test.aws.clone(), 500);
-    other_sandbox.clock.stop_at(test.clock.now());
-    other_sandbox.send(&batch(OTHER_KEY, 100)).await.assert_accepted();
-    other_sandbox.send(&batch(OTHER_KEY, 1)).await.assert_error(429, "rate_limited");
-    let item = test.aws.state_item(&format!("rate#{PROJECT}#live#{}", window.start())).await.expect("a counter");
-    assert_eq!(item["used"], AttributeValue::N("1000".to_owned()), "10 times the highest limit");
-    assert_eq!(test.aws.drain_events().await.len(), 1000);
+#[tokio::test]
+async fn keys_without_a_limit_of_their_own_share_the_default_limit_of_their_project() {
+    let aws = Resources::create().await;
+    aws.put_key(KEY, PROJECT, &[]).await;
+    aws.put_key(OTHER_KEY, PROJECT, &[]).await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(100)).await;
+    let mut test = at_window_start(aws);
+    let keys = ApiKeysTable::new(&test.aws.sdk, test.aws.api_keys_table.clone());
+    test.app.auth = Authenticator::new(keys, RateLimit::parse(100).unwrap());
+    test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
+    test.send(&batch(KEY, 500)).await.assert_accepted();
+    test.send(&batch(OTHER_KEY, 500)).await.assert_accepted();
+    for key in [KEY, OTHER_KEY] {
+        test.send(&batch(key, 1)).await.assert_error(429, "rate_limited");
+    }
+    // A key with a limit of its own does not count against its project's.
+    let pk = format!("rate#{PROJECT}#live#{}", Window::at(test.clock.now()).start());
+    let counter = test.aws.state_item(&pk).await.expect("a counter");
+    assert_eq!(counter["used"], AttributeValue::N("1000".to_owned()));
+    test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
+}
+
+/// A sandbox expects as many events as in the window before, but it must not take the window from the others.
+#[tokio::test]
+async fn a_busy_sandbox_leaves_the_window_to_the_others() {
+    const CAPACITY: usize = 10_000;
+    let aws = Resources::create().await;
+    aws.put_key(LIMITED_KEY, PROJECT, &limit(1000)).await;
+    let sandboxes: Vec<_> = (0..4).map(|_| at_window_start(aws.clone())).collect();
+    for _ in 0..16 {
+        sandboxes[0].send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
+    }
+    for sandbox in &sandboxes {
+        sandbox.clock.advance(WINDOW);
+    }
+    sandboxes[0].send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
+    let mut accepted = 500;
+    for sandbox in sandboxes[1..].iter().cycle() {
+        if sandbox.send(&batch(LIMITED_KEY, 500)).await.status != 202 {
+            break;
+        }
+        accepted += 500;
+    }
+    assert!((CAPACITY * 6 / 10..=CAPACITY).contains(&accepted), "{accepted} events are accepted");
 }

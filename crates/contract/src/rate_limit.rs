@@ -7,13 +7,13 @@ use std::num::NonZeroU32;
 pub struct RateLimit(NonZeroU32);
 
 impl RateLimit {
-    /// The lowest limit: a batch of 500 events must fit an empty window of 10 s.
-    pub const MIN: u32 = 50;
+    /// The lowest limit: 1,000 events must fit an empty window of 10 s.
+    pub const MIN: u32 = 100;
 
     /// Parses a configured limit. 0 means no limit; 1 to [`Self::MIN`] − 1 is an error.
     ///
     /// # Errors
-    /// A predicate for the operator, such as "must be 0 (no limit) or at least 50".
+    /// A predicate for the operator, such as "must be 0 (no limit) or at least 100".
     pub fn parse(events_per_second: u32) -> Result<Option<Self>, String> {
         match NonZeroU32::new(events_per_second) {
             None => Ok(None),
@@ -43,13 +43,13 @@ mod tests {
     #[test]
     fn a_configured_limit_below_the_minimum_is_an_error() {
         let parsed = |n| RateLimit::parse(n).map(|limit| limit.map(RateLimit::events_per_second));
-        assert_eq!([0, 50].map(parsed), [Ok(None), Ok(Some(50))]);
-        assert!([1, 49].into_iter().all(|n| parsed(n).is_err()));
+        assert_eq!([0, 100].map(parsed), [Ok(None), Ok(Some(100))]);
+        assert!([1, 99].into_iter().all(|n| parsed(n).is_err()));
     }
 
     #[test]
     fn a_stored_limit_below_the_minimum_counts_as_the_minimum() {
         let stored = |n| RateLimit::at_least_min(n).map(RateLimit::events_per_second);
-        assert_eq!([0, 1, 49, 50, 51].map(stored), [None, Some(50), Some(50), Some(50), Some(51)]);
+        assert_eq!([0, 1, 99, 100, 101].map(stored), [None, Some(100), Some(100), Some(100), Some(101)]);
     }
 }

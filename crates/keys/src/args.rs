@@ -54,7 +54,7 @@ pub struct Create {
     /// Scope of the key; can be repeated. Default: all scopes
     #[arg(long = "scope", value_parser = PossibleValuesParser::new([WRITE_SCOPE]))]
     pub scopes: Vec<String>,
-    /// Events per second: 0 (no limit) or at least 50. Default: the function's default limit
+    /// Events per second: 0 (no limit) or at least 100. Default: the function's default limit
     #[arg(long, value_name = "N", value_parser = rate_limit)]
     pub rate_limit: Option<u32>,
     /// Mode of the key and of the events sent with it
@@ -146,7 +146,7 @@ mod tests {
     fn values_are_accepted_up_to_their_limits_and_not_beyond() {
         let create = |rest: &str| parse(&format!("create --project p {rest}"));
         let longest = format!("--name {}", "é".repeat(64));
-        for valid in ["--name n --rate-limit 0", "--name n --rate-limit 50", "--name n --scope events:write", &longest]
+        for valid in ["--name n --rate-limit 0", "--name n --rate-limit 100", "--name n --scope events:write", &longest]
         {
             create(valid).unwrap();
         }
@@ -156,7 +156,7 @@ mod tests {
             "--name ",
             &too_long,
             "--name \u{1b}[31m",
-            "--name n --rate-limit 49",
+            "--name n --rate-limit 99",
             "--name n --rate-limit x",
             "--name n --scope events:read",
             "--name n --mode prod",

@@ -241,7 +241,7 @@ mod tests {
             project: "acme".to_owned(),
             status: "active".to_owned(),
             scopes: Some(["events:write".to_owned()].into()),
-            rate_limit: Some(49),
+            rate_limit: Some(99),
             ..StoredKey::default()
         }
     }
@@ -250,7 +250,7 @@ mod tests {
     fn rotation_copies_the_settings() {
         let settings = KeySettings::of(&active()).unwrap();
         assert_eq!((settings.project.as_str(), settings.name.as_str(), settings.mode), ("acme", "web", Mode::Test));
-        assert_eq!((settings.scopes, settings.rate_limit), (active().scopes, Some(50)));
+        assert_eq!((settings.scopes, settings.rate_limit), (active().scopes, Some(100)));
         let unlimited = StoredKey { rate_limit: Some(0), ..active() };
         assert_eq!(KeySettings::of(&unlimited).unwrap().rate_limit, Some(0));
     }

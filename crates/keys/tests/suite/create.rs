@@ -54,7 +54,7 @@ async fn invalid_arguments_are_usage_errors_and_store_nothing() {
         ("create --project Beta --name web", "a-z 0-9 _ -"),
         ("create --project beta", "--name"),
         (&long, "1 to 64 characters"),
-        ("create --project beta --name web --rate-limit 49", "must be 0 (no limit) or at least 50"),
+        ("create --project beta --name web --rate-limit 99", "must be 0 (no limit) or at least 100"),
         ("create --project beta --name web --rate-limit many", "whole number"),
         ("create --project beta --name web --scope events:wriet", "events:write"),
         ("create --project beta --name web --mode prod", "live, test"),

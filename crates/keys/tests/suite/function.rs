@@ -3,7 +3,6 @@
 use crate::shell::{AssertExt, Shell, hint};
 use contract::api_key::ApiKey;
 use contract::limits::KNOWN_KEY_CACHED_FOR;
-use contract::rate_limit::RateLimit;
 use contract::tenant::Mode;
 use event_ingest::auth::{AuthError, Authenticator, Caller};
 use event_ingest::aws::api_keys::ApiKeysTable;
@@ -74,10 +73,10 @@ async fn a_created_key_is_accepted_with_its_settings() {
     let function = Function::new(&shell);
     let plain = function.authenticate(&shell.key("create --project beta --name web")).await.expect("accepted");
     assert_eq!((plain.tenant.project.as_str(), plain.tenant.mode, plain.rate_limit), ("beta", Mode::Live, None));
-    let full = shell.key("create --project gamma --name job --mode test --scope events:write --rate-limit 50");
+    let full = shell.key("create --project gamma --name job --mode test --scope events:write --rate-limit 100");
     let full = function.authenticate(&full).await.expect("accepted");
     assert_eq!((full.tenant.project.as_str(), full.tenant.mode), ("gamma", Mode::Test));
-    assert_eq!(full.rate_limit.map(RateLimit::events_per_second), Some(50));
+    assert_eq!(full.rate_limit.map(|(limit, _)| limit.events_per_second()), Some(100));
 }
 
 #[tokio::test]

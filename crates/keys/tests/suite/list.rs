@@ -17,7 +17,7 @@ async fn an_empty_table_has_no_keys() {
 async fn the_list_shows_every_key_sorted_and_no_secret() {
     let shell = Shell::new().await;
     let web = shell.key("create --project beta --name web --rate-limit 0");
-    let job = shell.key("create --project beta --name job --scope events:write --rate-limit 75");
+    let job = shell.key("create --project beta --name job --scope events:write --rate-limit 175");
     let old = shell.key("create --project acme --name web --mode test");
     shell.run("revoke --project acme --name web -y").success();
 
@@ -25,14 +25,14 @@ async fn the_list_shows_every_key_sorted_and_no_secret() {
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows[0], ["HINT", "NAME", "PROJECT", "STATUS", "SCOPES", "LIMIT", "CREATED", "REVOKED"]);
     assert_eq!(rows[1][..6], [&hint(&old), "web", "acme", "revoked", "all", "default"]);
-    assert_eq!(rows[2][..6], [&hint(&job), "job", "beta", "active", "events:write", "75/s"]);
+    assert_eq!(rows[2][..6], [&hint(&job), "job", "beta", "active", "events:write", "175/s"]);
     assert_eq!(rows[3][..6], [&hint(&web), "web", "beta", "active", "all", "none"]);
     assert_eq!((rows.len(), rows[1].len(), rows[2][7]), (4, 8, "-"));
 
     let keys = shell.listed();
     let expected = json!({
         "hint": hint(&job), "name": "job", "project_id": "beta", "status": "active", "scopes": ["events:write"],
-        "rate_limit": 75, "created_at": keys[1]["created_at"], "revoked_at": null, "fault": null,
+        "rate_limit": 175, "created_at": keys[1]["created_at"], "revoked_at": null, "fault": null,
     });
     assert_eq!(keys[1], expected);
     assert_eq!((&keys[0]["scopes"], &keys[0]["rate_limit"]), (&Value::Null, &Value::Null));

@@ -6,7 +6,7 @@ use test_support::tables::s;
 #[tokio::test]
 async fn rotation_copies_the_settings_and_keeps_the_old_key_until_it_is_revoked() {
     let shell = Shell::new().await;
-    let old = shell.key("create --project beta --name web --mode test --scope events:write --rate-limit 60");
+    let old = shell.key("create --project beta --name web --mode test --scope events:write --rate-limit 160");
     let revoke = format!("revoke --hint {} --table {}", hint(&old), shell.table);
     let new = shell.run("rotate --project beta --name web").says(&[&format!("event-ingest-keys {revoke}")]).new_key();
     assert_ne!(new, old);
