@@ -234,19 +234,40 @@ pub enum Decision {
     /// The key belongs to another body: refuse.
     KeyReused,
     /// The batch is in the queue: replay the response.
-    Replay,
+    Replay {
+        /// The batch's id.
+        batch_id: BatchId,
+    },
     /// This request owns the key: send the events that are not delivered.
     Send(Record),
     /// Another request owns the key and may be alive: wait.
     Wait {
         /// The end of its lease.
         until: Timestamp,
+        /// The batch's id.
+        batch_id: BatchId,
     },
     /// The owner failed or can no longer be alive: take over.
     TakeOver {
         /// The owner in the record.
         seen: Owner,
+        /// The batch's id.
+        batch_id: BatchId,
     },
+}
+
+impl Decision {
+    /// The id of the batch in the record, if the record belongs to this request's body.
+    #[must_use]
+    pub fn batch_id(&self) -> Option<BatchId> {
+        match self {
+            Self::Claim | Self::KeyReused => None,
+            Self::Send(record) => Some(record.batch_id),
+            Self::Replay { batch_id } | Self::Wait { batch_id, .. } | Self::TakeOver { batch_id, .. } => {
+                Some(*batch_id)
+            }
+        }
+    }
 }
 
 /// Decides the next step of `claimant`, given the record in the table.
@@ -259,11 +280,13 @@ pub fn decide(record: Option<Record>, claimant: &Claimant, now: Timestamp) -> De
         None => Decision::Claim,
         Some(record) if record.expires_at <= now.seconds() => Decision::Claim,
         Some(record) if record.fingerprint != claimant.fingerprint => Decision::KeyReused,
-        Some(Record { state: State::Accepted, .. }) => Decision::Replay,
+        Some(Record { state: State::Accepted, batch_id, .. }) => Decision::Replay { batch_id },
         // A conditional write that was repeated after a lost response finds its own effect.
         Some(record) if record.owner == claimant.owner && now < record.lease_until => Decision::Send(record),
-        Some(record) if now < record.lease_until => Decision::Wait { until: record.lease_until },
-        Some(record) => Decision::TakeOver { seen: record.owner },
+        Some(Record { lease_until, batch_id, .. }) if now < lease_until => {
+            Decision::Wait { until: lease_until, batch_id }
+        }
+        Some(Record { owner, batch_id, .. }) => Decision::TakeOver { seen: owner, batch_id },
     }
 }
 
@@ -406,14 +429,18 @@ mod tests {
     #[test]
     fn the_same_body_replays_sends_waits_or_takes_over() {
         for record in [own(), another()] {
-            assert_eq!(decided(Record { state: State::Accepted, ..record }), Decision::Replay);
+            let batch_id = record.batch_id;
+            assert_eq!(decided(Record { state: State::Accepted, ..record }), Decision::Replay { batch_id });
         }
         let record = own();
         assert_eq!(decided(record.clone()), Decision::Send(record));
-        assert_eq!(decided(another()), Decision::Wait { until: another().lease_until });
+        let record = another();
+        let Record { lease_until: until, batch_id, .. } = record;
+        assert_eq!(decided(record), Decision::Wait { until, batch_id });
         for record in [own(), another()] {
             let seen = record.owner.clone();
-            assert_eq!(decided(Record { lease_until: NOW, ..record }), Decision::TakeOver { seen });
+            let batch_id = record.batch_id;
+            assert_eq!(decided(Record { lease_until: NOW, ..record }), Decision::TakeOver { seen, batch_id });
         }
     }
 }

@@ -8,7 +8,8 @@ use crate::deadline::Deadline;
 use crate::delivery::{Envelope, Queue, Sender, TraceHeader};
 use crate::error::Error;
 use crate::idempotency::{
-    Claimant, Claimed, Decision, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, TakeOver, decide,
+    BatchId, Claimant, Claimed, Decision, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, TakeOver,
+    decide,
 };
 use crate::store::StoreError;
 use contract::batch::Batch;
@@ -18,8 +19,12 @@ use std::time::{Duration, Instant};
 
 const FIRST_POLL: Duration = Duration::from_millis(50);
 const LONGEST_POLL: Duration = Duration::from_millis(400);
-const FIRST_BACKOFF: Duration = Duration::from_millis(25);
-const LONGEST_BACKOFF: Duration = Duration::from_millis(200);
+/// The tries of one write. The SDK makes up to two requests per try, so that an outage of the table
+/// does not multiply its own load.
+const WRITE_TRIES: u32 = 4;
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+/// The factor by which each pause between tries is longer than the one before.
+const BACKOFF_GROWTH: u32 = 4;
 
 /// The state table, the queue, the clock and their settings.
 pub struct Pipeline<S, Q, C> {
@@ -93,6 +98,8 @@ pub enum Completion {
 /// What a request found out about its batch. A duration is absent if its stage did not run.
 #[derive(Clone, Debug, Default)]
 pub struct Findings {
+    /// The id of the batch, once the record was claimed or read.
+    pub batch_id: Option<BatchId>,
     /// The number of the attempt, from the record.
     pub attempt: Option<u64>,
     /// When the batch first arrived: for a resumed batch, in an earlier request.
@@ -123,7 +130,7 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
 
     async fn run(&self, request: &Request<'_>, findings: &mut Findings) -> Result<Success, Error> {
         let started = Instant::now();
-        let acquired = self.acquire(request).await;
+        let acquired = self.acquire(request, &mut findings.batch_id).await;
         findings.claim_time = Some(started.elapsed());
         let Some(record) = acquired? else {
             return Ok(Success::Replayed);
@@ -180,15 +187,17 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
     }
 
     /// Makes this request the owner of its key. Returns `None` if the batch is already in the queue.
-    async fn acquire(&self, request: &Request<'_>) -> Result<Option<Record>, Error> {
+    /// Sets `batch_id` when the record is claimed or read.
+    async fn acquire(&self, request: &Request<'_>, batch_id: &mut Option<BatchId>) -> Result<Option<Record>, Error> {
         let Request { record_key, claimant, deadline, .. } = request;
         let mut decision = Decision::Claim;
         let mut poll = FIRST_POLL;
         loop {
             let now = self.clock.now();
+            *batch_id = decision.batch_id();
             decision = match decision {
                 Decision::KeyReused => return Err(Error::KeyReused),
-                Decision::Replay => return Ok(None),
+                Decision::Replay { .. } => return Ok(None),
                 Decision::Send(record) => return Ok(Some(record)),
                 Decision::Claim | Decision::TakeOver { .. } if !deadline.may_send(now) => {
                     return Err(Error::Unavailable("no time is left to send".to_owned()));
@@ -196,9 +205,12 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
                 Decision::Claim => {
                     let record = self.first_claim(request, now);
                     let claimed = self.store.claim(record_key, &record, now, deadline.claim_by()).await;
+                    if claimed == Ok(Claimed::Refused(None)) {
+                        return Err(Error::Internal("a claim was refused without a record".to_owned()));
+                    }
                     self.after_claim(request, claimed).await?
                 }
-                Decision::TakeOver { seen } => {
+                Decision::TakeOver { seen, .. } => {
                     let take_over = TakeOver {
                         seen,
                         owner: claimant.owner.clone(),
@@ -208,7 +220,7 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
                     let claimed = self.store.take_over(record_key, &take_over, now, deadline.claim_by()).await;
                     self.after_claim(request, claimed).await?
                 }
-                Decision::Wait { until } => {
+                Decision::Wait { until, .. } => {
                     let pause = poll.min(now.until(until));
                     // After `wait_until`, too little time is left to take over.
                     if now + pause >= deadline.wait_until() {
@@ -265,22 +277,24 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
             .await;
     }
 
-    /// Repeats an idempotent write until it has a result or too little time is left.
+    /// Repeats an idempotent write until it has a result, [`WRITE_TRIES`] failed, or too little time is
+    /// left.
     async fn write(
         &self,
         by: Timestamp,
         mut once: impl AsyncFnMut() -> Result<Fenced, StoreError>,
     ) -> Result<Fenced, StoreError> {
         let mut backoff = FIRST_BACKOFF;
-        loop {
+        for _ in 1..WRITE_TRIES {
             let written = once().await;
             let pause = self.clock.jitter(backoff);
             if !matches!(written, Err(StoreError::Unavailable(_))) || self.clock.now() + pause >= by {
                 return written;
             }
             self.clock.sleep(pause).await;
-            backoff = (backoff * 2).min(LONGEST_BACKOFF);
+            backoff *= BACKOFF_GROWTH;
         }
+        once().await
     }
 
     fn expires_at(&self, now: Timestamp) -> u64 {

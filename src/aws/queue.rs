@@ -14,6 +14,8 @@ use aws_sdk_sqs::types::{
     SendMessageBatchRequestEntry,
 };
 use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
 use tracing::warn;
 
 /// Error codes of a call that would fail in the same way again.
@@ -57,9 +59,20 @@ impl Queue for SqsQueue {
             return vec![SendResult::Permanent; messages.len()];
         };
         let bodies = json_strings(messages);
-        let call = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries));
-        let call = call.customize().mutate_request(move |request| fill_in(request, &bodies));
-        match answer_by(by, Box::pin(call.send())).await {
+        let call = self.client.send_message_batch().queue_url(&self.url);
+        let fast = call
+            .clone()
+            .set_entries(Some(entries.clone()))
+            .customize()
+            .map_request(move |request| fill_in(request, &bodies));
+        let mut sent = answer_by(by, Box::pin(fast.send())).await;
+        if let Some(Err(error)) = &sent
+            && is_unexpected_serialization(error)
+        {
+            warn!("SendMessageBatch: the SDK serializes entries in another way now; falling back to it");
+            sent = answer_by(by, Box::pin(call.set_entries(Some(with_bodies(entries, messages))).send())).await;
+        }
+        match sent {
             None => {
                 warn!("SendMessageBatch: no response by the deadline");
                 vec![SendResult::Unknown; messages.len()]
@@ -96,6 +109,15 @@ fn entries(envelope: &Envelope, count: usize) -> Result<Vec<SendMessageBatchRequ
     (0..count).map(entry).collect()
 }
 
+/// The same entries with their bodies, for the SDK to serialize.
+fn with_bodies(entries: Vec<SendMessageBatchRequestEntry>, messages: &[Message]) -> Vec<SendMessageBatchRequestEntry> {
+    let with_body = |(mut entry, message): (SendMessageBatchRequestEntry, &Message)| {
+        entry.message_body.clone_from(&message.body);
+        entry
+    };
+    entries.into_iter().zip(messages).map(with_body).collect()
+}
+
 /// How the SDK serializes an entry without a body. Within a string its quotes would be escaped.
 const NO_BODY: &[u8] = br#""MessageBody":"""#;
 
@@ -113,9 +135,15 @@ fn json_strings(messages: &[Message]) -> Vec<Vec<u8>> {
 /// Inserts the bodies into a request that the SDK has serialized but not signed.
 ///
 /// The SDK itself copies each body twice and escapes it byte by byte, which was two fifths of the cost of
-/// 5 MB (docs/performance.md). A body without a place would be sent empty, which SQS refuses.
-fn fill_in(request: &mut HttpRequest, bodies: &[Vec<u8>]) {
+/// 5 MB (docs/performance.md).
+///
+/// # Errors
+/// If the request does not have exactly one place per body, as after a change of the SDK's serializer.
+fn fill_in(mut request: HttpRequest, bodies: &[Vec<u8>]) -> Result<HttpRequest, UnexpectedSerialization> {
     let frame = request.body().bytes().unwrap_or_default();
+    if memchr::memmem::find_iter(frame, NO_BODY).count() != bodies.len() {
+        return Err(UnexpectedSerialization);
+    }
     let mut filled = Vec::with_capacity(frame.len() + bodies.iter().map(Vec::len).sum::<usize>());
     let mut written = 0;
     for (at, body) in memchr::memmem::find_iter(frame, NO_BODY).zip(bodies) {
@@ -127,6 +155,24 @@ fn fill_in(request: &mut HttpRequest, bodies: &[Vec<u8>]) {
     filled.extend_from_slice(&frame[written..]);
     request.headers_mut().insert("content-length", filled.len().to_string());
     *request.body_mut() = filled.into();
+    Ok(request)
+}
+
+/// The SDK's serialization of an entry is not the one that [`fill_in`] knows.
+#[derive(Debug)]
+struct UnexpectedSerialization;
+
+impl fmt::Display for UnexpectedSerialization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the serialized request does not have one place per message body")
+    }
+}
+
+impl Error for UnexpectedSerialization {}
+
+/// Whether `error`, or one of its causes, is [`UnexpectedSerialization`].
+fn is_unexpected_serialization(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(<dyn Error>::is::<UnexpectedSerialization>)
 }
 
 fn attributes(envelope: &Envelope) -> Result<HashMap<String, MessageAttributeValue>, BuildError> {
@@ -186,6 +232,47 @@ mod tests {
         assert_eq!(trace_of(&envelope.traced(TraceHeader::parse(header))).as_deref(), Some(header));
         for refused in ["", "Root=\u{1}", "1-5e988e0a", &format!("Root={}", "x".repeat(256))] {
             assert_eq!(TraceHeader::parse(refused), None);
+        }
+    }
+
+    /// Runs the SDK's serializer on two entries, without any server, and returns what `fill_in` makes of it.
+    async fn serialized(bodies: Vec<Vec<u8>>) -> Result<String, String> {
+        let config = aws_sdk_sqs::config::Builder::new()
+            .behavior_version(aws_config::BehaviorVersion::latest())
+            .region(aws_config::Region::new("us-east-1"))
+            .credentials_provider(aws_sdk_sqs::config::Credentials::new("test", "test", None, None, "tests"))
+            .build();
+        let tenant = Tenant { project: ProjectId::parse("acme").unwrap(), mode: Mode::Live };
+        let envelope = Envelope::new(tenant, BatchId::new(Timestamp::from_millis(0)));
+        let call = Client::from_conf(config).send_message_batch().queue_url("http://127.0.0.1:1/events");
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let call = call.set_entries(Some(entries(&envelope, 2).unwrap())).customize().map_request(move |request| {
+            let filled = fill_in(request, &bodies).map_err(|error| error.to_string());
+            let text = filled.map(|request| String::from_utf8(request.body().bytes().unwrap().to_vec()).unwrap());
+            sender.send(text).unwrap();
+            // The request must not be sent.
+            Err::<HttpRequest, _>(UnexpectedSerialization)
+        });
+        let sent = call.send().await;
+        assert!(is_unexpected_serialization(&sent.unwrap_err()));
+        receiver.recv().unwrap()
+    }
+
+    #[tokio::test]
+    async fn bodies_are_inserted_into_the_serialization_of_the_sdk() {
+        let bodies = ["a \"quoted\" body", r#"{"MessageBody":""}"#];
+        let json = bodies.map(|body| serde_json::to_vec(body).unwrap()).to_vec();
+        let request: serde_json::Value = serde_json::from_str(&serialized(json).await.unwrap()).unwrap();
+        let entries = request["Entries"].as_array().unwrap();
+        assert_eq!(entries.iter().map(|entry| entry["MessageBody"].as_str().unwrap()).collect::<Vec<_>>(), bodies);
+        assert!(entries.iter().all(|entry| entry["MessageAttributes"]["mode"]["StringValue"] == "live"));
+    }
+
+    #[tokio::test]
+    async fn a_serialization_with_another_number_of_places_is_not_sent() {
+        for count in [1, 3] {
+            let error = serialized(vec![b"1".to_vec(); count]).await.unwrap_err();
+            assert!(error.contains("one place per message body"), "{error}");
         }
     }
 }
