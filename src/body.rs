@@ -5,8 +5,8 @@ use crate::error::Error;
 use crate::gateway::{GatewayEvent, Header};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use contract::limits::MAX_BODY_BYTES;
-use flate2::read::MultiGzDecoder;
+use contract::limits::{MAX_BODY_BYTES, MAX_GZIP_MEMBERS};
+use flate2::bufread::GzDecoder;
 use serde::de::IgnoredAny;
 use std::io::Read;
 
@@ -42,6 +42,11 @@ impl Encoding {
             Self::Gzip => Err(Error::UnsupportedMediaType(
                 "Content-Type must be application/json, application/gzip or application/octet-stream",
             )),
+            Self::Identity if is("application/gzip") || is("application/octet-stream") => {
+                Err(Error::UnsupportedMediaType(
+                    "Content-Encoding: gzip is missing; without it, Content-Type must be application/json",
+                ))
+            }
             Self::Identity => Err(Error::UnsupportedMediaType("Content-Type must be application/json")),
         }
     }
@@ -52,6 +57,9 @@ impl Encoding {
     /// [`Error::PayloadTooLarge`] or [`Error::MalformedEncoding`].
     pub fn decode(self, body: Vec<u8>) -> Result<Vec<u8>, Error> {
         match self {
+            Self::Identity if body.starts_with(&GZIP_MAGIC) => {
+                Err(Error::MalformedEncoding("the body is gzip; send it with the header Content-Encoding: gzip"))
+            }
             Self::Identity => Ok(body),
             Self::Gzip if body.starts_with(&GZIP_MAGIC) => gunzip(&body),
             // A gateway on the way decompressed the body and left the header.
@@ -94,15 +102,25 @@ fn is_json(body: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(body).is_ok()
 }
 
-/// Decompresses at most [`MAX_BODY_BYTES`].
+/// Decompresses at most [`MAX_GZIP_MEMBERS`] members and [`MAX_BODY_BYTES`].
 fn gunzip(body: &[u8]) -> Result<Vec<u8>, Error> {
     let mut decoded = Vec::new();
-    let limit = MAX_BODY_BYTES as u64 + 1;
-    match MultiGzDecoder::new(body).take(limit).read_to_end(&mut decoded) {
-        Ok(_) if decoded.len() > MAX_BODY_BYTES => Err(Error::PayloadTooLarge(
-            "the decompressed body is larger than 5 MB (5,242,880 bytes); send fewer events per batch",
-        )),
-        Ok(_) => Ok(decoded),
-        Err(_) => Err(Error::MalformedEncoding("the gzip body is damaged or truncated; compress it and send it again")),
+    let mut rest = body;
+    for _ in 0..MAX_GZIP_MEMBERS {
+        let room = MAX_BODY_BYTES - decoded.len();
+        let mut member = GzDecoder::new(rest).take(room as u64 + 1);
+        member.read_to_end(&mut decoded).map_err(|_| {
+            Error::MalformedEncoding("the gzip body is damaged or truncated; compress it and send it again")
+        })?;
+        if decoded.len() > MAX_BODY_BYTES {
+            return Err(Error::PayloadTooLarge(
+                "the decompressed body is larger than 5 MB (5,242,880 bytes); send fewer events per batch",
+            ));
+        }
+        rest = member.into_inner().into_inner();
+        if rest.is_empty() {
+            return Ok(decoded);
+        }
     }
+    Err(Error::MalformedEncoding("the gzip body has more than 1,024 members; compress it as a single member"))
 }

@@ -134,6 +134,15 @@ impl Error {
         }
     }
 
+    /// The field of the first violation, for the log. It is a name from the contract, never a client's.
+    #[must_use]
+    pub fn first_field(&self) -> Option<&str> {
+        match self {
+            Self::ValidationFailed(violations) => violations.first()?.field.as_deref(),
+            _ => None,
+        }
+    }
+
     /// The body of the response: `{"errors":[…]}`.
     #[must_use]
     pub fn body(&self) -> String {

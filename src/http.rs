@@ -25,6 +25,7 @@ use std::time::Instant;
 
 const ACCEPTED_BODY: &str = r#"{"data":{"accepted":true}}"#;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const BATCH_ID: HeaderName = HeaderName::from_static("x-batch-id");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// The function. Between requests it keeps only caches and clients.
@@ -63,6 +64,9 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
 
         let Response { status, mut headers, body } = Response::new(&result);
         headers.insert(REQUEST_ID, header_value(&facts.request_id));
+        if let Some(batch_id) = facts.findings.batch_id {
+            headers.insert(BATCH_ID, header_value(&batch_id.to_string()));
+        }
         facts.duration = started.elapsed();
         (GatewayResponse::new(version, status, headers, body), Unfinished { result, facts })
     }
@@ -91,7 +95,7 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
         facts.decode_time = Some(started.elapsed());
 
         let arrived = self.pipeline.clock.now();
-        let charge = self.admit(&caller, &batch, facts).await?;
+        let charge = self.admit(&caller, &batch, deadline, facts).await?;
         let request = Request {
             tenant: &caller.tenant,
             record_key: &record_key,
@@ -127,12 +131,14 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
         &'a self,
         caller: &'a Caller,
         batch: &Batch<'_>,
+        deadline: &Deadline,
         facts: &mut Facts,
     ) -> Result<Option<Charge<'a, W>>, Error> {
-        let Some(limit) = caller.rate_limit else { return Ok(None) };
+        let Some((limit, counter)) = &caller.rate_limit else { return Ok(None) };
         let clock = &self.pipeline.clock;
         let started = Instant::now();
-        let admission = self.limiter.admit(clock, &caller.tenant, limit, batch.events().len()).await;
+        let events = batch.events().len();
+        let admission = self.limiter.admit(clock, counter, *limit, events, deadline.claim_by()).await;
         facts.limit_time = Some(started.elapsed());
         match admission {
             Admission::Admitted(charge) => Ok(Some(charge)),
@@ -169,9 +175,9 @@ enum Endpoint {
 impl Endpoint {
     const PATHS: [(Self, &str); 2] = [(Self::Batch, "/api/v1/events/batch"), (Self::Event, "/api/v1/events")];
 
-    /// Checks 1 and 2: the path, which may have a stage prefix, and the method.
+    /// Checks 1 and 2: the path, which may have a prefix, and the method.
     fn of(event: &GatewayEvent) -> Result<Self, Error> {
-        let known = Self::PATHS.into_iter().find(|(_, path)| event.path().strip_suffix(path).is_some_and(is_stage));
+        let known = Self::PATHS.into_iter().find(|(_, path)| event.path().strip_suffix(path).is_some_and(is_prefix));
         let (endpoint, _) = known.ok_or(Error::NotFound)?;
         if event.method() == Method::POST.as_str() { Ok(endpoint) } else { Err(Error::MethodNotAllowed) }
     }
@@ -192,9 +198,10 @@ impl Endpoint {
     }
 }
 
-/// Whether a path's prefix is empty or one segment.
-fn is_stage(prefix: &str) -> bool {
-    prefix.is_empty() || prefix.strip_prefix('/').is_some_and(|stage| !stage.is_empty() && !stage.contains('/'))
+/// Whether `prefix` is empty or consists of whole segments: a stage, or the base path of a custom
+/// domain, which may have several segments. API Gateway passes both on.
+fn is_prefix(prefix: &str) -> bool {
+    prefix.is_empty() || prefix.strip_prefix('/').is_some_and(|path| path.split('/').all(|segment| !segment.is_empty()))
 }
 
 /// Check 6: the idempotency key.

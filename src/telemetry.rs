@@ -24,7 +24,7 @@ use tracing_subscriber::prelude::*;
 pub const NAMESPACE: &str = "EventIngest";
 
 /// Every metric that a line can declare. Alarms and the dashboard use only these.
-pub const METRICS: [&str; 20] = [
+pub const METRICS: [&str; 23] = [
     "Accepted",
     "AuthTime",
     "BatchEvents",
@@ -38,9 +38,12 @@ pub const METRICS: [&str; 20] = [
     "LimitTime",
     "LimiterFailures",
     "RateLimited",
-    "Rejected",
+    "RejectedBatches",
+    "RejectedCallers",
+    "RejectedRequests",
     "Replayed",
     "RequestInProgress",
+    "ReusedKeys",
     "SendRetries",
     "SendTime",
     "ServerFaults",
@@ -107,6 +110,7 @@ struct Story {
     level: &'static str,
     message: &'static str,
     request_id: String,
+    batch_id: Option<String>,
     trace_id: Option<String>,
     project_id: Option<String>,
     mode: Option<&'static str>,
@@ -114,6 +118,7 @@ struct Story {
     #[metrics(flags(NoMetric))]
     status: u64,
     code: Option<&'static str>,
+    field: Option<String>,
     outcome: &'static str,
     cause: Option<String>,
     limiter_failure: Option<String>,
@@ -142,7 +147,13 @@ struct Numbers {
     #[metrics(unit = Count)]
     replayed: Option<u64>,
     #[metrics(unit = Count)]
-    rejected: Option<u64>,
+    rejected_callers: Option<u64>,
+    #[metrics(unit = Count)]
+    rejected_requests: Option<u64>,
+    #[metrics(unit = Count)]
+    rejected_batches: Option<u64>,
+    #[metrics(unit = Count)]
+    reused_keys: Option<u64>,
     #[metrics(unit = Count)]
     rate_limited: Option<u64>,
     #[metrics(unit = Count)]
@@ -234,12 +245,14 @@ fn story(level: Level, facts: Facts, result: &Result<Success, Error>, aws_calls:
         message: "request",
         outcome: outcome(&facts, result),
         request_id: facts.request_id,
+        batch_id: facts.findings.batch_id.map(|id| id.to_string()),
         trace_id: facts.trace_id,
         project_id: caller.map(|caller| caller.tenant.project.to_string()),
         mode: caller.map(|caller| caller.tenant.mode.as_str()),
         key_hint: caller.map(|caller| caller.key_hint.clone()),
         status: error.map_or(202, |error| error.code().status()).into(),
         code: error.map(|error| error.code().as_str()),
+        field: error.and_then(Error::first_field).map(ToOwned::to_owned),
         cause: error.and_then(Error::cause).map(ToOwned::to_owned),
         limiter_failure: facts.limiter_failure,
         bytes_in: facts.bytes_in,
@@ -284,7 +297,10 @@ fn numbers(facts: &Facts, result: &Result<Success, Error>) -> Numbers {
     Numbers {
         accepted: one_if(accepted),
         replayed: one_if(matches!(result, Ok(Success::Replayed))),
-        rejected: one_if(result.is_err() && !server_fault && !rate_limited),
+        rejected_callers: one_if(matches!(result, Err(Error::AuthRequired | Error::Forbidden))),
+        rejected_requests: one_if(result.as_ref().is_err_and(is_malformed_request)),
+        rejected_batches: one_if(matches!(result, Err(Error::ValidationFailed(_)))),
+        reused_keys: one_if(matches!(result, Err(Error::KeyReused))),
         rate_limited: one_if(rate_limited),
         request_in_progress: one_if(in_progress),
         server_faults: one_if(server_fault && !in_progress),
@@ -303,6 +319,14 @@ fn numbers(facts: &Facts, result: &Result<Success, Error>) -> Numbers {
         completion_failures: one_if(facts.completion == Some(Completion::Failed)),
         limiter_failures: one_if(facts.limiter_failure.is_some()),
     }
+}
+
+/// Whether the request is rejected because of its path, method, headers or encoding, before its events
+/// are looked at.
+fn is_malformed_request(error: &Error) -> bool {
+    let is_about_events = matches!(error, Error::ValidationFailed(_) | Error::KeyReused | Error::RateLimited { .. });
+    let is_about_caller = matches!(error, Error::AuthRequired | Error::Forbidden);
+    !error.code().is_server_error() && !is_about_events && !is_about_caller
 }
 
 /// Writes one JSON object as one line on standard output, which Lambda collects as the log.

@@ -111,10 +111,8 @@ impl Expected {
     fn of(event: &GatewayEvent) -> Self {
         let path: Vec<&str> = event.path().split('/').collect();
         let is_single = match path.as_slice() {
-            ["", "api", "v1", "events", "batch"] => false,
-            ["", "api", "v1", "events"] => true,
-            ["", stage, "api", "v1", "events", "batch"] if !stage.is_empty() => false,
-            ["", stage, "api", "v1", "events"] if !stage.is_empty() => true,
+            ["", prefix @ .., "api", "v1", "events", "batch"] if !prefix.contains(&"") => false,
+            ["", prefix @ .., "api", "v1", "events"] if !prefix.contains(&"") => true,
             _ => return Self::error(404, "not_found"),
         };
         if event.method() != "POST" {

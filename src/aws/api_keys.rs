@@ -26,7 +26,7 @@ impl ApiKeysTable {
 impl KeyStore for ApiKeysTable {
     async fn find(&self, hash: &KeyHash, by: Timestamp) -> Result<Option<KeyRecord>, StoreError> {
         let key = AttributeValue::S(hash.to_hex());
-        let call = self.client.get_item().table_name(&self.table).key("key_hash", key);
+        let call = self.client.get_item().table_name(&self.table).key("key_hash", key).consistent_read(true);
         let item = match answer_by(by, Box::pin(call.send())).await {
             Some(Ok(found)) => found.item,
             failed => return Err(store_error("GetItem on the API keys table", failed.and_then(Result::err))),

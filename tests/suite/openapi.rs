@@ -285,9 +285,11 @@ async fn with_key(test: &TestApp, attribute: (&str, AttributeValue)) -> GatewayE
 async fn response_over_the_limit(aws: Resources) -> Response {
     let test = TestApp::over(aws, 50);
     test.clock.stop_at(Window::at(test.clock.now() + Duration::from_hours(1)).end());
-    let limited = with_key(&test, ("rate_limit", AttributeValue::N("50".to_owned()))).await;
+    let limited = with_key(&test, ("rate_limit", AttributeValue::N("100".to_owned()))).await;
     let full = limited.clone().events(&vec![json!({"external_user_id": "usr_42", "name": "page_viewed"}); MAX_EVENTS]);
-    test.send(&full).await.assert_accepted();
+    for key in ["first", "second"] {
+        test.send(&full.clone().key(key)).await.assert_accepted();
+    }
     test.send(&limited).await
 }
 

@@ -5,7 +5,7 @@ use crate::test_app::{KEY, PROJECT, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
 use event_ingest::clock::Clock;
 use futures_util::future::join_all;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -20,8 +20,27 @@ async fn a_repeated_batch_is_replayed_and_queued_once() {
         let again = test.send(&request).await;
         again.assert_accepted();
         assert_eq!(again.header("idempotency-replayed"), Some("true"));
+        assert_eq!(again.header("x-batch-id"), first.header("x-batch-id"));
     }
     assert_eq!(test.aws.drain().await.len(), 1);
+}
+
+/// From the response to the queue, the log and the record, one id leads to all of them.
+#[tokio::test]
+async fn the_batch_id_of_the_response_is_in_the_message_the_log_and_the_record() {
+    let test = TestApp::start().await;
+    let response = test.send(&post().key("followed")).await;
+    let batch_id = response.header("x-batch-id").expect("a batch id").to_owned();
+    let message: Value = serde_json::from_str(test.aws.drain().await[0].body().expect("a body")).expect("JSON");
+    assert_eq!(message["batch_id"], json!(batch_id));
+    assert_eq!(test.log.take()[0]["batch_id"], json!(batch_id));
+    assert_eq!(test.aws.record("followed").await.expect("a record")["batch_id"].as_s(), Ok(&batch_id));
+
+    let reused = test.send(&post().key("followed").body(r#"{"events":[{"external_user_id":"u","name":"n"}]}"#)).await;
+    reused.assert_error(422, "idempotency_key_reuse");
+    assert_eq!(reused.header("x-batch-id"), None, "the id belongs to another request");
+    let rejected = test.send(&post().body("{}")).await;
+    assert_eq!(rejected.header("x-batch-id"), None, "the record was not read");
 }
 
 #[tokio::test]

@@ -52,6 +52,8 @@ async fn each_request_writes_one_line_with_its_outcome_and_metrics() {
     assert_eq!(outcomes, expected);
 
     let first = &lines[0];
+    assert_eq!(lines[2]["field"], json!("events"));
+    assert_eq!(lines[1]["batch_id"], first["batch_id"]);
     for (name, value) in [
         ("level", json!("INFO")),
         ("request_id", json!("gateway-request-id")),
@@ -70,7 +72,11 @@ async fn each_request_writes_one_line_with_its_outcome_and_metrics() {
     }
     let stages = ["Duration", "AuthTime", "DecodeTime", "ClaimTime", "SendTime", "CompleteTime"];
     assert!(stages.iter().all(|stage| declared(first).contains(*stage)));
-    assert!(declared(&lines[1]).contains("Replayed") && declared(&lines[2]).contains("Rejected"));
+    assert!(
+        declared(&lines[1]).contains("Replayed")
+            && declared(&lines[2]).contains("RejectedBatches")
+            && declared(&lines[3]).contains("RejectedCallers")
+    );
 }
 
 /// Writes one line about `facts` and `result`.
@@ -115,6 +121,9 @@ fn every_metric_is_written_by_some_outcome() {
         (Ok(Success::Accepted(pending)), "taken_over", "WARN"),
         (Ok(Success::Replayed), "replayed", "WARN"),
         (Err(Error::KeyReused), "rejected", "WARN"),
+        (Err(Error::AuthRequired), "rejected", "WARN"),
+        (Err(Error::NotFound), "rejected", "WARN"),
+        (Err(Error::ValidationFailed(Vec::new())), "rejected", "WARN"),
         (Err(Error::RateLimited { wait }), "rate_limited", "WARN"),
         (Err(Error::InProgress { lease_left: wait }), "in_progress", "WARN"),
         (Err(Error::Internal("a defect".to_owned())), "failed", "ERROR"),

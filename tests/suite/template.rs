@@ -309,7 +309,7 @@ fn the_parameters_have_the_bounds_of_the_configuration() {
     for number in (0..2000).chain([9999, 10_000, 999_999, 1_000_000, 9_999_999]) {
         let value = number.to_string();
         let is_accepted = pattern.is_valid(&json!(value));
-        assert_eq!(is_accepted, number == 0 || number >= 50, "{value}");
+        assert_eq!(is_accepted, number == 0 || number >= 100, "{value}");
         assert_eq!(is_accepted, accepts("RATE_LIMIT_EVENTS_PER_SECOND", &value), "{value}");
     }
     for value in ["", "-1", "050", "5e2", "10000000"] {

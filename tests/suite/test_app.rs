@@ -321,6 +321,11 @@ impl Response {
         self.body["errors"][0]["code"].as_str().unwrap_or("accepted")
     }
 
+    /// The message of the first error.
+    pub fn message(&self) -> &str {
+        self.body["errors"][0]["message"].as_str().expect("a message")
+    }
+
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }

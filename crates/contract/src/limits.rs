@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const MAX_EVENTS: usize = 500;
 /// The most bytes of a decoded body: 5 MB.
 pub const MAX_BODY_BYTES: usize = 5 * 1024 * 1024;
+/// The most members of a gzip body. Each member costs CPU time even if it is empty.
+pub const MAX_GZIP_MEMBERS: usize = 1024;
 /// The most violations that one response lists.
 pub const MAX_VIOLATIONS: usize = 100;
 
