@@ -29,7 +29,7 @@ pub struct Caller {
     pub tenant: Tenant,
     /// First 8 and last 4 characters of the API key, for the log.
     pub key_hint: String,
-    /// The rate limit of this key, and the counter for it; `None` means no limit.
+    /// The rate limit of this key and its counter; `None` means no limit.
     pub rate_limit: Option<(RateLimit, Counter)>,
 }
 
@@ -69,7 +69,7 @@ impl<K: KeyStore> Authenticator<K> {
     /// Identifies the caller by `key`, which is `None` if the request has no well-formed key.
     ///
     /// # Errors
-    /// If the caller is refused. An unreachable table refuses every caller that is not cached.
+    /// If the caller is refused. If the table cannot be reached, every caller that is not cached is refused.
     pub async fn authenticate<C: Clock>(
         &self,
         key: Option<ApiKey<'_>>,
@@ -92,7 +92,7 @@ impl<K: KeyStore> Authenticator<K> {
     }
 
     async fn find<C: Clock>(&self, hash: &KeyHash, clock: &C, by: Timestamp) -> Result<Option<KeyRecord>, StoreError> {
-        // A result ages from the time of the request, because the key may change before the response.
+        // The cache time counts from before the lookup, because the key may change during it.
         let asked = clock.now();
         if let Some(record) = cached(&self.known, hash, asked) {
             return Ok(Some(record));

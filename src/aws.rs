@@ -21,13 +21,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-/// Within a region a connection takes milliseconds. After this time, another try is better.
+/// The longest time to connect. Within a region it takes milliseconds, so a new try is better after this.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The longest time for one try of a `DynamoDB` call. A try usually takes 5 ms.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(600);
 
-/// The longest time for the prewarm. Lambda allows 10 s for init.
+/// The longest time for [`prewarm`]. Lambda allows 10 s for init.
 const PREWARM_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The settings of every client: region, credentials, endpoint and one connection pool.
@@ -37,13 +37,13 @@ pub async fn sdk_config() -> SdkConfig {
     aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
         .timeout_config(timeouts)
-        // That protection is for streams. Every call here is short and has a deadline.
+        // This protection is for streams. Every call here is short and has a deadline.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .load()
         .await
 }
 
-/// Opens connections during init, when Lambda provides a whole CPU, so that the first request does
+/// Opens connections during init, when Lambda provides a full CPU, so that the first request does
 /// not pay for the TLS handshakes. Plain HTTP, to a local AWS, needs no prewarm.
 ///
 /// Best effort: errors are ignored here, because the first request will report them.
@@ -55,14 +55,14 @@ pub async fn prewarm(sdk: &SdkConfig, state_table: &StateTable, queue: &SqsQueue
     if is_tls("AWS_ENDPOINT_URL_DYNAMODB") || is_tls("AWS_ENDPOINT_URL_SQS") {
         let by = SystemClock.now() + PREWARM_TIMEOUT;
         futures_util::future::join(state_table.connect(by), queue.connect(by)).await;
-        // No request's log line should count these calls.
+        // The first request's log line must not count these calls.
         calls::take();
     }
 }
 
-/// A `DynamoDB` client whose calls the SDK may repeat. That is safe for reads, and for conditional
-/// writes because they recognize their own effect. A repeated `ADD used` of a rate window counts twice,
-/// which admits fewer events, not more.
+/// A `DynamoDB` client whose calls the SDK may retry. Retries are safe for reads, and for conditional
+/// writes, which recognize their own effect. A retry after a lost response counts the events of a grant
+/// twice, so the window admits fewer events, not more.
 fn dynamodb(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
     let retries = RetryConfig::standard()
         .with_max_attempts(2)
@@ -89,13 +89,14 @@ async fn answer_by<T>(by: Timestamp, call: Pin<Box<impl Future<Output = T>>>) ->
 fn store_error<E: ProvideErrorMetadata, R>(operation: &str, error: Option<SdkError<E, R>>) -> StoreError {
     match error {
         None => StoreError::Unavailable(format!("{operation}: no response by the deadline")),
-        // A call that is refused as invalid will be refused again.
+        // A retry of an invalid call would fail again.
         Some(error) if error.code() == Some("ValidationException") => StoreError::Defect(describe(operation, &error)),
         Some(error) => StoreError::Unavailable(describe(operation, &error)),
     }
 }
 
-/// A description of a failed call for the log. The SDK's own messages may quote the request.
+/// A description of a failed call for the log. It contains none of the SDK's messages, which may quote
+/// the request.
 fn describe<E: ProvideErrorMetadata, R>(operation: &str, error: &SdkError<E, R>) -> String {
     let what = match error {
         SdkError::TimeoutError(_) => "timed out",

@@ -1,4 +1,4 @@
-//! The body's transport: the gateway's base64, the client's gzip, and the size limit
+//! Decodes the body: the gateway's base64, the client's gzip, and the size limit
 //! (docs/contract.md, "Order of checks", 5, 7 and 8).
 
 use crate::error::Error;
@@ -23,7 +23,7 @@ impl Encoding {
     /// Check 5: the encoding that `Content-Type` and `Content-Encoding` declare.
     ///
     /// # Errors
-    /// [`Error::UnsupportedMediaType`] for any other combination.
+    /// [`Error::UnsupportedMediaType`] if the combination is not supported.
     pub fn of(event: &GatewayEvent) -> Result<Self, Error> {
         let encoding = match event.header(Header::ContentEncoding) {
             None => Self::Identity,
@@ -62,7 +62,7 @@ impl Encoding {
             }
             Self::Identity => Ok(body),
             Self::Gzip if body.starts_with(&GZIP_MAGIC) => gunzip(&body),
-            // A gateway on the way decompressed the body and left the header.
+            // A proxy decompressed the body but kept the header.
             Self::Gzip if body.trim_ascii_start().starts_with(b"{") || is_json(&body) => Ok(body),
             Self::Gzip if body.first() == GZIP_MAGIC.first() => Err(Error::MalformedEncoding(
                 "the gzip body was damaged in transit: API Gateway treats a body with a JSON content type as text; \

@@ -26,7 +26,7 @@ pub struct Config {
     pub log_filter: Targets,
 }
 
-/// Every problem of the environment, so that one log line is enough to fix them all.
+/// Every problem with the environment variables, so that one log line names them all.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError(Vec<String>);
 
@@ -118,14 +118,14 @@ impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
 
 #[expect(
     clippy::unnecessary_wraps,
-    reason = "every parser of a variable has this signature; empty values are refused before"
+    reason = "every parser of a variable has this signature; empty values are refused earlier"
 )]
 fn non_empty(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
 fn queue_url(text: &str) -> Result<String, String> {
-    // Messages carry no deduplication id, which a FIFO queue needs.
+    // A FIFO queue needs deduplication ids, which the messages do not have.
     let is_fifo = std::path::Path::new(text).extension().is_some_and(|extension| extension == "fifo");
     if is_fifo {
         return Err("must name a standard queue, not a FIFO queue".to_owned());
@@ -153,7 +153,7 @@ fn rate_limit(text: &str) -> Result<Option<RateLimit>, String> {
 }
 
 fn log_filter(text: &str) -> Result<Targets, String> {
-    // Lambda has a level above `error`.
+    // Lambda has a level `FATAL` above `ERROR`; tracing does not.
     let text = if text.eq_ignore_ascii_case("fatal") { "error".to_owned() } else { text.to_lowercase() };
     // `Targets` treats a word that is not a level as a target, and would log nothing else.
     let is_directive = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();

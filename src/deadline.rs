@@ -1,13 +1,13 @@
-//! The time budget of one request: until when it may send, write the record and wait, and how long
-//! its lease lasts.
+//! The time budget of one request: the deadlines for its sends, its record writes and its wait for
+//! another owner, and the end of its lease.
 //!
 //! ```text
-//! start                        stop-700          stop-300         stop-100   stop       stop+700
-//!   |--- sends and claims start ---|-- sends end --|- record writes -|- reserve -|-- lease --|
+//! start                        stop-700          stop-300         stop-100    stop       stop+700
+//!   |--- sends and claims start ---|-- sends end --|- record writes -|- response -|-- lease --|
 //! ```
 //!
-//! `stop` is the moment at which Lambda ends the sandbox. A failed attempt writes the record (its
-//! release) before the response; a successful one (its completion) after it.
+//! `stop` is the moment at which Lambda ends the sandbox. A failed attempt releases the key before the
+//! response. A successful attempt completes the record after the response.
 
 use crate::clock::Timestamp;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use std::time::Duration;
 pub const FUNCTION_TIMEOUT: Duration = Duration::from_secs(4);
 /// The longest time that a request waits for the owner of its key.
 pub const OWNER_WAIT: Duration = Duration::from_secs(3);
-/// The longest time for one send. SQS usually responds within a tenth of it. A call without a response
-/// by then will most likely never get one, and one retry still fits the deadline.
+/// The longest time for one send. SQS usually responds within a tenth of this time. A call without a
+/// response by then will most likely never get one, and there is still time for one retry.
 pub const SEND_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The shortest useful time-out for a send of up to 1 MiB.
@@ -28,8 +28,8 @@ const RECORD_WRITE: Duration = Duration::from_millis(200);
 const RESPONSE: Duration = Duration::from_millis(100);
 /// The time that must be left when a send starts, so that the send and the record write fit.
 pub const RESERVE: Duration = Duration::from_millis(700);
-/// The time by which the lease outlives the deadline. It covers clock skew between sandboxes, and
-/// requests that a killed sandbox had already sent.
+/// The time from the deadline to the end of the lease. It covers clock skew between sandboxes, and
+/// calls of a killed sandbox that are still in transit.
 const LEASE_MARGIN: Duration = Duration::from_millis(700);
 
 const _: () = assert!(
@@ -77,7 +77,7 @@ impl Deadline {
         now + RESERVE <= self.stop
     }
 
-    /// The time by which a claim must return. After it, nothing could be sent.
+    /// The time by which a claim must return. After this time, nothing can be sent.
     #[must_use]
     pub fn claim_by(&self) -> Timestamp {
         self.stop.minus(RESERVE)

@@ -28,7 +28,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_millis(800);
 pub struct Envelope {
     /// The owner of the events. The project is also the message group, which makes the queue fair.
     pub tenant: Tenant,
-    /// A system attribute that connects the consumer's trace with this one.
+    /// The trace header, which connects the consumer's trace with this one.
     pub trace: Option<TraceHeader>,
     batch_id: BatchId,
     /// The body up to the first event.
@@ -251,8 +251,8 @@ pub struct Sender<'a, Q, C> {
 }
 
 impl<Q: Queue, C: Clock> Sender<'_, Q, C> {
-    /// Sends the events that are not in `delivered`. Repeats messages without acknowledgement until the
-    /// deadline's reserve.
+    /// Sends the events that are not in `delivered`. Sends unacknowledged messages again until the
+    /// deadline's reserve begins.
     ///
     /// Every call has ended when this returns. Lambda freezes the sandbox between requests, so a call
     /// left running would continue during a later request.

@@ -34,7 +34,7 @@ pub enum Error {
     MalformedJson(String),
     /// Check 9: 1 to 100 violations.
     ValidationFailed(Vec<Violation>),
-    /// Check 10: the tenant is over its rate limit.
+    /// Check 10: the rate limit of the tenant or of the API key is exceeded.
     RateLimited {
         /// The time until the next window starts.
         wait: Duration,
@@ -46,9 +46,9 @@ pub enum Error {
         /// The time until that request's lease ends.
         lease_left: Duration,
     },
-    /// Check 13: for the log, what could not be reached and why.
+    /// Check 13: a store or the queue is unavailable. The text is for the log.
     Unavailable(String),
-    /// Check 14: for the log, the defect.
+    /// Check 14: a defect. The text is for the log.
     Internal(String),
 }
 
@@ -134,7 +134,8 @@ impl Error {
         }
     }
 
-    /// The field of the first violation, for the log. It is a name from the contract, never a client's.
+    /// The field of the first violation, for the log. It is a name from the contract, never one of the
+    /// client's own keys.
     #[must_use]
     pub fn first_field(&self) -> Option<&str> {
         match self {

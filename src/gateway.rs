@@ -45,7 +45,7 @@ struct HttpContext {
     method: Option<String>,
 }
 
-/// Test tools and proxies write `null` where a gateway leaves a member out.
+/// Reads `null` as the default. Test tools and proxies write `null` where a gateway leaves a member out.
 fn null_is_absent<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }

@@ -71,7 +71,7 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
         (GatewayResponse::new(version, status, headers, body), Unfinished { result, facts })
     }
 
-    /// Records an accepted batch and writes the log line. The client does not wait for either.
+    /// Completes the record of an accepted batch and writes the log line. The client waits for neither.
     pub async fn finish(&self, Unfinished { result, mut facts }: Unfinished) {
         if let Ok(Success::Accepted(pending)) = &result {
             let started = Instant::now();
@@ -199,7 +199,7 @@ impl Endpoint {
 }
 
 /// Whether `prefix` is empty or consists of whole segments: a stage, or the base path of a custom
-/// domain, which may have several segments. API Gateway passes both on.
+/// domain, which may have several segments. API Gateway passes on both as part of the path.
 fn is_prefix(prefix: &str) -> bool {
     prefix.is_empty() || prefix.strip_prefix('/').is_some_and(|path| path.split('/').all(|segment| !segment.is_empty()))
 }

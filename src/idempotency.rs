@@ -1,8 +1,8 @@
 //! The idempotency record: its contents, the decisions about it, and the port to its store.
 //!
 //! [`decide`] is the core of the protocol: a pure function from a record to a request's next step.
-//! `ingest` carries the step out. `idempotency.md` beside this file lists the invariants and the
-//! code that keeps each.
+//! `ingest` carries the step out. `src/idempotency.md` lists the invariants and the code that keeps
+//! each of them.
 
 use crate::clock::Timestamp;
 use crate::store::StoreError;
@@ -34,7 +34,7 @@ impl RecordKey {
         Self::new("idem-event", tenant, key)
     }
 
-    /// Unambiguous, because neither a project nor a mode can contain a `#`.
+    /// The key is unambiguous, because neither a project nor a mode can contain a `#`.
     fn new(prefix: &str, Tenant { project, mode }: &Tenant, key: IdempotencyKey<'_>) -> Self {
         Self(format!("{prefix}#{project}#{mode}#{}", key.as_str()))
     }
@@ -273,7 +273,7 @@ impl Decision {
 /// Decides the next step of `claimant`, given the record in the table.
 ///
 /// The order matters. Expiry comes first, because the table's TTL may delete a record days late. The
-/// fingerprint comes before state and lease, so that a reused key is reported whatever they are.
+/// fingerprint comes before state and lease, so that a reused key is reported in every state.
 #[must_use]
 pub fn decide(record: Option<Record>, claimant: &Claimant, now: Timestamp) -> Decision {
     match record {
@@ -295,7 +295,7 @@ pub fn decide(record: Option<Record>, claimant: &Claimant, now: Timestamp) -> De
 pub enum Claimed {
     /// The claimant owns the key, with this record.
     Done(Record),
-    /// The condition failed. The record in the table, if there is one.
+    /// The condition failed. Contains the record in the table, if there is one.
     Refused(Option<Record>),
 }
 
@@ -321,11 +321,11 @@ pub struct TakeOver {
     pub expires_at: u64,
 }
 
-/// The state table, at the level of the protocol. Each call is one atomic operation. It returns by
-/// the time `by`, with [`StoreError::Unavailable`] if there is no response by then.
+/// The state table, at the level of the protocol. Each call is one atomic operation. It returns no later
+/// than `by`, with [`StoreError::Unavailable`] if there is no response by then.
 #[expect(async_fn_in_trait, reason = "everything runs on one thread; no caller needs a Send future")]
 pub trait StateStore {
-    /// Reads a record. The read sees every write acknowledged before.
+    /// Reads a record. The read sees every write that was acknowledged before.
     async fn get(&self, key: &RecordKey, by: Timestamp) -> Result<Option<Record>, StoreError>;
 
     /// Writes `record` if there is none, or if the existing one expired by `now`.

@@ -1,7 +1,7 @@
-//! The protocol: acquire the key, send the events that are left, respond, record the result.
+//! The protocol: acquire the key, send the undelivered events, respond, record the result.
 //!
 //! If the process dies at any await, the record tells the next request with the same key how to
-//! continue. `idempotency.md` beside this file goes through the cases.
+//! continue. `src/idempotency.md` lists the cases.
 
 use crate::clock::{Clock, Timestamp};
 use crate::deadline::Deadline;
@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 
 const FIRST_POLL: Duration = Duration::from_millis(50);
 const LONGEST_POLL: Duration = Duration::from_millis(400);
-/// The tries of one write. The SDK makes up to two requests per try, so that an outage of the table
-/// does not multiply its own load.
+/// The most tries of one write. The limit keeps retries from multiplying the load during an outage of
+/// the table. The SDK makes up to two requests per try.
 const WRITE_TRIES: u32 = 4;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
-/// The factor by which each pause between tries is longer than the one before.
+/// The factor by which the longest possible pause grows from one try to the next.
 const BACKOFF_GROWTH: u32 = 4;
 
 /// The state table, the queue, the clock and their settings.
@@ -46,11 +46,11 @@ pub struct Request<'a> {
     pub tenant: &'a Tenant,
     /// The key of the idempotency record.
     pub record_key: &'a RecordKey,
-    /// This request, as a claimant of that record.
+    /// This request as a claimant of the record.
     pub claimant: &'a Claimant,
     /// The events.
     pub batch: &'a Batch<'a>,
-    /// The trace that the messages join.
+    /// The trace header that the messages carry.
     pub trace: Option<TraceHeader>,
     /// The request's time budget.
     pub deadline: &'a Deadline,
@@ -58,7 +58,7 @@ pub struct Request<'a> {
 
 /// The result of [`Pipeline::ingest`].
 pub struct Ingested {
-    /// The response: success, or checks 11 to 14. After a 5xx, a retry with the same key continues.
+    /// The response: success, or checks 11 to 14. After a 5xx, a retry with the same key continues the batch.
     pub result: Result<Success, Error>,
     /// Facts for the log and the rate limiter.
     pub findings: Findings,
@@ -72,8 +72,8 @@ pub enum Success {
     Replayed,
 }
 
-/// The completion of a batch whose events are all in the queue but whose record does not say so
-/// yet. [`Pipeline::complete`] carries it out.
+/// The pending completion of a batch: every event is in the queue, but the record is not marked
+/// accepted yet. [`Pipeline::complete`] marks it.
 #[must_use = "pass it to `Pipeline::complete`"]
 pub struct PendingCompletion {
     /// The key of the record.
@@ -89,7 +89,7 @@ pub struct PendingCompletion {
 pub enum Completion {
     /// The record says accepted.
     Written,
-    /// Another request owns the key by now and will complete the record.
+    /// Another request now owns the key and will complete the record.
     LostClaim,
     /// Every try failed, so a retry of this batch may send it again.
     Failed,
@@ -102,7 +102,7 @@ pub struct Findings {
     pub batch_id: Option<BatchId>,
     /// The number of the attempt, from the record.
     pub attempt: Option<u64>,
-    /// When the batch first arrived: for a resumed batch, in an earlier request.
+    /// When the batch first arrived. For a resumed batch, that was in an earlier request.
     pub first_arrival: Option<Timestamp>,
     /// Events that earlier attempts delivered.
     pub resumed_events: usize,
@@ -277,8 +277,8 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
             .await;
     }
 
-    /// Repeats an idempotent write until it has a result, [`WRITE_TRIES`] failed, or too little time is
-    /// left.
+    /// Repeats an idempotent write until it succeeds or is refused, [`WRITE_TRIES`] tries have failed,
+    /// or too little time is left.
     async fn write(
         &self,
         by: Timestamp,

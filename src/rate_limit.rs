@@ -1,13 +1,13 @@
-//! The number of events that a caller may send per window, shared by all sandboxes at almost no
+//! Limits the events that a caller may send per window. All sandboxes share the limit, at almost no
 //! cost (docs/contract.md, "Rate limits").
 //!
 //! The state table has a counter per window, which contains the events granted so far. A sandbox
 //! takes a grant in one atomic update and spends it locally. It asks for as many events as it
-//! expects to need, so that a busy sandbox asks a few times per window. No grant takes the counter
-//! beyond the window's capacity, so the accepted events never exceed it either.
+//! expects to need, so a busy sandbox asks only a few times per window. No grant takes the counter
+//! beyond the window's capacity, so the counted events never exceed it either.
 //!
-//! The counter also contains the granted events that sandboxes keep unspent, and bounds them, so that
-//! a sandbox that expects much does not take the window from the others.
+//! The counter also tracks how many granted events the sandboxes have not spent yet, and limits that
+//! number. A sandbox with a high forecast therefore cannot take the window from the others.
 
 use crate::clock::{Clock, Timestamp};
 use crate::store::StoreError;
@@ -22,9 +22,9 @@ use std::time::Duration;
 
 /// The length of a window. Windows are aligned to the epoch.
 pub const WINDOW: Duration = Duration::from_secs(10);
-/// The longest time that a request waits for its grants before it continues without one.
+/// The longest time that a request waits for its grants before it continues uncounted.
 const GRANT_TIMEOUT: Duration = Duration::from_millis(300);
-/// The most counters whose shares a sandbox keeps; about 100 bytes each.
+/// The most shares that a sandbox keeps, one per counter. Each takes about 100 bytes.
 const CACHED_SHARES: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
 const LARGEST_BATCH: u64 = MAX_EVENTS as u64;
 
@@ -57,14 +57,14 @@ impl Window {
     }
 }
 
-/// The counter that a caller's events are counted by: the tenant's, or an API key's own.
+/// Identifies the counter of a caller's events: the tenant's, or the API key's own.
 ///
-/// It is the partition key of the counter's items, without the window.
+/// It contains the partition key of the counter's items, without the window.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Counter(String);
 
 impl Counter {
-    /// The counter that all keys of a tenant without a limit of their own share.
+    /// The counter shared by all API keys of a tenant that have no limit of their own.
     #[must_use]
     pub fn of_tenant(Tenant { project, mode }: &Tenant) -> Self {
         Self(format!("rate#{project}#{mode}"))
@@ -88,16 +88,17 @@ impl Counter {
 pub struct Capacity {
     /// The most events that the counter grants.
     pub events: u64,
-    /// The most granted events that sandboxes may keep unspent, all together.
+    /// The most granted events that all sandboxes together may keep unspent.
     pub ahead: u64,
 }
 
 impl Capacity {
     /// The capacity of a window under `limit`.
     ///
-    /// No batch is refused while less than 60 % of the window has been accepted: a refusal means that
-    /// granted, less accepted, plus the batch exceeds the capacity. Unspent grants are at most 40 % of
-    /// it, less the largest batch.
+    /// No batch is refused while less than 60 % of the capacity has been spent. A refusal means that the
+    /// granted events and the batch together exceed the capacity. Apart from refunded events, at most 40 %
+    /// of the capacity, less the largest batch, is granted but unspent. With a limit below 125 events per
+    /// second, the bound is the capacity less the largest batch.
     #[must_use]
     pub fn of(limit: RateLimit) -> Self {
         let events = u64::from(limit.events_per_second()) * WINDOW.as_secs();
@@ -110,27 +111,27 @@ impl Capacity {
 pub struct GrantRequest {
     /// The events to grant.
     pub events: u64,
-    /// The change in the events that this sandbox keeps unspent. It is positive only if the request
-    /// takes more events than the current batch needs.
+    /// The change in the number of events that this sandbox keeps unspent. It is positive only if the
+    /// request asks for more events than the current batch needs.
     pub ahead: i64,
 }
 
 /// The counter's response to a request for a grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GrantResponse {
-    /// Whether the counter granted the events; if not, they did not fit.
+    /// Whether the counter granted the events. Otherwise they exceeded its capacity.
     pub granted: bool,
     /// Events granted in the window so far, to all sandboxes.
     pub used: u64,
-    /// Granted events that the sandboxes keep unspent, as far as they reported it.
+    /// Granted events that the sandboxes last reported as unspent.
     pub ahead: u64,
 }
 
-/// The windows' counters.
+/// The counters of the windows.
 #[expect(async_fn_in_trait, reason = "everything runs on one thread; no caller needs a Send future")]
 pub trait WindowStore {
-    /// Grants events from a window's counter, unless the counter would exceed `capacity`. Returns by
-    /// the time `by`.
+    /// Grants events from a window's counter, unless the counter would exceed `capacity`. Returns no
+    /// later than `by`.
     async fn grant(
         &self,
         counter: &Counter,
@@ -143,9 +144,9 @@ pub trait WindowStore {
 
 /// The limiter's decision about a batch.
 pub enum Admission<'a, W> {
-    /// The batch may continue. It is charged for until [`Charge::refund`].
+    /// The batch may continue. Its events stay counted unless [`Charge::refund`] returns them.
     Admitted(Charge<'a, W>),
-    /// The counter could not be read or written, so the batch may continue uncounted.
+    /// The counter could not be updated, so the batch may continue uncounted.
     Uncounted(StoreError),
     /// The window has no room for the batch.
     Refused {
@@ -173,7 +174,7 @@ impl<W> Charge<'_, W> {
     /// Leaves the events counted.
     pub fn keep(self) {}
 
-    /// Returns the events to this sandbox's share, because they were not accepted in this window.
+    /// Returns the events to this sandbox's share. For a batch that does not count against the limit.
     pub fn refund(self) {
         if let Some(share) = self.limiter.shares.borrow_mut().get_mut(self.counter) {
             share.refund(self.window, self.events);
@@ -185,7 +186,7 @@ impl<W> Charge<'_, W> {
 #[derive(Clone, Debug)]
 pub struct Share {
     window: Window,
-    /// Events granted and not spent.
+    /// Events granted but not spent.
     left: u64,
     /// Events spent in this window.
     spent: u64,
@@ -193,9 +194,9 @@ pub struct Share {
     spent_before: u64,
     /// Whether a grant was refused in the previous window.
     scarce_before: bool,
-    /// The part of `left` that the counter knows as unspent.
+    /// The unspent events that this sandbox last reported to the counter.
     reported: u64,
-    /// The counter's last response, if there was one. Other sandboxes may have changed it since.
+    /// The counter's last response, if there was one. Other sandboxes may have changed the counter since.
     counter: Option<GrantResponse>,
     /// Whether a grant was refused in this window.
     scarce: bool,
@@ -249,15 +250,17 @@ impl Share {
         }
         let others_ahead = self.counter.map_or(0, |counter| counter.ahead).saturating_sub(self.reported);
         let room_ahead = if self.refused_ahead() { 0 } else { capacity.ahead.saturating_sub(others_ahead) };
-        // If each sandbox keeps at most two fifths of its own events unspent, all together rarely need
-        // more than the room for them. No sandbox takes more than half of the window's remaining room.
+        // A sandbox keeps at most two fifths of its expected events unspent, so that all sandboxes together
+        // rarely reach the limit for unspent events. A request asks for at most half of the window's
+        // remaining room, unless its batch needs more.
         let expected = self.forecast(now);
         let ahead = expected.min(room / 2).saturating_sub(missing).min(expected * 2 / 5).min(room_ahead);
         Step::Ask(GrantRequest { events: missing + ahead, ahead: difference(ahead, self.reported) })
     }
 
-    /// Whether the last grant was refused although the counter has room, because other sandboxes keep
-    /// too many events unspent. The next request then asks only for the events of its batch.
+    /// Whether the counter refused the last request. If the window still has room for the batch, the request
+    /// was too large or other sandboxes keep too many events unspent. The next request then asks only for the
+    /// events of its batch.
     fn refused_ahead(&self) -> bool {
         self.counter.is_some_and(|counter| !counter.granted)
     }
@@ -276,7 +279,7 @@ impl Share {
 
     /// Returns `events` that were spent in `window` but not accepted.
     pub fn refund(&mut self, window: Window, events: u64) {
-        // A grant of an earlier window is no longer valid.
+        // Events granted in an earlier window are no longer valid.
         if window == self.window {
             let refunded = events.min(self.spent);
             self.spent -= refunded;
@@ -298,8 +301,8 @@ impl Share {
     /// The number of further events that this sandbox expects in this window.
     fn forecast(&self, now: Timestamp) -> u64 {
         if self.spent == 0 {
-            // A quarter more than in the previous window, because a second grant costs as much as
-            // the first. No more than before if that window was too small for all sandboxes.
+            // Expect a quarter more than in the previous window, because a second grant costs as much as
+            // the first. If a grant was refused in that window, expect no more than before.
             return self.spent_before + if self.scarce_before { 0 } else { self.spent_before / 4 };
         }
         let rest = u64::try_from(now.until(self.window.end()).as_millis()).unwrap_or(0);
@@ -322,7 +325,7 @@ impl<W: WindowStore> RateLimiter<W> {
         Self { store, shares: RefCell::new(LruCache::new(CACHED_SHARES)) }
     }
 
-    /// Counts `events` by `counter` against `limit`. Returns by the time `by`, with
+    /// Counts `events` against `limit` in `counter`. Returns no later than `by`, with
     /// [`Admission::Uncounted`] if there is no response by then.
     pub async fn admit<'a, C: Clock>(
         &'a self,
@@ -344,8 +347,8 @@ impl<W: WindowStore> RateLimiter<W> {
             match step {
                 Step::Pass => return Admission::Admitted(Charge { limiter: self, counter, window, events }),
                 Step::Over => return Admission::Refused { until: window.end() },
-                // The loop ends: a refused request is followed by one for the missing events only, and
-                // that one is refused only if the window has no room.
+                // This loop ends. After a refusal, the next request asks only for the missing events, and
+                // the counter refuses it only if the window has no room for them.
                 Step::Ask(request) => match self.store.grant(counter, window, request, capacity, by).await {
                     Ok(response) => self.with_share(counter, now, |share| share.record(window, request, response)),
                     Err(error) => return Admission::Uncounted(error),

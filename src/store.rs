@@ -5,7 +5,7 @@
 /// Why a call to a store returned no result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreError {
-    /// The store could not be reached, or it refused the call for now. A write may or may not have
+    /// The store could not be reached, or it refused the call temporarily. A write may or may not have
     /// taken effect.
     Unavailable(String),
     /// The store contains data that this function cannot have written, or refuses the call as

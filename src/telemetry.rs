@@ -1,4 +1,4 @@
-//! The log: one line of JSON per request, which is both its log line and its metrics.
+//! The log: one line of JSON per request, which contains both the log entry and the metrics.
 //!
 //! `CloudWatch` reads metrics from log lines that declare them (embedded metric format), so the line
 //! that people read always agrees with the metrics that alarms watch. The line contains no secrets and
@@ -92,7 +92,8 @@ pub struct AwsCalls {
     pub retries: u32,
 }
 
-/// The log line. The story is for people; a log level above the request's leaves it out.
+/// The log line. `story` is for people, and is left out if the log filter excludes the line's level.
+/// `numbers` contains the metrics, which are always written.
 #[metrics(emf::dimension_sets = [["FunctionName"]])]
 struct Line {
     #[metrics(timestamp)]
@@ -199,7 +200,7 @@ pub struct Telemetry {
 
 impl Telemetry {
     /// Creates a writer to `out`, which is standard output on Lambda. `aws_calls` returns the calls
-    /// since it was last called.
+    /// since its last call.
     #[must_use]
     pub fn new(function_name: String, out: Box<dyn Write>, aws_calls: fn() -> AwsCalls) -> Self {
         let emf = Emf::no_validations(NAMESPACE.to_owned(), vec![vec![]]);
@@ -214,7 +215,7 @@ impl Telemetry {
         let story = is_enabled(level).then(|| story(level, facts, result, aws_calls));
         let line = Line { timestamp: SystemTime::now(), function_name: self.function_name.clone(), story, numbers };
         let (emf, out) = &mut *self.out.borrow_mut();
-        // If standard output is closed, there is nowhere left to report that.
+        // If standard output is closed, the error cannot be reported anywhere.
         let _ = emf.format(&RootEntry::new(line.close()), out);
         let _ = out.flush();
     }
@@ -321,8 +322,8 @@ fn numbers(facts: &Facts, result: &Result<Success, Error>) -> Numbers {
     }
 }
 
-/// Whether the request is rejected because of its path, method, headers or encoding, before its events
-/// are looked at.
+/// Whether the request is rejected because of its path, method, headers, size or syntax, before its
+/// events are validated.
 fn is_malformed_request(error: &Error) -> bool {
     let is_about_events = matches!(error, Error::ValidationFailed(_) | Error::KeyReused | Error::RateLimited { .. });
     let is_about_caller = matches!(error, Error::AuthRequired | Error::Forbidden);
@@ -339,7 +340,7 @@ pub fn print_failure(error: &dyn std::error::Error) {
     print_line(&serde_json::json!({ "level": "ERROR", "message": error.to_string() }));
 }
 
-/// Starts logging as JSON lines, as `filter` says. Other crates log only warnings and errors, because
+/// Starts logging as JSON lines, filtered by `filter`. Other crates log only warnings and errors, because
 /// the debug and trace lines of the SDK and of Lambda's runtime contain request bodies.
 pub fn init(filter: &Targets) {
     let ours_or_severe = filter_fn(|line| line.target().starts_with("event_ingest") || *line.level() <= Level::WARN);

@@ -1,5 +1,5 @@
-//! Counts the calls of the AWS SDK, for the log line. The counters are global, because a sandbox handles
-//! one request at a time.
+//! Counts the calls of the AWS SDK for the log line. The counters can be global, because a sandbox
+//! handles one request at a time.
 
 use aws_sdk_dynamodb::config::interceptors::{
     BeforeSerializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 static CALLS: AtomicU32 = AtomicU32::new(0);
 static TRIES: AtomicU32 = AtomicU32::new(0);
 
-/// Returns the calls, and their tries after the first, since this function was last called.
+/// Returns the number of calls and of retries since this function was last called.
 pub fn take() -> (u32, u32) {
     let calls = CALLS.swap(0, Ordering::Relaxed);
     (calls, TRIES.swap(0, Ordering::Relaxed).saturating_sub(calls))

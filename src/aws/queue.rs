@@ -33,8 +33,8 @@ pub struct SqsQueue {
 }
 
 impl SqsQueue {
-    /// The queue with the URL `url`. The SDK repeats no calls here: a send whose acknowledgement was
-    /// lost may have taken effect, and only the pipeline can decide about that.
+    /// The queue with the URL `url`. The SDK must not retry calls here: a send whose acknowledgement was
+    /// lost may have taken effect, and only the pipeline can decide whether to repeat it.
     #[must_use]
     pub fn new(sdk: &SdkConfig, url: String) -> Self {
         let config = aws_sdk_sqs::config::Builder::from(sdk)
@@ -46,7 +46,7 @@ impl SqsQueue {
 }
 
 impl SqsQueue {
-    /// Opens a connection, with a call that SQS refuses because it is empty.
+    /// Opens a connection by making an empty call, which SQS refuses.
     pub(super) async fn connect(&self, by: Timestamp) {
         let call = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(Vec::new()));
         let _ = answer_by(by, Box::pin(call.send())).await;
@@ -69,7 +69,7 @@ impl Queue for SqsQueue {
         if let Some(Err(error)) = &sent
             && is_unexpected_serialization(error)
         {
-            warn!("SendMessageBatch: the SDK serializes entries in another way now; falling back to it");
+            warn!("SendMessageBatch: unexpected serialization by the SDK; sending with its own serializer");
             sent = answer_by(by, Box::pin(call.set_entries(Some(with_bodies(entries, messages))).send())).await;
         }
         match sent {
@@ -118,7 +118,8 @@ fn with_bodies(entries: Vec<SendMessageBatchRequestEntry>, messages: &[Message])
     entries.into_iter().zip(messages).map(with_body).collect()
 }
 
-/// How the SDK serializes an entry without a body. Within a string its quotes would be escaped.
+/// How the SDK serializes an empty body. The text cannot occur inside a string, where its quotes would
+/// be escaped.
 const NO_BODY: &[u8] = br#""MessageBody":"""#;
 
 /// Each body as a JSON string.
@@ -134,11 +135,12 @@ fn json_strings(messages: &[Message]) -> Vec<Vec<u8>> {
 
 /// Inserts the bodies into a request that the SDK has serialized but not signed.
 ///
-/// The SDK itself copies each body twice and escapes it byte by byte, which was two fifths of the cost of
-/// 5 MB (docs/performance.md).
+/// The SDK's own serializer copies each body twice and escapes it byte by byte, which took two fifths of
+/// the CPU time of a 5 MB batch (docs/performance.md).
 ///
 /// # Errors
-/// If the request does not have exactly one place per body, as after a change of the SDK's serializer.
+/// If the request does not have exactly one place per body, for example after a change in the SDK's
+/// serializer.
 fn fill_in(mut request: HttpRequest, bodies: &[Vec<u8>]) -> Result<HttpRequest, UnexpectedSerialization> {
     let frame = request.body().bytes().unwrap_or_default();
     if memchr::memmem::find_iter(frame, NO_BODY).count() != bodies.len() {
@@ -158,7 +160,7 @@ fn fill_in(mut request: HttpRequest, bodies: &[Vec<u8>]) -> Result<HttpRequest, 
     Ok(request)
 }
 
-/// The SDK's serialization of an entry is not the one that [`fill_in`] knows.
+/// The SDK serialized the entries differently from what [`fill_in`] expects.
 #[derive(Debug)]
 struct UnexpectedSerialization;
 
@@ -235,7 +237,7 @@ mod tests {
         }
     }
 
-    /// Runs the SDK's serializer on two entries, without any server, and returns what `fill_in` makes of it.
+    /// Runs the SDK's serializer on two entries, without a server, and returns the result of `fill_in`.
     async fn serialized(bodies: Vec<Vec<u8>>) -> Result<String, String> {
         let config = aws_sdk_sqs::config::Builder::new()
             .behavior_version(aws_config::BehaviorVersion::latest())

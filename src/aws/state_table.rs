@@ -30,7 +30,8 @@ const EXPIRES_AT: &str = "expires_at";
 const IN_PROGRESS: &str = "in_progress";
 const ACCEPTED: &str = "accepted";
 
-/// The time by which a window's counter outlives the window: more than the clock skew of sandboxes.
+/// How long a window's counter is kept after the window ends: longer than the clock skew between
+/// sandboxes.
 const KEPT_AFTER_WINDOW: Duration = Duration::from_mins(1);
 
 type Item = HashMap<String, AttributeValue>;
@@ -194,7 +195,7 @@ impl WindowStore for StateTable {
         const ROOM: &str = "(attribute_not_exists(used) OR used <= :room)";
         const ROOM_AHEAD: &str = "(attribute_not_exists(ahead) OR ahead <= :room_ahead)";
         let GrantRequest { events, ahead } = request;
-        // A repeat after a lost response counts twice, which admits fewer events, not more.
+        // A retry after a lost response counts twice, so the window admits fewer events, not more.
         let call = self
             .update(&counter.pk(window))
             .update_expression("ADD used :events, ahead :ahead SET expires_at = :expires")
@@ -291,7 +292,8 @@ impl Attributes {
     }
 }
 
-/// A number that a lost response can make negative.
+/// A number that can be negative, because a retry after a lost response subtracts twice. Negative numbers
+/// count as zero.
 fn at_least_zero(value: &AttributeValue) -> Option<u64> {
     let number: i64 = value.as_n().ok()?.parse().ok()?;
     Some(number.max(0).cast_unsigned())

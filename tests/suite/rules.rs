@@ -66,7 +66,7 @@ fn one_event_is_accepted_and_an_empty_batch_is_not() {
 #[test]
 fn five_hundred_events_are_accepted_and_one_more_is_not() {
     accepted(batch_of(&vec![event(); 500]));
-    assert_eq!(violation(batch_of(&vec![event(); 501]), "at most 500 events, holds 501"), "events");
+    assert_eq!(violation(batch_of(&vec![event(); 501]), "at most 500 events, contains 501"), "events");
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn values_that_strict_parsers_refuse_are_violations_with_a_field() {
     assert_eq!(violation(with("other", r#"{"\ud800":1}"#), "surrogate"), "events[0]");
     let own_key = r#"{"events":[{"\ud800":1,"external_user_id":"u","name":"n"}]}"#;
     assert_eq!(violation(own_key, "surrogate"), "events[0]");
-    // The largest float's own text in C's float.h, and the least that rounds beyond it.
+    // The smallest decimal that rounds beyond the largest float. The first one below is the largest float.
     assert_eq!(violation(with("other", "1.7976931348623159e308"), "64-bit"), "events[0]");
     for fine in [
         "1.7976931348623158e308",

@@ -1,4 +1,4 @@
-//! API keys, and what the API keys table stores about one.
+//! API keys and their records in the API keys table.
 
 use crate::tenant::{Mode, ProjectId};
 use sha2::{Digest, Sha256};
@@ -75,7 +75,7 @@ pub struct KeyRecord {
     pub project: ProjectId,
     /// The key's first 8 and last 4 characters.
     pub hint: String,
-    /// Whether `status` is `active`; any other status bars the key.
+    /// Whether `status` is `active`; any other status disables the key.
     pub active: bool,
     /// The key's scopes; `None` means all.
     pub scopes: Option<BTreeSet<String>>,
@@ -84,7 +84,7 @@ pub struct KeyRecord {
     pub rate_limit: Option<u32>,
 }
 
-/// The value of an item's attribute, whichever DynamoDB client read it.
+/// The value of an item's attribute, independent of the DynamoDB client that read it.
 #[derive(Clone, Copy, Debug)]
 pub enum Attribute<'item> {
     /// `S`
@@ -99,10 +99,11 @@ pub enum Attribute<'item> {
 
 impl KeyRecord {
     /// Reads an item of the API keys table strictly: an attribute of the wrong type or with an
-    /// unusable value is an error, so that it can never grant access.
+    /// unusable value is an error, so that it can never grant access. The exception is `hint`, which
+    /// is only for people.
     ///
     /// # Errors
-    /// Names the attribute.
+    /// If an attribute is missing or unusable. The error names the attribute.
     pub fn read<'item>(attribute: impl Fn(&str) -> Option<Attribute<'item>>) -> Result<Self, UnusableKey> {
         let string = |name| match attribute(name) {
             Some(Attribute::String(text)) => Ok(text),

@@ -19,7 +19,7 @@ pub struct Batch<'body> {
 /// Why a body is not a batch.
 #[derive(Debug, PartialEq, Eq)]
 pub enum BatchError {
-    /// The body is not JSON or not UTF-8. Says what is wrong, with line and column.
+    /// The body is not JSON or not UTF-8. The text says what is wrong, with line and column.
     Malformed(String),
     /// The body is JSON but breaks rules: 1 to [`MAX_VIOLATIONS`] violations, in order of event index.
     Invalid(Vec<Violation>),
@@ -29,13 +29,13 @@ impl<'body> Batch<'body> {
     /// Parses and validates the decoded body of `POST /api/v1/events/batch`.
     ///
     /// # Errors
-    /// The body's syntax is checked before its rules.
+    /// If the syntax is invalid, or else if the body breaks a rule.
     pub fn parse(body: &'body [u8]) -> Result<Self, BatchError> {
         let text = std::str::from_utf8(body).map_err(|error| not_utf8(body, error.valid_up_to()))?;
         let Outline { events, count, violation } = outline(text)?;
         let mut violations: Vec<Violation> = violation.into_iter().collect();
         if count > MAX_EVENTS {
-            violations.push(violation_of_events(format!("must hold at most {MAX_EVENTS} events, holds {count}")));
+            violations.push(violation_of_events(format!("must contain at most {MAX_EVENTS} events, contains {count}")));
         }
         let mut valid = Vec::with_capacity(events.len());
         for (index, raw) in events.iter().enumerate() {
@@ -55,7 +55,7 @@ impl<'body> Batch<'body> {
     /// those of a batch of one event.
     ///
     /// # Errors
-    /// As [`Self::parse`]. The fields have no `events[0].` prefix.
+    /// As for [`Self::parse`]. The fields have no `events[0].` prefix.
     pub fn parse_single(body: &'body [u8]) -> Result<Self, BatchError> {
         let text = std::str::from_utf8(body).map_err(|error| not_utf8(body, error.valid_up_to()))?;
         serde_json::from_str::<IgnoredAny>(text).map_err(|error| BatchError::Malformed(error.to_string()))?;
@@ -137,7 +137,7 @@ impl<'body> Visitor<'body> for TopLevel<'_, 'body> {
         if !seen {
             outline.violation = Some(violation_of_events("is required"));
         } else if outline.count == 0 && outline.violation.is_none() {
-            outline.violation = Some(violation_of_events("must hold at least 1 event"));
+            outline.violation = Some(violation_of_events("must contain at least 1 event"));
         }
         Ok(())
     }

@@ -22,8 +22,8 @@ impl<'body> Event<'body> {
     /// # Errors
     /// The first violation at each place.
     pub(crate) fn parse(text: &'body str) -> Result<Self, EventViolations> {
-        // Properties can only be too long in an event that is longer than their limit. Only then
-        // are they measured, because that takes a scan.
+        // Properties can exceed their limit only in an event that is longer than that limit. Only then
+        // are they measured, because measuring takes a scan.
         let reading = if text.len() > MAX_PROPERTIES_BYTES { Reading::ByMember } else { Reading::Straight };
         let mut violations = EventViolations::find(text, reading)
             // A strict parser stops at the first value that it refuses. Reading member by member
@@ -44,7 +44,7 @@ impl<'body> Event<'body> {
         self.text.len() + 3 * self.refused_characters
     }
 
-    /// Appends the client's text to `message`, byte for byte except that the characters SQS
+    /// Appends the client's text to `message` byte for byte, except that the characters that SQS
     /// refuses are written as escapes.
     pub fn write_to(&self, message: &mut String) {
         if self.refused_characters == 0 {
@@ -63,10 +63,10 @@ impl<'body> Event<'body> {
 /// A rule that the body breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The member at fault, such as `events[3].name`; never a client's own key. `None` if the body
-    /// is a single event and the event as a whole is at fault.
+    /// The invalid member, such as `events[3].name`; never one of the client's own keys. `None` if the
+    /// body is a single event that breaks a rule as a whole.
     pub field: Option<String>,
-    /// The rule; never a value.
+    /// The broken rule; never a value.
     pub message: Cow<'static, str>,
 }
 
@@ -139,7 +139,7 @@ impl EventViolations {
         *first = first.take().or(message);
     }
 
-    /// Reports that a member occurs twice, in place of anything else that is wrong with it.
+    /// Reports that a member occurs twice, instead of any other violation of that member.
     fn add_duplicate(&mut self, place: Place) {
         let member = place.member().unwrap_or_default();
         self.0[place as usize] = Some(format!("duplicate field `{member}`").into());
@@ -270,7 +270,8 @@ impl Rule for AnyText {
     }
 }
 
-/// The rule for the client's own values. An array or object is at level `depth` of the event.
+/// The rule for the client's own values. If the value is an array or object, `depth` is its level in the
+/// event.
 struct Nested {
     depth: usize,
 }

@@ -1,4 +1,4 @@
-//! The rules of the wire as pure code: no I/O and no async.
+//! The rules of the wire format as pure code: no I/O and no async.
 //!
 //! The function, the commands, the fuzzers and the benchmarks share this crate. docs/contract.md
 //! states the same rules in prose.

@@ -28,6 +28,6 @@ pub const MAX_IDEMPOTENCY_KEY_LEN: usize = 255;
 /// How long the function caches a key that it found, and therefore the longest time for which a
 /// revoked key still works.
 pub const KNOWN_KEY_CACHED_FOR: Duration = Duration::from_mins(1);
-/// How long the function caches that a key does not exist, and therefore the longest time before a
+/// How long the function remembers that a key does not exist, and therefore the longest time before a
 /// new key works.
 pub const UNKNOWN_KEY_CACHED_FOR: Duration = Duration::from_secs(10);

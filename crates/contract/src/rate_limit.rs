@@ -1,4 +1,4 @@
-//! A rate limit, as an operator configures it or an API key carries it.
+//! A rate limit, from the configuration or from an API key.
 
 use std::num::NonZeroU32;
 
@@ -7,13 +7,13 @@ use std::num::NonZeroU32;
 pub struct RateLimit(NonZeroU32);
 
 impl RateLimit {
-    /// The lowest limit: 1,000 events must fit an empty window of 10 s.
+    /// The lowest limit. It admits 1,000 events per window of 10 s, so a batch always fits an empty window.
     pub const MIN: u32 = 100;
 
     /// Parses a configured limit. 0 means no limit; 1 to [`Self::MIN`] − 1 is an error.
     ///
     /// # Errors
-    /// A predicate for the operator, such as "must be 0 (no limit) or at least 100".
+    /// The message is a predicate for the operator, such as "must be 0 (no limit) or at least 100".
     pub fn parse(events_per_second: u32) -> Result<Option<Self>, String> {
         match NonZeroU32::new(events_per_second) {
             None => Ok(None),

@@ -1,8 +1,8 @@
-//! Who owns events: a project, in live or test mode.
+//! The owner of events: a project, in live or test mode.
 
 use std::fmt;
 
-/// `live` or `test`, as the prefix of the API key says.
+/// The mode, which follows from the prefix of the API key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// `sk_live_`
@@ -62,7 +62,7 @@ impl fmt::Display for ProjectId {
     }
 }
 
-/// A project in one mode. Idempotency keys and rate limits belong to a tenant.
+/// A project in one mode. Idempotency keys and the default rate limit apply per tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tenant {
     /// The project.

@@ -1,23 +1,23 @@
 //! The walk over a JSON value that applies a [`Rule`] to it.
 //!
-//! A strict visitor over `serde_json`'s own deserializer. It refuses the things that consumers'
-//! parsers refuse, unpaired surrogates and numbers beyond a 64-bit float. A raw scan accepts both,
-//! and one such event would make a whole message unreadable.
+//! It is a strict visitor over `serde_json`'s own deserializer. It refuses values that consumers'
+//! parsers refuse: unpaired surrogates and numbers beyond a 64-bit float. A raw scan accepts both,
+//! and one such event would make an entire message unreadable.
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// The rule that a value breaks, for the client: a predicate such as "must be a string".
+/// The message to the client about a broken rule: a predicate such as "must be a string".
 pub(crate) type Message = Cow<'static, str>;
 
-/// A rule for one JSON value. There is a method for each kind of value; by default, each reports
-/// that the value is of the wrong kind. `None` means that the value keeps the rule.
+/// A rule for one JSON value, with a method for each kind of value. By default, each method reports
+/// that the value is of the wrong kind. `None` means that the value satisfies the rule.
 pub(crate) trait Rule: Sized {
     const MUST_BE: &'static str;
 
-    /// Checks the length of the value's JSON text, if that is known.
+    /// Checks the length of the value's JSON text. Called only if the length is known.
     fn length(_bytes: usize) -> Option<Message> {
         None
     }
@@ -56,9 +56,9 @@ pub(crate) fn check(text: &str, rule: impl Rule) -> Result<Option<Message>, serd
 /// Why a strict parser refuses text whose syntax is valid.
 pub(crate) fn refusal_message(refusal: &serde_json::Error) -> Message {
     if refusal.to_string().starts_with("number out of range") {
-        "must hold no number beyond a 64-bit float".into()
+        "must contain no number beyond a 64-bit float".into()
     } else {
-        "must hold no unpaired surrogate escape".into()
+        "must contain no unpaired surrogate escape".into()
     }
 }
 
@@ -118,13 +118,13 @@ impl<'de, R: Rule> Visitor<'de> for Check<R> {
 pub(crate) enum Reading {
     /// In one pass. A value that a strict parser refuses ends the walk.
     Straight,
-    /// Member by member: a scan finds each member, which is then walked by itself. A value that a
+    /// Member by member: a scan finds each member, which is then walked separately. A value that a
     /// strict parser refuses ends only the walk of its member.
     ByMember,
 }
 
 impl Reading {
-    /// Reads the next key with `read`, or says why a strict parser refuses it.
+    /// Reads the next key with `read`, or returns why a strict parser refuses it.
     pub(crate) fn next_key<'de, A: MapAccess<'de>, T>(
         self,
         map: &mut A,
