@@ -75,7 +75,7 @@ impl Function {
         *self.calls.borrow()
     }
 
-    /// The log since the last time.
+    /// The log since the last call.
     pub fn log(&self) -> Vec<u8> {
         self.log.take()
     }

@@ -19,10 +19,10 @@ use std::io::{Read, Write};
 const MAX_WRAPPED: usize = 100_000;
 
 /// Invokes the function twice with a payload. Each response must be the one that docs/contract.md
-/// requires, with as few calls as the protocol allows. Only a 202 may leave a record or a message.
+/// requires, with as few calls as the protocol allows. Only a 202 may create a record or a message.
 ///
 /// # Panics
-/// If a response differs, or if anything else is left behind.
+/// If a response differs, or if the function makes any other call or write.
 pub fn run(input: &[u8], meter: Meter) {
     let payload = payload(input);
     let parse = || serde_json::from_slice::<GatewayEvent>(&payload);
@@ -56,8 +56,7 @@ pub fn run(input: &[u8], meter: Meter) {
 }
 
 /// An input whose first byte is not a control character is a payload. Otherwise it is a body, and the
-/// bits of the first byte say how to wrap it, because a fuzzer does not find its way through base64 and
-/// gzip.
+/// bits of the first byte say how to wrap it, because a fuzzer rarely finds valid base64 or gzip.
 fn payload(input: &[u8]) -> Vec<u8> {
     let Some((&wrapping, body)) = input.split_first().filter(|(first, _)| **first < 0x20) else {
         return input.to_vec();

@@ -1,8 +1,8 @@
-//! The code that the fuzzers run. It is a crate only for them: `tests/suite/fuzz_corpus.rs` includes
-//! `targets.rs` to replay the corpus.
+//! The code that the fuzzers run. Only the fuzzers use this crate. `tests/suite/fuzz_corpus.rs`, which
+//! replays the corpus, includes `targets.rs` instead.
 #![expect(clippy::expect_used, reason = "a panic is a finding")]
 
-// With `path`, the modules of `targets.rs` are beside it here as well as in `tests/suite`.
+// With `path`, the compiler looks for the modules of `targets.rs` next to it, as for `tests/suite`.
 #[path = "targets.rs"]
 pub mod targets;
 

@@ -49,8 +49,8 @@ impl Packing {
         }
     }
 
-    /// Sends the events of a batch that are not in `delivered`. `results` are the results of the first
-    /// messages, the last one first; the queue acknowledges all others.
+    /// Sends the events of a batch that are not in `delivered`. `results` contains the results of the first
+    /// messages, in reverse order; the queue acknowledges all others.
     pub fn deliver(&self, batch: &Batch<'_>, delivered: &[usize], results: &[SendResult]) -> (MemoryQueue, Delivery) {
         let queue = MemoryQueue::default();
         queue.results.replace(results.to_vec());

@@ -1,4 +1,4 @@
-//! The target `packing`: a generated batch, sent to a queue that fails as the input says.
+//! The target `packing`: a generated batch, sent to a queue whose failures the input determines.
 
 use super::generate::event;
 use super::messages::{Packing, assert_few, assert_same_events};

@@ -1,4 +1,4 @@
-//! The tables, the queue and the clock in memory. They answer at once and count the calls.
+//! The tables, the queue and the clock in memory. They respond immediately and count the calls.
 
 use contract::api_key::{ApiKey, KeyHash, KeyRecord};
 use contract::tenant::ProjectId;
@@ -160,7 +160,7 @@ impl StateStore for Table {
 /// Enforces the limits of SQS, and fails as configured.
 #[derive(Default)]
 pub struct MemoryQueue {
-    /// The results of the next messages, the last one first. If it is empty, messages are acknowledged.
+    /// The results of the next messages, in reverse order. If it is empty, messages are acknowledged.
     pub results: RefCell<Vec<SendResult>>,
     offered: Cell<Offered>,
     acknowledged: RefCell<Vec<String>>,
@@ -250,7 +250,7 @@ impl Clock for StillClock {
 pub struct Log(Rc<RefCell<Vec<u8>>>);
 
 impl Log {
-    /// The log since the last time.
+    /// The log since the last call.
     pub fn take(&self) -> Vec<u8> {
         self.0.take()
     }

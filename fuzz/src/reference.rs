@@ -1,4 +1,5 @@
-//! The rules of docs/contract.md, "Requests", for a body and for headers, written slowly and plainly.
+//! The rules of docs/contract.md, "Requests", for a body and for headers, written plainly and without
+//! regard to speed.
 //!
 //! The reference shares no code with the function, not even the JSON parser (see `tape`), so that one
 //! mistake cannot hide in both.
@@ -27,7 +28,7 @@ pub enum Verdict<'body> {
 pub struct Violation {
     /// The field, as in the response.
     pub field: Option<String>,
-    /// Texts of which the message of the response contains one: one for each rule that is broken.
+    /// One text for each broken rule. The message in the response contains one of them.
     pub rules: Vec<&'static str>,
 }
 

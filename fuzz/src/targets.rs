@@ -1,4 +1,4 @@
-//! The fuzz targets: functions of arbitrary bytes that panic if the function breaks a promise.
+//! The fuzz targets. Each takes arbitrary bytes, and panics if the service breaks docs/contract.md.
 //!
 //! ```text
 //! gateway_event, headers, batch, packing   one target each

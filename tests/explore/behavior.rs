@@ -2,9 +2,9 @@
 //!
 //! The state of a request follows from its parameters and from its observations: its start time, and
 //! each reply to one of its calls with the time at which it arrived. There is no other input, because
-//! time, randomness, the table, and the queue are ports, and the owner token is a parameter. So
-//! [`Histories`] runs `Pipeline::ingest` by hand once for each distinct history, and stores the calls
-//! that then wait for a reply in a tree. A node of the tree stands for the complete state of a request.
+//! time, randomness, the table, and the queue are ports, and the owner token is a parameter. [`Histories`]
+//! therefore runs `Pipeline::ingest` by hand once for each distinct history, and stores the calls that
+//! then wait for a reply in a tree. A node of the tree stands for the complete state of a request.
 //! Futures cannot be cloned, but nodes can be stored, compared, and branched.
 
 use crate::memory::check_call;

@@ -1,8 +1,8 @@
-//! The properties that must hold in every schedule: docs/contract.md, "Guarantees", and one more, on
-//! which the margin of the lease depends: no call of a killed owner takes effect after another request
-//! has become the owner. (The guarantees would excuse such a duplicate.)
+//! The properties that must be true in every schedule: those of docs/contract.md, "Guarantees", and one
+//! more. No call of a killed owner takes effect after another request has become the owner. The margin of
+//! the lease must be long enough for this. The guarantees alone would excuse such a duplicate.
 //!
-//! Besides the table and the queue, the explorer records facts that no part of the system can observe:
+//! In addition to the table and the queue, the explorer records facts that no part of the system can observe:
 //! each copy of an event that the queue accepted, with the outcome of its acknowledgement
 //! ([`QueuedCopy`]), and the promises made about each idempotency key ([`Promise`]).
 

@@ -21,7 +21,7 @@
 //! events; jitter other than always zero or always the ceiling; a sandbox that continues after its
 //! deadline. Calls take no time unless they stall.
 //!
-//! The default bound takes well under a minute, and the larger one (`make explore`) a few minutes.
+//! The default bound takes well under a minute. The larger bound (`make explore`) takes a few minutes.
 #![cfg(test)]
 
 mod actions;

@@ -39,7 +39,7 @@ pub struct Client {
     pub body: usize,
     /// `MAX_EVENTS_PER_MESSAGE` of the sandbox of each attempt.
     pub attempts: Vec<u16>,
-    /// The time by which the clocks of its sandboxes are ahead, in milliseconds.
+    /// How far the clocks of its sandboxes are ahead, in milliseconds.
     pub ahead: u64,
 }
 

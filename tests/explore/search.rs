@@ -18,8 +18,8 @@ pub struct Counts {
     pub states: usize,
     /// Steps from one state to another.
     pub steps: usize,
-    /// Distinct sequences of steps from the first state to an end. They share states, so their number is
-    /// much larger than that of the steps.
+    /// Distinct sequences of steps from the first state to an end. They share states, so there are many more
+    /// sequences than steps.
     pub schedules: f64,
     /// Distinct histories of a request. The pipeline ran once for each.
     pub histories: usize,
@@ -108,8 +108,8 @@ impl Search {
 
 /// The hash of a state.
 ///
-/// Every step makes a change that no later step reverts, to the time, a limit, or the history of a request.
-/// So no schedule contains a state twice, and the search ends.
+/// Every step makes a change that no later step reverts: to the time, a limit, or the history of a request.
+/// No schedule therefore contains a state twice, and the search ends.
 fn hash(world: &World) -> u128 {
     let mut half = [DefaultHasher::new(), DefaultHasher::new()];
     half[1].write_u8(1);

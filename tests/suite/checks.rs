@@ -39,7 +39,7 @@ async fn the_first_check_that_fails_determines_the_response() {
     let used = post().key("used");
     test.send(&used).await.assert_accepted();
     test.aws.drain().await;
-    // Each row makes one check fail, in addition to those of the rows after it.
+    // Each row makes one more check fail. The rows are applied from last to first.
     let rows: [(Break, u64, &str); 9] = [
         (|event| event.path("/api/v1/event"), 404, "not_found"),
         (|event| event.method("PUT"), 405, "method_not_allowed"),
@@ -234,7 +234,7 @@ async fn only_documented_content_types_and_encodings_are_accepted() {
     test.send(&post().gzip(body).header("content-type", "text/plain"))
         .await
         .assert_error(415, "unsupported_media_type");
-    // A client that sends gzip but forgets the other header is told which one.
+    // If Content-Encoding is missing, the message says so.
     for value in ["application/gzip", "application/octet-stream"] {
         let response = test.send(&post().gzip(body).header("content-type", value).without("content-encoding")).await;
         response.assert_error(415, "unsupported_media_type");

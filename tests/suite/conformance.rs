@@ -58,7 +58,7 @@ async fn respond(request: Request<Incoming>, gateway: &Gateway) -> Result<Respon
     Ok(response.body(Full::from(reply.body.to_string())).expect("a response"))
 }
 
-/// Converts bytes to text like a gateway.
+/// Converts bytes to text as a gateway does.
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

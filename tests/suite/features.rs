@@ -1,8 +1,8 @@
 //! The tests run a binary with exactly the features that ship.
 //!
-//! Cargo builds a dependency with all features that any package of the build requests. So a development
-//! dependency could add features that the deployed function does not have. Cargo.toml declares such features
-//! for every build.
+//! Cargo builds a dependency with all features that any package of the build requests. A development
+//! dependency could therefore add features that the deployed function does not have. Cargo.toml declares such
+//! features for every build.
 
 use std::collections::BTreeSet;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! Several sandboxes behind one fault proxy, which are replaced when they die, like those behind API Gateway.
+//! Several sandboxes behind one fault proxy. A sandbox that dies is replaced, as on Lambda.
 
 use crate::fault_proxy::{FaultProxy, ProxiedSandbox};
 use crate::sandbox::Outcome;

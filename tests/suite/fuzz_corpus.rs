@@ -8,7 +8,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use targets::meter::{Allocations, Meter};
 
-/// Counts nothing, so that every bound holds; the fuzzers count.
+/// Counts nothing, so that every bound is met. Only the fuzzers count.
 const METER: Meter = |run| {
     run();
     Allocations::default()

@@ -1,4 +1,4 @@
-//! Packing and delivery: the consumer reads the events as they were sent, within the limits of SQS
+//! Packing and delivery: consumers read the events exactly as sent, and messages keep the limits of SQS
 //! (docs/contract.md, "The queue message").
 
 use crate::gateway_event::post;
@@ -28,7 +28,7 @@ fn tenant(project: &str) -> Tenant {
 #[derive(Default)]
 struct RecordingQueue {
     calls: RefCell<Vec<Vec<String>>>,
-    /// For a message that starts with this event id, the result of its first sends, and their number.
+    /// For messages that start with this event id: the result of the first sends, and the number of those sends.
     failures: Vec<(&'static str, SendResult, Cell<usize>)>,
 }
 

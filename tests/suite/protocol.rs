@@ -25,7 +25,7 @@ async fn a_repeated_batch_is_replayed_and_queued_once() {
     assert_eq!(test.aws.drain().await.len(), 1);
 }
 
-/// From the response to the queue, the log and the record, one id leads to all of them.
+/// The same id appears in the response, the queue message, the log line and the record.
 #[tokio::test]
 async fn the_batch_id_of_the_response_is_in_the_message_the_log_and_the_record() {
     let test = TestApp::start().await;

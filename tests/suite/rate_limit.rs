@@ -72,7 +72,7 @@ async fn sandboxes_share_a_limit() {
     let responses = join_all(sends).await;
     let accepted = responses.iter().filter(|response| response.status == 202).count();
     assert!(responses.iter().all(|response| matches!(response.status, 202 | 429)));
-    // 11 batches of 90 events fit into 100 × 10, of which no sandbox keeps any unspent.
+    // 11 batches of 90 events fit into a window of 1,000 events, and no sandbox keeps any events unspent.
     assert_eq!(accepted, 11);
     assert_eq!(aws.drain_events().await.len(), accepted * 90);
 }
@@ -158,8 +158,8 @@ async fn the_counter_has_the_documented_attributes() {
     assert_eq!(window.start() % WINDOW.as_secs(), 0);
 }
 
-/// The counters are in the state table, which must keep working. So the test makes only the counter fail, with
-/// a value that is not a number.
+/// The counters are in the state table, which must keep working. The test therefore makes only the counter
+/// fail, with a value that is not a number.
 #[tokio::test]
 async fn requests_pass_if_the_counter_fails() {
     let aws = Resources::create().await;
@@ -222,7 +222,7 @@ async fn keys_of_one_project_with_limits_of_their_own_do_not_affect_each_other()
     aws.put_key(OTHER_KEY, PROJECT, &limit(1000)).await;
     let test = at_window_start(aws);
     test.send(&batch(OTHER_KEY, 500)).await.assert_accepted();
-    // The lower limit is used up. It can use none of the other key's events.
+    // Use up the lower limit, which must not use up events of the other key.
     for _ in 0..2 {
         test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
     }
@@ -249,14 +249,14 @@ async fn keys_without_a_limit_of_their_own_share_the_default_limit_of_their_proj
     for key in [KEY, OTHER_KEY] {
         test.send(&batch(key, 1)).await.assert_error(429, "rate_limited");
     }
-    // A key with a limit of its own does not count against its project's.
+    // A key with its own limit does not count against the limit of its project.
     let pk = format!("rate#{PROJECT}#live#{}", Window::at(test.clock.now()).start());
     let counter = test.aws.state_item(&pk).await.expect("a counter");
     assert_eq!(counter["used"], AttributeValue::N("1000".to_owned()));
     test.send(&batch(LIMITED_KEY, 500)).await.assert_accepted();
 }
 
-/// A sandbox expects as many events as in the window before, but it must not take the window from the others.
+/// A sandbox expects as many events as in the previous window, but it must not take the window from the others.
 #[tokio::test]
 async fn a_busy_sandbox_leaves_the_window_to_the_others() {
     const CAPACITY: usize = 10_000;

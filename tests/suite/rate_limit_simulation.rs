@@ -58,7 +58,7 @@ struct Row {
     accepted: f64,
     /// The accepted events of the fullest window, as a part of the limit.
     fullest_window: f64,
-    /// The accepted events at the first refusal of a window, as a part of the limit: the lowest of all windows.
+    /// The accepted events at the first refusal in a window, as a part of the limit. The lowest of all windows.
     first_refusal: f64,
     /// Writes to the counter per request.
     writes: f64,

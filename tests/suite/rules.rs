@@ -213,7 +213,7 @@ fn values_that_strict_parsers_refuse_are_violations_with_a_field() {
     assert_eq!(violation(with("other", r#"{"\ud800":1}"#), "surrogate"), "events[0]");
     let own_key = r#"{"events":[{"\ud800":1,"external_user_id":"u","name":"n"}]}"#;
     assert_eq!(violation(own_key, "surrogate"), "events[0]");
-    // The smallest decimal that rounds beyond the largest float. The first one below is the largest float.
+    // The smallest decimal that rounds beyond the largest float. The first valid value below is the largest float.
     assert_eq!(violation(with("other", "1.7976931348623159e308"), "64-bit"), "events[0]");
     for fine in [
         "1.7976931348623158e308",

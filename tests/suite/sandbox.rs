@@ -201,7 +201,7 @@ impl Sandbox {
         Self { process, runtime_api, settings, output, reading }
     }
 
-    /// Runs one event like Lambda, including the time-out. `label` identifies the invocation in the fault proxy.
+    /// Runs one event as Lambda does, including the time-out. `label` identifies the invocation in the fault proxy.
     ///
     /// Returns when the function has responded. The function may still have to write the record.
     pub async fn invoke(&self, label: &str, event: &Value) -> Invoked {

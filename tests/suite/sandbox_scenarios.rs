@@ -78,7 +78,7 @@ fn retry_after(response: &Response) -> u64 {
     response.header("retry-after").expect("Retry-After").parse().expect("whole seconds")
 }
 
-/// Sends like the SDK with its defaults. A killed sandbox is replaced.
+/// Sends as the SDK does with its defaults. A killed sandbox is replaced.
 async fn send_like_an_sdk(
     proxy: &Arc<FaultProxy>,
     aws: &Resources,

@@ -1,4 +1,4 @@
-//! A client that retries like the SDK: with the same key, with full-jitter backoff, after a 429, a 5xx, or no
+//! A client that retries as the SDK does: with the same key, with full-jitter backoff, after a 429, a 5xx, or no
 //! response.
 
 use crate::test_app::Response;

@@ -88,7 +88,7 @@ fn alarms_and_the_dashboard_use_all_metrics_of_the_function_and_no_others() {
     }
 }
 
-/// The metrics of AWS that the template uses: namespace, dimension, and names, as on these pages of
+/// The metrics of AWS that the template uses: namespace, dimension, and names, according to these pages of
 /// <https://docs.aws.amazon.com>:
 ///
 /// - `apigateway/latest/developerguide/http-api-metrics.html`. The names differ from those of REST APIs.

@@ -273,7 +273,7 @@ impl TestApp {
         self.send_raw(&event.build()).await
     }
 
-    /// Invokes the function with a gateway event, like the Lambda runtime.
+    /// Invokes the function with a gateway event, as the Lambda runtime does.
     pub async fn send_raw(&self, event: &Value) -> Response {
         let (response, unfinished) = self.respond(event).await;
         self.app.finish(unfinished).await;

@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// The API key that tools/local.py puts into every deployment.
+/// The API key that tools/local.py stores in every deployment.
 pub const API_KEY: &str = "sk_test_LOCAL_ONLY_not_a_secret_0123456789";
 /// The endpoint's path.
 pub const PATH: &str = "/api/v1/events/batch";
@@ -22,7 +22,7 @@ pub const PATH: &str = "/api/v1/events/batch";
 pub struct Deployment {
     outputs: Value,
     client: Client<HttpConnector, Full<Bytes>>,
-    /// tools/local.py, which ends when its standard input does.
+    /// tools/local.py, which ends when its standard input closes.
     _python: Child,
 }
 

@@ -1,4 +1,4 @@
-//! The least of HTTP that the emulator and the fault layer need: whole bodies in, whole bodies out.
+//! A minimal HTTP/1.1 server and client for tests. Bodies are received and sent as a whole.
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -10,7 +10,7 @@ use std::future::Future;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// What a handler returns instead of a response to cut the connection.
+/// A handler returns this instead of a response to cut the connection.
 #[derive(Debug)]
 pub struct Cut;
 
@@ -22,14 +22,14 @@ impl fmt::Display for Cut {
 
 impl std::error::Error for Cut {}
 
-/// A server on a free port of this machine; it and its connections end with this value.
+/// A server on a free port of this machine. Dropping it closes the port and all connections.
 pub struct HttpServer {
     port: u16,
     accepting: JoinHandle<()>,
 }
 
 impl HttpServer {
-    /// Answers every request by `handler`, whose future is dropped when the caller hangs up.
+    /// Responds to every request with `handler`, whose future is dropped when the caller hangs up.
     pub async fn start<H, F>(handler: H) -> Self
     where
         H: Fn(Request<Bytes>) -> F + Clone + Send + 'static,
@@ -73,17 +73,17 @@ where
         let handler = handler.clone();
         async move {
             let (head, body) = request.into_parts();
-            // A caller that dies in the middle of its body never made this request.
+            // If the body is incomplete, the handler never sees the request.
             let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
             handler(Request::from_parts(head, body)).await.map(|response| response.map(Full::new))
         }
     });
     stream.set_nodelay(true).expect("a TCP socket");
-    // Ends in an error whenever a side hangs up or a connection is cut: both are wanted here.
+    // Fails when a side hangs up or the connection is cut. Tests do both on purpose.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// Makes one request over a connection of its own.
+/// Makes one request over a new connection.
 pub async fn fetch(
     address: &str,
     request: Request<Bytes>,

@@ -1,6 +1,6 @@
-//! What the tests of several packages share.
+//! Helpers that the tests of several packages share.
 #![expect(clippy::expect_used, clippy::missing_panics_doc, reason = "a helper that panics is a failed test")]
-#![expect(clippy::missing_errors_doc, clippy::must_use_candidate, reason = "nothing but tests uses this crate")]
+#![expect(clippy::missing_errors_doc, clippy::must_use_candidate, reason = "only tests use this crate")]
 
 pub mod deployment;
 pub mod http_server;

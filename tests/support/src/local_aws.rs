@@ -1,4 +1,4 @@
-//! A real local AWS for the tests: one ministack process per test run, started on a free port.
+//! A local AWS for the tests: one ministack process per test run, on a free port.
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_dynamodb::config::Credentials;
@@ -11,23 +11,23 @@ use std::time::{Duration, Instant};
 
 struct Server {
     port: u16,
-    /// Its standard input ends with this process, whatever ends it, and then the server stops.
+    /// Its standard input closes when this process ends, however it ends. The watchdog then stops ministack.
     _watchdog: Child,
 }
 
 static SERVER: OnceLock<Server> = OnceLock::new();
 
-/// Where the local AWS listens.
+/// The URL of the local AWS.
 pub fn endpoint() -> String {
     format!("http://127.0.0.1:{}", SERVER.get_or_init(start).port)
 }
 
-/// What SDK clients of the shared local AWS are made from.
+/// The SDK configuration for the shared local AWS.
 pub async fn sdk() -> SdkConfig {
     test_config(&endpoint()).await
 }
 
-/// What SDK clients of the local AWS at `endpoint` are made from.
+/// The SDK configuration for the local AWS at `endpoint`.
 pub async fn test_config(endpoint: &str) -> SdkConfig {
     aws_config::defaults(BehaviorVersion::latest())
         .http_client(aws_smithy_http_client::Builder::new().build_http())
@@ -53,7 +53,7 @@ fn start() -> Server {
         .stdout(Stdio::piped())
         .spawn()
         .expect("sh starts");
-    watchdog.stdout.take().expect("piped").read_exact(&mut [0]).expect("the watchdog speaks once");
+    watchdog.stdout.take().expect("piped").read_exact(&mut [0]).expect("the watchdog writes a line");
     let patience = Instant::now() + Duration::from_mins(1);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         assert!(Instant::now() < patience, "ministack does not listen on port {port}");

@@ -36,7 +36,7 @@ pub async fn create_api_keys_table(sdk: &SdkConfig, name: &str) {
     create_table(sdk, name, "key_hash").await;
 }
 
-/// Stores an active API key of `project`. `attributes` override the usual ones.
+/// Stores an active API key of `project`. `attributes` adds to or replaces the usual attributes.
 pub async fn put_api_key(
     sdk: &SdkConfig,
     table: &str,
