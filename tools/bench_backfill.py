@@ -31,7 +31,7 @@ COMMAND = ROOT / "target" / "release" / "event-ingest-backfill"
 API_KEY = "sk_test_LOCAL_ONLY_not_a_secret_0123456789"
 EVENT_BYTES = 200
 BATCH_EVENTS = 500
-# One POST per event, and one curl process per POST, are measured with fewer events, because they are slow.
+# One POST per event and one curl process per POST are slow, so they are measured with fewer events.
 SAMPLE_EVENTS = 20_000
 SAMPLE_CURLS = 1_000
 

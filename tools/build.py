@@ -1,7 +1,7 @@
-"""Builds the function: for debugging on a local AWS, for release on AWS.
+"""Builds the function: a debug build for a local AWS, a release build for AWS.
 
 A local build is cargo's own debug build in cargo's own target directory, so that `make run`,
-`make test` and `cargo test` compile each dependency once. A release build is that of `sam build`.
+`make test` and `cargo test` compile each dependency once. `sam build` makes the release build.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ KEYS = "event-ingest-keys"
 
 
 class CargoBuild(Running):
-    """A debug build that runs. After `wait`, `binary` is what it built."""
+    """A debug build in progress. After `wait`, `binary` is the path of the binary."""
 
     def __init__(self, state_dir: Path, name: str, *arguments: str) -> None:
         self.name, self.messages = name, state_dir / f"cargo-{name}.json"
@@ -38,7 +38,7 @@ class CargoBuild(Running):
             message = json.loads(line)
             if message.get("executable") and message["target"]["name"] == self.name:
                 return Path(message["executable"])
-        raise Failure(f"cargo did not say where it put {self.name}; see {self.messages}")
+        raise Failure(f"cargo reported no path for the binary {self.name}; see {self.messages}")
 
 
 def compile_function(state_dir: Path) -> CargoBuild:
@@ -56,18 +56,18 @@ def compile_keys(state_dir: Path) -> CargoBuild:
 
 
 def build_for_local(state_dir: Path) -> Path:
-    """Build the function as the local AWS runs it, and return the template that says where it is."""
+    """Build the function for the local AWS, and return a template that refers to the build."""
     directory = state_dir / "build"
     bootstrap = directory / "Function" / "bootstrap"
     bootstrap.parent.mkdir(parents=True, exist_ok=True)
-    # One at a time: tests build side by side, and cargo puts every binary into one directory.
+    # One build at a time: tests build concurrently, and cargo writes every binary to the same directory.
     with TEMPLATE.open() as template:
         fcntl.flock(template, fcntl.LOCK_EX)
         with compile_function(state_dir) as compiling:
             compiling.wait()
         copy_without_symbols(compiling.binary, bootstrap)
         text = template.read()
-    # As `sam build` would: the same template, with the folder that has the built function.
+    # Like `sam build`, write a copy of the template in which CodeUri is the folder of the built function.
     text, changes = re.subn(r"^(\s+CodeUri:) \.$", r"\1 Function", text, flags=re.MULTILINE)
     if changes != 1:
         raise Failure("template.yaml must have one line `CodeUri: .`, which the local build replaces.")
@@ -80,12 +80,12 @@ def last_build() -> Path:
     """The template of the last local build."""
     template = LOCAL / "build" / "template.yaml"
     if not template.exists():
-        raise Failure("The function is not built yet: make test, or make run")
+        raise Failure("The function is not built yet. Run make test or make run.")
     return template
 
 
 def copy_without_symbols(binary: Path, destination: Path) -> None:
-    """Copy a binary. Without symbols it is half as large, and so are the uploads."""
+    """Copy a binary without its symbols, which halves its size and the uploads."""
     strip = shutil.which("strip")
     destination.unlink(missing_ok=True)
     if strip:
@@ -95,16 +95,16 @@ def copy_without_symbols(binary: Path, destination: Path) -> None:
 
 
 def build_for_release(state_dir: Path, parameters: Sequence[str] = ()) -> Path:
-    """Build the function as AWS runs it, and return the template that says where it is.
+    """Build the function for AWS, and return a template that refers to the build.
 
-    Of the parameters, Architecture decides what is built.
+    Of the parameters, only Architecture affects the build.
     """
     directory = state_dir / "build"
     with TEMPLATE.open() as template:
         fcntl.flock(template, fcntl.LOCK_EX)
         with step("Compile the function for release, which takes minutes the first time"):
-            # The command that `sam build` runs. sam would show nothing of its progress; it then
-            # finds everything compiled.
+            # `sam build` runs the same command but does not show its progress. Run it here first, so
+            # that `sam build` finds everything compiled.
             arm64 = any(re.fullmatch(r'Architecture="?arm64"?', word) for word in parameters)
             run(
                 ["cargo", "lambda", "build", "--release", *(["--arm64"] if arm64 else []), "--bin", FUNCTION],

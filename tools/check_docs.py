@@ -6,7 +6,7 @@
 Every shell block must parse, and the commands in it, and in inline code, must exist: make targets and
 variables, packages and features of cargo, options of tools/*.py, arguments of event-ingest-keys and
 event-ingest-backfill (which are run, without network, to parse them), and operations and parameters of
-the AWS CLI. Relative links, and references of other files to headings of docs/, must lead somewhere.
+the AWS CLI. The targets of relative links, and of references to headings of docs/, must exist.
 
 Run it with a Python that has botocore, such as .venv/sam/bin/python. Otherwise, aws commands are not
 checked. It prints one line per problem and exits with 1 if there are any.
@@ -190,7 +190,7 @@ def check_syntax(script: Script) -> Iterator[Problem]:
 
 
 def simple_commands(script: Script) -> Iterator[Command]:
-    """Splits a script that bash can parse. Command substitutions inside double quotes are not looked into."""
+    """Splits a script that bash can parse. Command substitutions inside double quotes are not checked."""
     words: list[str] = []
     line, skip_word = script.line, False
     for token in TOKEN.finditer(script.text + "\n"):
@@ -308,7 +308,7 @@ def check_tool(words: list[str], _: argparse.Namespace) -> Iterator[str]:
 
 
 def literals(tool: Path) -> set[str]:
-    """The string literals of a tool, among which are its options. Nothing is run."""
+    """The string literals of a tool, which include its options. The tool is not run."""
     tree = ast.parse(tool.read_text())
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 

@@ -1,4 +1,4 @@
-"""Builds the function as AWS runs it, checks the size of its zip, and lets it answer.
+"""Builds the function for AWS, checks the size of its zip, and tests the build.
 
 The tests that start sandboxes run again, with this binary instead of the debug build.
 """
@@ -36,10 +36,10 @@ def main() -> int:
         return 1
     bootstrap = template.parent / "Function" / "bootstrap"
     size = zip_size(bootstrap)
-    print(f"The zip of the function has {size:,} bytes, of at most {MAX_ZIP_BYTES:,}.")
+    print(f"The zip of the function has {size:,} bytes. The limit is {MAX_ZIP_BYTES:,}.")
     if size > MAX_ZIP_BYTES:
         return 1
-    with step(f"Run the tests {TESTS} with it"):
+    with step(f"Run the tests {TESTS} with the release build"):
         environment = os.environ | {"EVENT_INGEST_BINARY": str(bootstrap)}
         command = ["cargo", "test", "--locked", "--package", "event-ingest", "--test", "suite", TESTS]
         return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

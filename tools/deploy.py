@@ -2,8 +2,8 @@
 
     tools/deploy.py PROFILE [--yes] [--no-build] [--param NAME=VALUE]
 
-PROFILE is one of those in samconfig.toml. The first deployment of a stack is sam's guided one, which
-asks for each parameter. After every deployment, a batch is posted without a key. The function must
+PROFILE is a profile in samconfig.toml. The first deployment of a stack is a guided deployment, in which
+sam asks for each parameter. After every deployment, a batch is posted without a key. The function must
 answer 401; if it cannot start, the reason is printed.
 
 Make runs it with .venv/sam/bin/python, which has boto3. If AWS_ENDPOINT_URL is set, it deploys to
@@ -147,7 +147,7 @@ def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: b
 def first_answer(api: Api) -> Answer | None:
     """The answer to a batch without a key, or None if nothing answers at that address."""
     answer = None
-    # A new API's host name and its permission to call the function may take some seconds to work.
+    # The host name of a new API and its permission to call the function may take some seconds to work.
     for pause in (0, 1, 2, 4, 8, 15):
         time.sleep(pause)
         try:
@@ -161,7 +161,7 @@ def first_answer(api: Api) -> Answer | None:
 
 
 def recent_log(region: str, outputs: dict[str, str], since: float) -> list[str]:
-    """What the function logged since then. An invocation comes first, because its log is there at once."""
+    """The function's log from the time `since`. The function is invoked first, to get a log without delay."""
     lines = []
     try:
         invoked = boto3.client("lambda", region_name=region).invoke(
@@ -179,7 +179,7 @@ def recent_log(region: str, outputs: dict[str, str], since: float) -> list[str]:
 
 
 def reasons_for_failed_start(lines: list[str]) -> list[str]:
-    """The messages of level ERROR, except those about a request."""
+    """The log messages of level ERROR, except those about a request."""
     reasons = []
     for line in lines:
         start = line.find('{"level":"ERROR"')
@@ -262,11 +262,11 @@ def build_and_deploy(arguments: argparse.Namespace) -> None:
         say(f"Deploying stack {stack} with sam deploy")
         deploy(template, arguments, region, guided)
     if guided:
-        # The person may have chosen another name or region, which sam wrote into the profile.
+        # The user may have chosen another name or region, which sam wrote into the profile.
         settings = profile_settings(arguments.profile)
         stack, region = arguments.stack or settings["stack_name"], find_region(settings)
         cloudformation = boto3.client("cloudformation", region_name=region)
-    # From now on no update may replace or delete what clients rely on.
+    # From now on, no update may replace or delete the resources that clients depend on.
     cloudformation.set_stack_policy(StackName=stack, StackPolicyBody=STACK_POLICY.read_text())
 
     outputs = stack_outputs(cloudformation, stack)
@@ -277,10 +277,10 @@ def build_and_deploy(arguments: argparse.Namespace) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("profile", metavar="PROFILE", help="dev, prod, or another one in samconfig.toml")
+    parser.add_argument("profile", metavar="PROFILE", help="dev, prod, or another profile in samconfig.toml")
     parser.add_argument("--yes", action="store_true", help="ask no questions")
     parser.add_argument("--no-build", action="store_true", help="deploy the last build")
-    parser.add_argument("--stack", help="its name, instead of the profile's")
+    parser.add_argument("--stack", help="the stack's name, instead of the profile's")
     parser.add_argument(
         "--param", action="append", default=[], metavar="NAME=VALUE", help="overrides the profile's value"
     )

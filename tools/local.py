@@ -1,8 +1,8 @@
-"""Runs event-ingest on a local AWS: `make run`, and what the tests need of it.
+"""Runs event-ingest on a local AWS: `make run`, and the commands that the tests use.
 
     run       build the function, start the local AWS, deploy, show the API at work, keep it running
     stop      stop the local AWS
-    logs      print what the deployed function logged
+    logs      print the log of the deployed function
 
     up        start a local AWS on a free port and deploy to it; print the stack's outputs as JSON
     down      stop the local AWS that `up` started
@@ -91,7 +91,7 @@ def deploy(aws: LocalAws, template: Path, arguments: argparse.Namespace) -> dict
 
 
 def install_client(state_dir: Path) -> Running:
-    """Start to install what the TypeScript client's example needs, unless it is there already."""
+    """Start to install the packages of the TypeScript client, unless they are installed already."""
     installed = CLIENT / "node_modules" / ".package-lock.json"
     if installed.exists() and installed.stat().st_mtime >= (CLIENT / "package-lock.json").stat().st_mtime:
         command = ["true"]
@@ -138,8 +138,8 @@ def parse_arguments() -> argparse.Namespace:
         add(name, command)
     run, up = add("run", command_run), add("up", command_up)
     run.add_argument("--port", type=int, default=4566)
-    up.add_argument("--port", type=int, default=0, help="a free one if not given")
-    up.add_argument("--no-build", action="store_true", help="deploy what `run` or `build` built last")
+    up.add_argument("--port", type=int, default=0, help="the port of the local AWS (default: a free port)")
+    up.add_argument("--no-build", action="store_true", help="deploy the last build of `run` or `build`")
     up.add_argument("--hold", action="store_true", help="wait until standard input closes, then stop the local AWS")
     for deploying in (run, up):
         deploying.add_argument("--stack", default=STACK)
@@ -155,7 +155,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    # Keeps progress and results in order where both go to one pipe.
+    # Keeps progress and results in order if both go to the same pipe.
     cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     arguments = parse_arguments()
     isolate_environment()

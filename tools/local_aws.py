@@ -31,7 +31,7 @@ class LocalAws:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, service: str) -> Any:
-        import boto3  # takes half a second, which `stop` does not need to spend
+        import boto3  # takes half a second, which `stop` can save
 
         return boto3.client(service, endpoint_url=self.url)
 
@@ -47,10 +47,10 @@ class LocalAws:
 
 @contextlib.contextmanager
 def ministack_lock(state_dir: Path) -> Iterator[int | None]:
-    """Take the lock that a running ministack has. Yields None if one is running.
+    """Take the lock that a running ministack holds. Yields None if ministack is running.
 
     ministack inherits the lock, so the system releases it when that process ends, however it ends.
-    A recorded process id alone could belong to another program by now.
+    A recorded process id alone could by now belong to another program.
     """
     with (state_dir / "ministack.lock").open("w") as file:
         try:
@@ -96,7 +96,7 @@ def start(state_dir: Path, port: int) -> LocalAws:
 
 
 def launch(state_dir: Path, port: int) -> LocalAws:
-    """As `start`, but return before a new one is ready."""
+    """Like `start`, but return before a new local AWS is ready."""
     state_dir.mkdir(parents=True, exist_ok=True)
     found = running(state_dir)
     if found and found.port != port:
@@ -125,7 +125,7 @@ def wait_until_ready(aws: LocalAws) -> None:
 def spawn(state_dir: Path, port: int) -> LocalAws:
     temporary = state_dir / "tmp"
     temporary.mkdir(exist_ok=True)
-    # Nothing else of this environment, since the deployed function inherits it.
+    # Pass nothing else of this process's environment, because the deployed function inherits it.
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(state_dir),
@@ -138,7 +138,7 @@ def spawn(state_dir: Path, port: int) -> LocalAws:
     }
     with ministack_lock(state_dir) as lock, (state_dir / "ministack.log").open("w") as output:
         if lock is None:
-            raise Failure("Another command is starting the local AWS at this moment.")
+            raise Failure("Another command is just starting the local AWS. Try again.")
         process = subprocess.Popen(
             [VENV / "ministack" / "bin" / "ministack"],
             env=environment,

@@ -1,4 +1,4 @@
-"""API keys on a local AWS: the sample keys of events/, and a new one made with event-ingest-keys."""
+"""API keys on a local AWS: the sample keys of events/, and a new key created with event-ingest-keys."""
 
 import datetime
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 from local_aws import LocalAws
 from progress import Failure
 
-# The samples in events/ use these keys. They exist on a local AWS only, so they need not be secret.
+# The samples in events/ use these keys. They exist only on a local AWS, so they need not be secret.
 SAMPLE_KEYS: dict[str, dict[str, Any]] = {
     "sk_test_LOCAL_ONLY_not_a_secret_0123456789": {},
     "sk_test_LOCAL_ONLY_revoked_key_0123456789": {"status": "revoked"},
@@ -25,7 +25,7 @@ def seed_sample_keys(aws: LocalAws, table: str) -> None:
 
 
 def put_key(aws: LocalAws, table: str, key: str, project: str, **more: Any) -> None:
-    """Store an API key. The table has the key's hash and never the key."""
+    """Store an API key. The table contains the key's hash, never the key."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     item: dict[str, Any] = {
         "key_hash": {"S": hashlib.sha256(key.encode()).hexdigest()},
@@ -43,8 +43,8 @@ def put_key(aws: LocalAws, table: str, key: str, project: str, **more: Any) -> N
 
 
 def create_key(aws: LocalAws, command: Path, table: str, project: str) -> str:
-    """Create a key as an operator does, with event-ingest-keys, which prints it once."""
-    # A project has no two active keys of one name.
+    """Create a key as an operator does: with event-ingest-keys, which prints it once."""
+    # Two active keys of a project cannot have the same name.
     name = f"make run {uuid.uuid4()}"
     created = subprocess.run(
         [command, "create", "--table", table, "--project", project, "--name", name, "--mode", "test"],

@@ -68,7 +68,7 @@ def write_function_environment(aws: LocalAws, function: str) -> None:
 
 
 def log_lines(aws: LocalAws, stack: str) -> Iterator[str]:
-    """The lines that the deployed function logged."""
+    """The log lines of the deployed function."""
     pages = aws.client("logs").get_paginator("filter_log_events")
     for page in pages.paginate(logGroupName=f"/aws/lambda/{stack}"):
         for event in page["events"]:

@@ -1,5 +1,5 @@
-"""Writes the part of fuzz/corpus/ that the fuzzers did not find: the samples of events/, and a case on each
-side of every limit in docs/contract.md. Files found by the fuzzers have names of 40 hexadecimal digits.
+"""Writes the handmade part of fuzz/corpus/: the samples of events/, and a case on each side of every
+limit in docs/contract.md. Files found by the fuzzers have names of 40 hexadecimal digits.
 
 A body writes a long run as 0xFF, a length, a count in three bytes, and the text to repeat; see
 fuzz/src/expand.rs.
@@ -168,7 +168,7 @@ def gateway_events() -> dict[str, bytes]:
     }
     assert not any(b"\xff" in body for body in raw.values())
     found |= {f"gzip-{name}": b"\x04" + body for name, body in raw.items()}
-    # 350 members of 180 KB each: 63 MB, of which at most 5 may be in memory.
+    # 350 members of 180 KB each: 63 MB, of which at most 5 MB may be in memory.
     found["gzip-bomb-of-members"] = b"\x04" + run_of(gz(b" " * 180_000), 350)
     found["gzip-of-violations"] = b"\x0c" + fill('{"events":[§{}]}', run("{},", 60))
     found["gzip-of-a-run"] = b"\x0c" + fill(valid('"x":"§"'), run("x", 90_000))

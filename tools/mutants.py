@@ -31,7 +31,7 @@ TIMEOUT_SECONDS = 900
 
 def copy_tree() -> None:
     shutil.rmtree(TREE, ignore_errors=True)
-    # All files that git tracks or would add, because the suite also reads the schema, samples, and template.
+    # Every file that is not ignored by git, because the tests also read the schema, samples, and template.
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -42,7 +42,7 @@ def copy_tree() -> None:
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).exists():
             (TREE / name).parent.mkdir(parents=True, exist_ok=True)
-            # Not copy2: with the old times, cargo would take the build of the last mutation for current.
+            # Not copy2: with the old modification times, cargo would consider the last build up to date.
             shutil.copy(ROOT / name, TREE / name)
     (TREE / ".venv").symlink_to(ROOT / ".venv")
 

@@ -1,4 +1,4 @@
-"""Progress for the person at the terminal: numbered steps, seconds so far, and why a command failed.
+"""Progress on the terminal: numbered steps, elapsed seconds, and why a command failed.
 
 Progress goes to standard error; standard output is for results. On a terminal, the line of the
 current step is updated in place. In a pipe, a step prints a line when it starts and every 15 s.
@@ -31,7 +31,7 @@ CARGO_PROGRESS = {
 
 
 class Failure(Exception):
-    """What failed and what to do about it, for a person to read."""
+    """An error message for the user: what failed, and what to do about it."""
 
 
 # ── Steps ────────────────────────────────────────────────────────────────────────────────────────
@@ -59,7 +59,7 @@ class Display:
         return f"{number}{time.monotonic() - self.started:5.1f} s  {text}"
 
     def update(self, detail: str) -> None:
-        """Show how far the current step has come."""
+        """Show the progress of the current step."""
         if self.title is None:
             return
         text = self.line(f"{self.title}{f' ({detail})' if detail else ''}")
@@ -74,7 +74,7 @@ DISPLAY = Display()
 
 
 def plan(total: int) -> None:
-    """Number the steps that follow, of which there are `total`."""
+    """Number the following steps from 1 to `total`."""
     DISPLAY.total = total
 
 
@@ -142,12 +142,12 @@ class Running:
         traceback: TracebackType | None,
     ) -> None:
         if self.process.poll() is None:
-            if not isinstance(error, KeyboardInterrupt):  # which the terminal sent to the child, too
+            if not isinstance(error, KeyboardInterrupt):  # the terminal interrupts the child, too
                 self.process.terminate()
             self.process.wait()
 
     def wait(self) -> None:
-        """Wait until it ends, and show how far it is. Raises `Failure` if it fails."""
+        """Wait until the command ends, and show its progress. Raises `Failure` if it fails."""
         while True:
             try:
                 status = self.process.wait(timeout=REFRESH_SECONDS)
@@ -193,7 +193,7 @@ def cargo_progress(log: Path) -> str:
 
 
 def excerpt(log: str, longest: int = 40) -> str:
-    """The lines of a log that tell what went wrong: those around the first errors, and the last ones."""
+    """The lines of a log that explain a failure: those around the first errors, and the last lines."""
     lines = [line.rstrip() for line in log.replace("\r", "\n").splitlines()]
     lines = [line for line in lines if line.strip() and not CARGO_BAR.match(line)]
     last = range(max(0, len(lines) - 8), len(lines))

@@ -14,14 +14,14 @@ REGION = "us-east-1"  # of the local AWS
 def prepare_environment() -> None:
     """Put the pinned sam and cargo-lambda first on the path of child processes.
 
-    Also remove the variables with which `cargo test` describes the package under test. Build scripts
-    depend on them, so with them cargo would compile half of the dependencies again.
+    Also remove the variables in which `cargo test` describes the package under test. Build scripts
+    depend on them, so cargo would otherwise compile half of the dependencies again.
     """
     hidden = ("CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_")
     for name in [name for name in os.environ if name.startswith(hidden)]:
         del os.environ[name]
     os.environ["SAM_CLI_TELEMETRY"] = "0"
-    # cargo-lambda first: it runs `python3 -m ziglang`, and zig is in its environment.
+    # cargo-lambda first: it runs `python3 -m ziglang`, and only its environment has ziglang.
     tools = [str(VENV / name / "bin") for name in ("cargo-lambda", "sam")]
     os.environ["PATH"] = os.pathsep.join([*tools, os.environ["PATH"]])
 

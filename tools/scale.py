@@ -79,12 +79,12 @@ def measured() -> tuple[Figures, str]:
     return found, "the service times in docs/benchmarks/results.json"
 
 
-# The share of a CPU that 256 MB get. During init, Lambda gives a whole CPU.
+# The share of a CPU for 256 MB of memory. During init, Lambda provides a full CPU.
 CPU_SHARE = 256 / 1769
 
 
 def service_ms(found: Figures) -> float:
-    """The typical duration of a batch of 100 in Lambda: two writes, one send, and the CPU time at that share."""
+    """The typical duration of a batch of 100 in Lambda: two writes, one send, and the CPU time at this share."""
     return 2 * DYNAMODB_MS + SQS_MS + found["cpu_ms"] / CPU_SHARE
 
 

@@ -1,4 +1,4 @@
-"""Shows the deployed API at work, and checks each answer and the queue message against the contract."""
+"""Demonstrates the deployed API, and checks each answer and the queue message against the contract."""
 
 import datetime
 import json
@@ -17,7 +17,7 @@ INVALID_BATCH: dict[str, Any] = {"events": [{"name": "user_signed_up"}]}
 
 
 def show_requests(aws: LocalAws, outputs: dict[str, str], project: str, key: str) -> None:
-    """Post a batch, its repetition and an invalid batch, and show what arrived in the queue."""
+    """Post a batch, the same batch again, and an invalid batch. Show the message that arrived in the queue."""
     api = Api(outputs["ApiUrl"], aws.url)
     # Messages of an earlier `make run` may still be there.
     aws.client("sqs").purge_queue(QueueUrl=outputs["QueueUrl"])
@@ -108,7 +108,7 @@ def show_and_check_message(message: dict[str, Any], project: str) -> None:
 
 
 def run_client(aws: LocalAws, outputs: dict[str, str], key: str) -> str:
-    """Run the TypeScript client's example and return what to show of it."""
+    """Run the TypeScript client's example and return the output to show."""
     log = aws.state_dir / "example.log"
     run(
         ["npm", "--prefix", "sdk/typescript", "--silent", "run", "example", "--", "250"],

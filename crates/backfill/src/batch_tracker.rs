@@ -40,7 +40,7 @@ impl BatchTracker {
         self.checkpoint.done_beyond.get(&number).map(String::as_str)
     }
 
-    /// Records where a batch ends that an earlier run has done.
+    /// Records the end of a batch that an earlier run has done.
     pub fn read_again(&mut self, number: u64, end: ResumePoint) {
         self.ends.insert(number, Some(end));
         self.advance();

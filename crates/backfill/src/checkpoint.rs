@@ -18,7 +18,7 @@ const DEDUP_WINDOW_SECONDS: u64 = 24 * 3600;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     format: String,
-    /// What a later run must have in common to resume.
+    /// What is sent, and where. Another run can resume only if it has the same job.
     #[serde(flatten)]
     pub job: Job,
     /// The number of the first batch that is not done.
@@ -45,7 +45,7 @@ pub struct Checkpoint {
     updated_at: u64,
 }
 
-/// What is sent where. Batches and their keys depend on it.
+/// The inputs and the destination of a run, and the options that determine its batches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// The service's base URL.
@@ -63,7 +63,7 @@ pub struct Job {
 }
 
 impl Checkpoint {
-    /// The checkpoint of a job of which nothing is done.
+    /// The checkpoint of a job before its first run.
     pub fn new(job: Job) -> Self {
         Self {
             format: FORMAT.to_owned(),

@@ -21,7 +21,7 @@ const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 /// The longest `Retry-After` that is respected. The service itself asks for seconds.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
-/// The meaning of an answer, or of a missing one.
+/// The meaning of an answer, or of a missing answer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Every event is in the queue.
@@ -30,7 +30,7 @@ pub enum Answer {
     Invalid(Vec<ApiError>),
     /// The body is too large for the service or for a gateway in front of it.
     TooLarge,
-    /// A retryable failure that asks for fewer requests, and possibly for a wait: reason and `Retry-After`.
+    /// A retryable failure after which fewer requests must be sent: the reason, and `Retry-After` if present.
     Throttled(String, Option<Duration>),
     /// A retryable failure.
     Retryable(String),

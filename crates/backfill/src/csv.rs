@@ -28,7 +28,8 @@ enum Column {
 /// The result of reading a row.
 #[derive(Debug, PartialEq, Eq)]
 pub enum CsvRow {
-    /// The event's text is in the buffer. If a cell does not have its column's type, the field and the reason.
+    /// The event's text is in the buffer. Contains the field and the reason if a cell does not have its
+    /// column's type.
     Event(Option<(String, &'static str)>),
     /// The row cannot become an event, for this reason. Its cells are in the buffer.
     Malformed(String),
@@ -147,7 +148,7 @@ impl CsvReader {
 enum RawRow {
     /// The number of cells.
     Cells(usize),
-    /// The input ended inside a quote. The number of bytes in all cells.
+    /// The input ended inside a quote. Contains the number of bytes in all cells.
     UnclosedQuote(usize),
     TooLong,
     End,

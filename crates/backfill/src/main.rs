@@ -1,4 +1,4 @@
-//! `event-ingest-backfill`: sends the events of files to the service, resumable and without duplicates.
+//! `event-ingest-backfill` sends events from files to the service. A run can be resumed, without duplicates.
 //!
 //! A module imports only modules below it:
 //!

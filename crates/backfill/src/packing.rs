@@ -12,7 +12,7 @@ use std::ops::Range;
 const OPEN: &[u8] = br#"{"events":["#;
 const CLOSE: &[u8] = b"]}";
 
-/// Every key is a hash that begins with this text. It must change if packing or key derivation changes.
+/// The first text that is hashed into every key. It must change if packing or key derivation changes.
 const KEY_FORMAT: &str = "event-ingest-backfill/1";
 
 /// The most rejected events in a batch, to bound memory.
@@ -140,8 +140,8 @@ impl Packer {
     /// Adds a valid event from the input named `file`.
     pub fn push(&mut self, file: &str, position: Position, event: &[u8]) {
         if self.body.len() == 0 {
-            // The name makes equal bytes in tomorrow's file different events. Without the
-            // directory, a file can be moved.
+            // With the file's name in the key, equal bytes in tomorrow's file are different events.
+            // The directory is left out, so that a file can be moved.
             self.first_event = format!("{file}\n{}\n{}", position.file, position.offset);
         }
         self.body.push(position, event);

@@ -94,7 +94,7 @@ fn validated(mut problems: Vec<Problem>, text: &[u8]) -> Record {
     match Batch::parse_single(text) {
         Ok(_) => {}
         Err(BatchError::Malformed(message)) => {
-            // serde_json counts lines within the event, which is one line.
+            // serde_json counts lines from the start of the event, which has only one line.
             let reason = message.replace(" at line 1 column", " at column");
             problems.push(Problem { field: None, code: "malformed_json".into(), reason });
         }

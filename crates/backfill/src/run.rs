@@ -22,12 +22,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// The shortest time between two checkpoints. If a run is killed, the next one sends again, with the
-/// same keys, what was accepted since the last checkpoint.
+/// The shortest time between two checkpoints. If a run is killed, the next run sends the batches accepted
+/// since the last checkpoint again, with the same keys.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
 
-/// How many batches may be done or in flight beyond the first that is not done, for each request
-/// that may be in flight. This bounds the checkpoint while one batch is being retried.
+/// How far the reader may be ahead of the first unfinished batch: this many batches for each request that
+/// may be in flight. This bounds the size of the checkpoint while one batch is being retried.
 const WINDOW_PER_REQUEST: u64 = 8;
 
 /// The options of a run.
@@ -63,7 +63,7 @@ pub async fn run(options: RunOptions) -> Result<Summary, Error> {
     let input_names = plan.sources.iter().map(Source::display_name).collect();
     let mode = mode.to_string();
     let job = Job { url, host, mode, inputs, max_events: plan.max_events, types: plan.types.clone() };
-    // Nothing was sent yet, so every error here is an error of usage.
+    // Nothing has been sent yet, so every error here is a usage error.
     let opened = RunFiles::open(paths.clone(), job, restart);
     let (files, checkpoint) = opened.map_err(|error| Error::Usage(error.to_string()))?;
     let before = checkpoint.events_done();
@@ -112,7 +112,7 @@ pub async fn run(options: RunOptions) -> Result<Summary, Error> {
     let elapsed = run.progress.elapsed();
     match result {
         Ok(()) => Ok(Summary::new(Status::Complete, checkpoint, before, elapsed).with_files(&paths)),
-        // An error of usage before anything was done has no summary, because there is nothing to resume.
+        // A usage error before anything was done has no summary, because there is nothing to resume.
         Err(error @ Error::Usage(_)) if checkpoint.events_done() == before => Err(error),
         Err(error) => {
             let summary = Summary::new(Status::Aborted, checkpoint, before, elapsed);
@@ -208,7 +208,7 @@ impl Run {
         }
     }
 
-    /// Starts to send a batch, unless an earlier run has done it.
+    /// Starts to send a batch, unless an earlier run has finished it.
     fn dispatch(&mut self, batch: PackedBatch) {
         self.next = batch.number + 1;
         if let Some(key) = self.tracker.key_if_done(batch.number) {
@@ -235,7 +235,7 @@ impl Run {
         }
     }
 
-    /// Writes a checkpoint on another thread. Requests continue meanwhile.
+    /// Writes a checkpoint on another thread, while requests continue.
     async fn save(&mut self) -> Result<(), Error> {
         self.tracker.set_retries(self.retries_before + self.counters.retries());
         let Some((checkpoint, new_rejects)) = self.tracker.take_unsaved() else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! The files of a run: checkpoint, rejects file and lock. Checkpoint and rejects file agree however a run ends.
+//! The files of a run: checkpoint, rejects file and lock. They stay consistent however a run ends.
 //!
 //! Rejected events reach the disk before the checkpoint that counts them. A resumed run truncates the
 //! rejects file to the size in the checkpoint, and writes the rest again.
@@ -66,7 +66,7 @@ impl RunFiles {
                  with --rejects, or start over with --restart"
             )));
         }
-        // A user may have appended to the rejects file of a complete run. It is left alone.
+        // The rejects file of a complete run is not truncated, because the user may have appended to it.
         if present > counted && !saved.complete {
             // Only the file of the earlier run can have events that the checkpoint does not count.
             if saved.rejects_path != absolute(&self.paths.rejects) {
@@ -90,7 +90,7 @@ impl RunFiles {
                 self.paths.rejects.display()
             )));
         }
-        // The checkpoint first: if the run ends here, the next one truncates the rejects file.
+        // Write the checkpoint first. If the run ends here, the next run truncates the rejects file.
         let mut checkpoint = Checkpoint::new(job);
         checkpoint.rejects_path = absolute(&self.paths.rejects);
         self.save(&checkpoint, &[])?;
@@ -216,7 +216,7 @@ mod tests {
         checkpoint.next_batch = 1;
         files.save(&checkpoint, b"one\n").unwrap();
         drop(files);
-        // As after a kill between the write of the rejects file and that of the checkpoint.
+        // As if the run had been killed after writing the rejects file and before writing the checkpoint.
         std::fs::write(&paths.rejects, b"one\ntwo\nthr").unwrap();
         let (mut files, mut checkpoint) = RunFiles::open(paths.clone(), job(), false).unwrap();
         assert_eq!(std::fs::read(&paths.rejects).unwrap(), b"one\n");

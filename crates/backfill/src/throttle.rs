@@ -25,7 +25,7 @@ struct State {
     not_before: Instant,
     /// When the limit was last halved. Requests that started earlier do not halve it again.
     halved_at: Option<Instant>,
-    /// Since when every request has failed, if the last one failed.
+    /// The time since which every request has failed; `None` if the last one succeeded.
     failing_since: Option<Instant>,
     stop_reason: Option<Error>,
 }
@@ -205,7 +205,7 @@ mod tests {
         throttle.slow_down(&half[0], None);
         drop(half);
         assert_eq!(permits(&throttle).await.len(), 2);
-        // Two successes raise the limit from 2, three more raise it from 3.
+        // Two successes raise the limit from 2 to 2.9, and a third raises it above 3.
         (0..2).for_each(|_| throttle.request_succeeded());
         assert_eq!(permits(&throttle).await.len(), 2);
         throttle.request_succeeded();
@@ -230,7 +230,7 @@ mod tests {
         let started = Instant::now();
         let permit = throttle.permit().await.unwrap();
         throttle.slow_down(&permit, Some(Duration::from_millis(300)));
-        // A later, shorter one does not shorten the wait.
+        // A later, shorter Retry-After does not shorten the wait.
         throttle.slow_down(&permit, Some(Duration::from_millis(1)));
         throttle.permit().await.unwrap();
         assert!(started.elapsed() >= Duration::from_millis(300));

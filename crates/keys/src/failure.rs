@@ -19,7 +19,7 @@ pub enum Failure {
     Usage(String),
     #[error("no such key; `event-ingest-keys list` shows all keys")]
     NoSuchKey,
-    /// Holds a table of the matching keys.
+    /// Contains a table of the matching keys.
     #[error("several keys match; pass the --hint of one of them:\n\n{0}")]
     SeveralKeys(String),
     /// The selected key, or an existing key, does not allow the command.

@@ -202,7 +202,7 @@ async fn sdk_config() -> SdkConfig {
     aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
         .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
-        // It protects long streams. All calls here are short and have a timeout.
+        // This protection is for streams. All calls here are short and have a timeout.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .load()
         .await
