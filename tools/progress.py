@@ -158,7 +158,7 @@ class Running:
             reason = excerpt(self.log.read_text(errors="replace"))
             failed = f"`{shlex.join(self.command)}` failed with exit status {status}:"
             remedy = f"\n{self.remedy}" if self.remedy else ""
-            raise Failure(f"{failed}\n\n{reason}\n\nThe whole log: {self.log}{remedy}")
+            raise Failure(f"{failed}\n\n{reason}\n\nThe full log: {self.log}{remedy}")
 
 
 def run(

@@ -372,7 +372,7 @@ fn a_million_invalid_events_give_a_hundred_violations() {
     let body = format!(r#"{{"events":[{}1]}}"#, "1,".repeat(1_000_000));
     let violations = violations(body);
     assert_eq!(violations.len(), 100);
-    assert!(violations[0].message.contains("holds 1000001"));
+    assert!(violations[0].message.contains("contains 1000001"));
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl<'request> ApiKey<'request> {
     }
 }
 
-/// SHA-256 of a whole API key.
+/// SHA-256 of an API key, prefix included.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyHash([u8; 32]);
 
