@@ -65,7 +65,7 @@ pub async fn prewarm(sdk: &SdkConfig, state_table: &StateTable, queue: &SqsQueue
 /// twice, so the window admits fewer events, not more.
 fn dynamodb(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
     let retries = RetryConfig::standard()
-        .with_max_attempts(2)
+        .with_max_attempts(3)
         .with_initial_backoff(Duration::from_millis(25))
         .with_max_backoff(Duration::from_millis(200));
     let timeouts =

@@ -92,7 +92,8 @@ impl Error {
             Self::MalformedJson(what) => return format!("the body is not JSON: {what}").into(),
             Self::ValidationFailed(_) => "the batch breaks a rule",
             Self::RateLimited { .. } => {
-                "the project is over its event limit; retry with the same Idempotency-Key after the time in Retry-After"
+                "the rate limit of this API key or its project is used up; retry with the same Idempotency-Key after the time in \
+                 Retry-After"
             }
             Self::KeyReused => "this Idempotency-Key was used with another body; use a new key for a new batch",
             Self::InProgress { .. } => "the same request is still running; retry with the same Idempotency-Key",

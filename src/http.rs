@@ -153,15 +153,14 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
 
 /// Whether a batch that was charged in `window` counts against the limit of that window.
 ///
-/// A failed attempt stays charged, so the attempt that resumes it in the same window is free.
+/// The first attempt counts, even if it fails. Further attempts in the window of the first one do not.
 fn counts_in(window: Window, ingested: &Ingested) -> bool {
     match &ingested.result {
         Ok(Success::Replayed) | Err(Error::KeyReused | Error::InProgress { .. }) => false,
-        Ok(Success::Accepted(_)) => {
+        Ok(Success::Accepted(_)) | Err(_) => {
             let findings = &ingested.findings;
             findings.attempt == Some(1) || findings.first_arrival.is_none_or(|first| Window::at(first) != window)
         }
-        Err(_) => true,
     }
 }
 
@@ -268,4 +267,27 @@ impl Response {
 
 fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::Findings;
+
+    #[test]
+    fn the_attempts_at_one_batch_count_once_in_a_window() {
+        let now = Timestamp::from_millis(1_800_000_000_000);
+        let earlier = Timestamp::from_millis(now.millis() - 10_000);
+        let counts = |attempt, first_arrival, result| {
+            let findings = Findings { attempt, first_arrival, ..Findings::default() };
+            counts_in(Window::at(now), &Ingested { result, findings })
+        };
+        let failed = || Err(Error::Unavailable(String::new()));
+        assert!(counts(Some(1), Some(now), failed()), "the first attempt counts, even if it fails");
+        assert!(!counts(Some(2), Some(now), failed()), "a further attempt does not");
+        assert!(counts(Some(2), Some(earlier), failed()), "but it counts in the next window");
+        assert!(counts(None, None, failed()), "an attempt without a claim counts");
+        assert!(!counts(None, None, Ok(Success::Replayed)));
+        assert!(!counts(None, None, Err(Error::KeyReused)));
+    }
 }

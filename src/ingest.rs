@@ -14,14 +14,16 @@ use crate::idempotency::{
 use crate::store::StoreError;
 use contract::batch::Batch;
 use contract::tenant::Tenant;
+use futures_util::FutureExt;
 use std::num::NonZeroU16;
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 const FIRST_POLL: Duration = Duration::from_millis(50);
 const LONGEST_POLL: Duration = Duration::from_millis(400);
 /// The most tries of one write. The limit keeps retries from multiplying the load during an outage of
 /// the table. The SDK makes up to two requests per try.
-const WRITE_TRIES: u32 = 4;
+const WRITE_TRIES: u32 = 3;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// The factor by which the longest possible pause grows from one try to the next.
 const BACKOFF_GROWTH: u32 = 4;
@@ -124,7 +126,9 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
     /// Puts a batch into the queue, once.
     pub async fn ingest(&self, request: &Request<'_>) -> Ingested {
         let mut findings = Findings::default();
-        let result = self.run(request, &mut findings).await;
+        // A panic must not lose the findings, which an operator needs most then.
+        let run = AssertUnwindSafe(self.run(request, &mut findings)).catch_unwind().await;
+        let result = run.unwrap_or_else(|_| Err(Error::Internal("panic".to_owned())));
         Ingested { result, findings }
     }
 
@@ -287,11 +291,12 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
         let mut backoff = FIRST_BACKOFF;
         for _ in 1..WRITE_TRIES {
             let written = once().await;
-            let pause = self.clock.jitter(backoff);
-            if !matches!(written, Err(StoreError::Unavailable(_))) || self.clock.now() + pause >= by {
+            let left = self.clock.now().until(by);
+            if !matches!(written, Err(StoreError::Unavailable(_))) || left.is_zero() {
                 return written;
             }
-            self.clock.sleep(pause).await;
+            // A long pause must not use up the time for the next try.
+            self.clock.sleep(self.clock.jitter(backoff.min(left / 2))).await;
             backoff *= BACKOFF_GROWTH;
         }
         once().await

@@ -6,6 +6,7 @@ use crate::clock::Timestamp;
 use crate::store::StoreError;
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::operation::get_item::builders::GetItemFluentBuilder;
 use aws_sdk_dynamodb::types::AttributeValue;
 use contract::api_key::{Attribute, KeyHash, KeyRecord};
 
@@ -21,13 +22,18 @@ impl ApiKeysTable {
     pub fn new(sdk: &SdkConfig, table: String) -> Self {
         Self { client: super::dynamodb(sdk), table }
     }
+
+    /// A strongly consistent read. The result is cached for a minute, so an older state would let a
+    /// revoked key work for longer.
+    fn get(&self, hash: &KeyHash) -> GetItemFluentBuilder {
+        let key = AttributeValue::S(hash.to_hex());
+        self.client.get_item().table_name(&self.table).key("key_hash", key).consistent_read(true)
+    }
 }
 
 impl KeyStore for ApiKeysTable {
     async fn find(&self, hash: &KeyHash, by: Timestamp) -> Result<Option<KeyRecord>, StoreError> {
-        let key = AttributeValue::S(hash.to_hex());
-        let call = self.client.get_item().table_name(&self.table).key("key_hash", key).consistent_read(true);
-        let item = match answer_by(by, Box::pin(call.send())).await {
+        let item = match answer_by(by, Box::pin(self.get(hash).send())).await {
             Some(Ok(found)) => found.item,
             failed => return Err(store_error("GetItem on the API keys table", failed.and_then(Result::err))),
         };
@@ -42,5 +48,20 @@ fn attribute(value: &AttributeValue) -> Attribute<'_> {
         AttributeValue::N(number) => Attribute::Number(number),
         AttributeValue::Ss(texts) => Attribute::StringSet(texts),
         _ => Attribute::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_config::{BehaviorVersion, Region};
+    use contract::api_key::ApiKey;
+
+    #[test]
+    fn keys_are_read_consistently() {
+        let sdk = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).region(Region::new("us-east-1"));
+        let table = ApiKeysTable::new(&sdk.build(), "keys".to_owned());
+        let key = ApiKey::parse("sk_live_0123456789abcdefghijklmnopqrstuvwxyzABCD").unwrap();
+        assert_eq!(table.get(&key.hash()).get_consistent_read(), &Some(true));
     }
 }

@@ -17,6 +17,7 @@ mod message_schema;
 mod mutants;
 mod openapi;
 mod packing;
+mod pipeline_failures;
 mod ports;
 mod protocol;
 mod rate_limit;

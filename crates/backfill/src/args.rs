@@ -98,7 +98,8 @@ fn number_up_to(max: usize, text: &str) -> Result<usize, String> {
 /// Parses a duration such as `30s`, `15m` or `2h`. A number without a unit is in seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().map(Duration::from_secs);
-    let duration = seconds.or_else(|| humantime::parse_duration(text).ok());
+    // To humantime, `M` is a month.
+    let duration = seconds.or_else(|| humantime::parse_duration(text).ok().filter(|_| !text.contains('M')));
     duration.filter(|duration| !duration.is_zero()).ok_or_else(|| "must be a time such as 30s, 15m or 2h".to_owned())
 }
 

@@ -149,7 +149,7 @@ pub fn operation(target: &str, body: &Value) -> Op {
         Some("GetItem") => Op::Read,
         Some("PutItem") => Op::Claim,
         Some("SendMessageBatch") => Op::Send,
-        Some("UpdateItem") if key.starts_with("rate#") => Op::RateLimit,
+        Some("UpdateItem") if key.starts_with("rate#") || key.starts_with("rate-key#") => Op::RateLimit,
         Some("UpdateItem") if update.contains("attempt") => Op::TakeOver,
         Some("UpdateItem") if update.contains("lease_until") => Op::Release,
         Some("UpdateItem") if update.contains("#state") => Op::Complete,
