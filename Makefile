@@ -140,6 +140,8 @@ lint-rust: $(DENY) ## Check the format and lints of every Rust workspace, and th
 	cargo clippy $(BENCHES) --workspace --all-targets -- -D warnings
 	cargo clippy --manifest-path fuzz/Cargo.toml --locked --all-targets -- -D warnings
 	$(RUN_CARGO_DENY) --locked --workspace check licenses bans sources
+	$(RUN_CARGO_DENY) --locked --config deny.toml --manifest-path benches/Cargo.toml --workspace check licenses sources
+	$(RUN_CARGO_DENY) --locked --config deny.toml --manifest-path fuzz/Cargo.toml check licenses sources
 	$(PYTHON) tools/mutants.py --check
 
 lint-client: $(CLIENT) ## Check the client's types, lints and package
@@ -165,8 +167,8 @@ release-check: $(SAM) $(CARGO_LAMBDA) $(MINISTACK) ## Check that the function fo
 
 advisories: $(DENY) ## Check the dependencies for RustSec advisories, whose database is downloaded from GitHub
 	$(RUN_CARGO_DENY) --locked --workspace check advisories
-	$(RUN_CARGO_DENY) --locked --manifest-path benches/Cargo.toml check --config deny.toml advisories
-	$(RUN_CARGO_DENY) --locked --manifest-path fuzz/Cargo.toml check --config deny.toml advisories
+	$(RUN_CARGO_DENY) --locked --config deny.toml --manifest-path benches/Cargo.toml --workspace check advisories
+	$(RUN_CARGO_DENY) --locked --config deny.toml --manifest-path fuzz/Cargo.toml check advisories
 
 fmt: $(PYTHON_LINT) ## Format the code
 	cargo fmt --all

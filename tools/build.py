@@ -107,7 +107,16 @@ def build_for_release(state_dir: Path, parameters: Sequence[str] = ()) -> Path:
             # that `sam build` finds everything compiled.
             arm64 = any(re.fullmatch(r'Architecture="?arm64"?', word) for word in parameters)
             run(
-                ["cargo", "lambda", "build", "--release", *(["--arm64"] if arm64 else []), "--bin", FUNCTION],
+                [
+                    "cargo",
+                    "lambda",
+                    "build",
+                    "--locked",
+                    "--release",
+                    *(["--arm64"] if arm64 else []),
+                    "--bin",
+                    FUNCTION,
+                ],
                 state_dir / "cargo.log",
                 environment=CARGO_PROGRESS,
             )

@@ -4,6 +4,7 @@ The tests that start sandboxes run again, with this binary instead of the debug 
 """
 
 import os
+import platform
 import subprocess
 import sys
 import zipfile
@@ -30,7 +31,8 @@ def main() -> int:
     state = LOCAL / "release"
     state.mkdir(parents=True, exist_ok=True)
     try:
-        template = build_for_release(state)
+        architecture = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
+        template = build_for_release(state, [f"Architecture={architecture}"])
     except Failure as failure:
         print(f"\n{failure}", file=sys.stderr)
         return 1
@@ -42,7 +44,12 @@ def main() -> int:
     with step(f"Run the tests {TESTS} with the release build"):
         environment = os.environ | {"EVENT_INGEST_BINARY": str(bootstrap)}
         command = ["cargo", "test", "--locked", "--package", "event-ingest", "--test", "suite", TESTS]
-        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        tests = subprocess.run(command, cwd=ROOT, env=environment, check=False, stdout=subprocess.PIPE, text=True)
+    print(tests.stdout)
+    if "test result: ok. 0 passed" in tests.stdout:
+        print(f"There are no tests named {TESTS}.", file=sys.stderr)
+        return 1
+    return tests.returncode
 
 
 if __name__ == "__main__":

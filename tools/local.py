@@ -48,13 +48,12 @@ def command_run(arguments: argparse.Namespace) -> None:
             outputs = deploy(aws, template, arguments)
             with step("Compile event-ingest-keys"):
                 keys.wait()
+        project = "acme"
+        with step(f"Create an API key for project {project} with event-ingest-keys"):
+            key = local_keys.create_key(aws, keys.binary, outputs["ApiKeysTable"], project)
+        walkthrough.show_requests(aws, outputs, project, key)
         with step("Install the packages of the TypeScript client"):
             client.wait()
-
-    project = "acme"
-    with step(f"Create an API key for project {project} with event-ingest-keys"):
-        key = local_keys.create_key(aws, keys.binary, outputs["ApiKeysTable"], project)
-    walkthrough.show_requests(aws, outputs, project, key)
     with step("Send 250 events with the TypeScript client"):
         shown = walkthrough.run_client(aws, outputs, key)
     print(shown)

@@ -123,14 +123,17 @@ class Running:
         with contextlib.ExitStack() as files:
             log_file = files.enter_context(log.open("w"))
             output_file = files.enter_context(output.open("w")) if output else log_file
-            self.process = subprocess.Popen(
-                self.command,
-                cwd=ROOT,
-                env=os.environ | environment if environment else None,
-                stdin=subprocess.DEVNULL,
-                stdout=output_file,
-                stderr=log_file,
-            )
+            try:
+                self.process = subprocess.Popen(
+                    self.command,
+                    cwd=ROOT,
+                    env=os.environ | environment if environment else None,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output_file,
+                    stderr=log_file,
+                )
+            except FileNotFoundError:
+                raise Failure(f"{self.command[0]} is not installed. {remedy}".rstrip()) from None
 
     def __enter__(self) -> Self:
         return self
