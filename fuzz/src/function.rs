@@ -3,7 +3,7 @@
 use super::KIB;
 use super::messages::MAX_EVENTS_PER_MESSAGE;
 use super::meter::Bound;
-use super::ports::{Calls, Keys, Log, MemoryQueue, StillClock, Table, Windows};
+use super::ports::{Calls, Keys, Log, MemoryQueue, StillClock, Table, Windows, block_on};
 use event_ingest::auth::Authenticator;
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
@@ -14,9 +14,7 @@ use lambda_runtime::{Context, LambdaEvent};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::num::NonZeroU16;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
 use std::time::Duration;
 
 /// The function with its tables, queue and log.
@@ -128,16 +126,4 @@ impl Response {
         }
         Self { status, replayed: header("idempotency-replayed") == Some("true"), body }
     }
-}
-
-/// Runs a future that never waits for another thread.
-pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let mut future = pin!(future);
-    let mut context = std::task::Context::from_waker(Waker::noop());
-    for _ in 0..10_000 {
-        if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
-            return result;
-        }
-    }
-    panic!("the future never completes");
 }

@@ -1,8 +1,7 @@
 //! Batch → messages, by the function's own code, and messages → events, by a slow reader.
 
-use super::function::block_on;
 use super::meter::Bound;
-use super::ports::{MemoryQueue, StillClock};
+use super::ports::{MemoryQueue, StillClock, block_on};
 use super::reference::in_message;
 use super::tape::Tape;
 use super::{KIB, MIB};
