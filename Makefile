@@ -67,6 +67,8 @@ watch: $(CARGO_LAMBDA) ## Serve the function from source on the local AWS of `ma
 	$(RUN_CARGO_LAMBDA) watch --package event-ingest --invoke-address 127.0.0.1
 
 invoke: $(CARGO_LAMBDA) ## Send events/EVENT.json to `make watch`, as in make invoke EVENT=invalid-event
+	@$(PYTHON) -c 'import socket; socket.create_connection(("127.0.0.1", 9000))' 2>/dev/null \
+		|| { echo "Nothing serves the function. Start it in another terminal: make watch"; exit 1; }
 	$(RUN_CARGO_LAMBDA) invoke --invoke-address 127.0.0.1 --data-file events/$(EVENT).json
 
 deploy: $(SAM) $(CARGO_LAMBDA) ## Deploy to your AWS account, as in make deploy PROFILE=prod (or dev)

@@ -68,7 +68,8 @@ def command_up(arguments: argparse.Namespace) -> None:
         with step("Compile the function"):
             template = build.last_build() if arguments.no_build else build.build_for_local(state_dir)
         outputs = deploy(aws, template, arguments)
-        print(json.dumps(outputs | {"Endpoint": aws.url, "Host": Api(outputs["ApiUrl"]).host}))
+        api = Api(outputs["ApiUrl"], aws.url)
+        print(json.dumps(outputs | {"Endpoint": aws.url, "Host": api.host, "BaseUrl": api.base_url}))
         if arguments.hold:
             sys.stdin.read()
     except BaseException:
@@ -121,6 +122,12 @@ def command_validate(arguments: argparse.Namespace) -> None:
     local_stack.validate(arguments.state_dir)
 
 
+def port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("must be a number from 0 to 65535")
+    return int(text)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -136,8 +143,8 @@ def parse_arguments() -> argparse.Namespace:
     for name, command in (("build", command_build), ("validate", command_validate)):
         add(name, command)
     run, up = add("run", command_run), add("up", command_up)
-    run.add_argument("--port", type=int, default=4566)
-    up.add_argument("--port", type=int, default=0, help="the port of the local AWS (default: a free port)")
+    run.add_argument("--port", type=port, default=4566)
+    up.add_argument("--port", type=port, default=0, help="the port of the local AWS (default: a free port)")
     up.add_argument("--no-build", action="store_true", help="deploy the last build of `run` or `build`")
     up.add_argument("--hold", action="store_true", help="wait until standard input closes, then stop the local AWS")
     for deploying in (run, up):
@@ -164,7 +171,9 @@ def main() -> int:
         print(f"\n{failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+        running = local_aws.running(arguments.state_dir)
+        still = " The local AWS keeps running. To stop it: make stop" if running else ""
+        print(f"\nInterrupted.{still}", file=sys.stderr)
         return 130
     return 0
 

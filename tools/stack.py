@@ -43,15 +43,22 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Api:
-    """A deployed API. A local AWS has one address for all APIs and tells them apart by host name."""
+    """A deployed API. A local AWS has one address for all APIs and tells them apart by path."""
 
     url: str
     endpoint_url: str | None = None
 
     @property
+    def base_url(self) -> str:
+        """The URL before `/api`. Any HTTP client can use it: it needs no Host header of its own."""
+        if self.endpoint_url is None:
+            return self.url
+        return f"{self.endpoint_url}/_aws/execute-api/{self.host.split('.')[0]}"
+
+    @property
     def address(self) -> str:
-        """The URL to connect to."""
-        return (self.endpoint_url or self.url) + ENDPOINT
+        """The URL of the batch endpoint."""
+        return self.base_url + ENDPOINT
 
     @property
     def host(self) -> str:
@@ -61,7 +68,7 @@ class Api:
         address = urlsplit(self.address)
         https = address.scheme == "https"
         kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
-        headers = {"Host": self.host, "Content-Type": "application/json"} | headers
+        headers = {"Content-Type": "application/json"} | headers
         with contextlib.closing(kind(address.netloc, timeout=15)) as connection:
             connection.request("POST", address.path, json.dumps(batch), headers)
             response = connection.getresponse()
@@ -72,7 +79,6 @@ class Api:
         """The command that posts the example batch."""
         parts = [
             "curl -i",
-            *([f"-H 'Host: {self.host}'"] if self.endpoint_url else []),
             f'-H "Authorization: Bearer {key}"',
             "-H 'Content-Type: application/json'",
             f"-H 'Idempotency-Key: {idempotency_key}'",

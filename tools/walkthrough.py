@@ -115,8 +115,7 @@ def run_client(aws: LocalAws, outputs: dict[str, str], key: str) -> str:
         log,
         environment={
             "VIBEFOLLOW_API_KEY": key,
-            "VIBEFOLLOW_BASE_URL": aws.url,
-            "VIBEFOLLOW_HOST": Api(outputs["ApiUrl"]).host,
+            "VIBEFOLLOW_BASE_URL": Api(outputs["ApiUrl"], aws.url).base_url,
         },
     )
     shown = textwrap.indent(log.read_text().strip(), "  ")
@@ -131,10 +130,10 @@ def print_what_next(aws: LocalAws, outputs: dict[str, str], key: str) -> None:
     print(f"""
 The local AWS keeps running. To stop it: make stop
 
-  URL      {api.address}
-  Host     {api.host}
-  API key  {key}
-  Queue    {outputs["QueueUrl"]}
+  URL             {api.base_url}
+  API key         {key}
+  Queue           {outputs["QueueUrl"]}
+  API keys table  {outputs["ApiKeysTable"]}
 
   {api.curl(key, str(uuid.uuid4()))}
 """)

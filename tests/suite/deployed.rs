@@ -80,8 +80,7 @@ fn run_client_tests(deployment: &Deployment) {
         let status = Command::new(command[0])
             .args(&command[1..])
             .current_dir(&client)
-            .env("VIBEFOLLOW_BASE_URL", deployment.output("Endpoint"))
-            .env("VIBEFOLLOW_HOST", deployment.output("Host"))
+            .env("VIBEFOLLOW_BASE_URL", deployment.output("BaseUrl"))
             .env("VIBEFOLLOW_API_KEY", API_KEY)
             .env("VIBEFOLLOW_QUEUE_URL", deployment.output("QueueUrl"))
             .status();

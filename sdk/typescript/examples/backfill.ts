@@ -3,11 +3,9 @@
 //   VIBEFOLLOW_API_KEY=sk_… npm run example [-- COUNT]
 //
 // VIBEFOLLOW_BASE_URL  optional: base URL of the API, if it is not the public one
-// VIBEFOLLOW_HOST      optional: the Host header, by which a local AWS selects the API
 import { VibeFollow, VibeFollowError } from '@vibefollow/sdk';
-import { fetchWithHost } from './fetch-with-host.js';
 
-const { VIBEFOLLOW_API_KEY = '', VIBEFOLLOW_BASE_URL, VIBEFOLLOW_HOST } = process.env;
+const { VIBEFOLLOW_API_KEY = '', VIBEFOLLOW_BASE_URL } = process.env;
 const count = Number(process.argv[2] ?? 1_000);
 const historicalEvents = Array.from({ length: count }, (_, i) => ({
   name: 'order_placed',
@@ -18,7 +16,6 @@ const historicalEvents = Array.from({ length: count }, (_, i) => ({
 const vf = new VibeFollow({
   apiKey: VIBEFOLLOW_API_KEY,
   baseUrl: VIBEFOLLOW_BASE_URL,
-  fetchImpl: VIBEFOLLOW_HOST ? fetchWithHost(VIBEFOLLOW_HOST) : undefined,
 });
 const batch = vf.events.batch({ maxSize: 100, maxAgeMs: 5_000 });
 const start = performance.now();

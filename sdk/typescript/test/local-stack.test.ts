@@ -1,23 +1,19 @@
 import { randomUUID } from 'node:crypto';
 import { expect, it, vi } from 'vitest';
 import { ValidationError, VibeFollow, type FetchRequest } from '@vibefollow/sdk';
-import { fetchWithHost } from '../examples/fetch-with-host.js';
 import { rejection } from './service.js';
 
 // These tests run against a deployed service if these environment variables are set:
 //
-//   VIBEFOLLOW_BASE_URL   base URL of the API, such as http://127.0.0.1:4566
+//   VIBEFOLLOW_BASE_URL   base URL of the API, such as the URL that `make run` prints
 //   VIBEFOLLOW_API_KEY    an API key of the service
-//   VIBEFOLLOW_HOST       optional: the Host header, by which a local AWS selects the API
 //   VIBEFOLLOW_QUEUE_URL  optional: the queue on the local AWS, in which the tests look for the
 //                         events. They stay in the queue, hidden from other readers for
 //                         VISIBILITY_SECONDS
-const { VIBEFOLLOW_BASE_URL, VIBEFOLLOW_API_KEY, VIBEFOLLOW_HOST, VIBEFOLLOW_QUEUE_URL } = process.env;
+const { VIBEFOLLOW_BASE_URL, VIBEFOLLOW_API_KEY, VIBEFOLLOW_QUEUE_URL } = process.env;
 const VISIBILITY_SECONDS = 30;
 
-const send = VIBEFOLLOW_HOST
-  ? fetchWithHost(VIBEFOLLOW_HOST)
-  : (url: string, request: FetchRequest) => fetch(url, request);
+const send = (url: string, request: FetchRequest) => fetch(url, request);
 const target = { apiKey: VIBEFOLLOW_API_KEY ?? '', baseUrl: VIBEFOLLOW_BASE_URL, fetchImpl: send };
 const run = randomUUID();
 

@@ -21,7 +21,7 @@ async fn a_run_killed_half_way_and_resumed_queues_every_event_once() {
     let backfill = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_event-ingest-backfill"));
         command
-            .args(["--url", deployment.output("Endpoint"), "--host", deployment.output("Host")])
+            .args(["--url", deployment.output("BaseUrl")])
             .args(["--max-events", "100", "events.ndjson"])
             .env("VIBEFOLLOW_API_KEY", API_KEY)
             .current_dir(directory.path())
