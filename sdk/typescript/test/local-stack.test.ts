@@ -13,7 +13,9 @@ import { rejection } from './service.js';
 const { VIBEFOLLOW_BASE_URL, VIBEFOLLOW_API_KEY, VIBEFOLLOW_QUEUE_URL } = process.env;
 const VISIBILITY_SECONDS = 30;
 
-const send = (url: string, request: FetchRequest) => fetch(url, request);
+// The platform's fetch, which a test replaces.
+const platformFetch = globalThis.fetch;
+const send = (url: string, request: FetchRequest) => platformFetch(url, request);
 const target = { apiKey: VIBEFOLLOW_API_KEY ?? '', baseUrl: VIBEFOLLOW_BASE_URL, fetchImpl: send };
 const run = randomUUID();
 
