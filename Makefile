@@ -11,6 +11,8 @@ CHAOS_SEED ?= 7
 TARGET ?= batch
 SECONDS ?= 60
 YES ?=
+BATCH ?=
+FOLLOW ?=
 
 UV := .venv/uv/bin/uv
 SAM := .venv/sam/.installed
@@ -60,8 +62,8 @@ run: $(SAM) $(MINISTACK) ## Build the function, start a local AWS, deploy to it 
 stop: ## Stop the local AWS that `make run` started
 	@if [ -e $(SAM) ]; then $(LOCAL) stop; fi
 
-logs: $(SAM) ## Print the log of the function that `make run` deployed
-	@$(LOCAL) logs
+logs: $(SAM) ## Print the log of the function that `make run` deployed, as in make logs BATCH=batch-id FOLLOW=1
+	@$(LOCAL) logs --containing "$(BATCH)" $(if $(FOLLOW),--follow)
 
 watch: $(CARGO_LAMBDA) ## Serve the function from source on the local AWS of `make run`; rebuild on each change
 	$(RUN_CARGO_LAMBDA) watch --package event-ingest --invoke-address 127.0.0.1

@@ -109,7 +109,7 @@ def command_logs(arguments: argparse.Namespace) -> None:
     aws = local_aws.running(arguments.state_dir)
     if not aws:
         raise Failure("No local AWS is running. Start it: make run")
-    for line in local_stack.log_lines(aws, STACK):
+    for line in local_stack.log_lines(aws, STACK, arguments.containing, arguments.follow):
         print(line)
 
 
@@ -138,8 +138,13 @@ def parse_arguments() -> argparse.Namespace:
         added.add_argument("--state-dir", type=Path, default=LOCAL)
         return added
 
-    for name, command in (("stop", command_stop), ("down", command_stop), ("logs", command_logs)):
+    for name, command in (("stop", command_stop), ("down", command_stop)):
         add(name, command)
+    logs = add("logs", command_logs)
+    logs.add_argument(
+        "--containing", default="", metavar="TEXT", help="only lines that contain TEXT, such as a batch id"
+    )
+    logs.add_argument("--follow", action="store_true", help="wait for more lines until Ctrl-C")
     for name, command in (("build", command_build), ("validate", command_validate)):
         add(name, command)
     run, up = add("run", command_run), add("up", command_up)

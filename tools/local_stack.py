@@ -1,5 +1,6 @@
 """The stack on a local AWS: checks template.yaml, deploys it, and reads the function's log."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -67,9 +68,21 @@ def write_function_environment(aws: LocalAws, function: str) -> None:
     (aws.state_dir / "function.env").write_text(text)
 
 
-def log_lines(aws: LocalAws, stack: str) -> Iterator[str]:
-    """The log lines of the deployed function."""
-    pages = aws.client("logs").get_paginator("filter_log_events")
-    for page in pages.paginate(logGroupName=f"/aws/lambda/{stack}"):
-        for event in page["events"]:
-            yield event["message"].rstrip()
+def log_lines(aws: LocalAws, stack: str, containing: str, follow: bool) -> Iterator[str]:
+    """The log lines of the deployed function that contain a text. With `follow`, it waits for more."""
+    logs = aws.client("logs")
+    # The local AWS returns at most 10,000 events and no token for the next ones, so each call starts
+    # at the time of the last event.
+    start, shown = 0, set[tuple[str, int, str]]()
+    while True:
+        found = logs.filter_log_events(logGroupName=f"/aws/lambda/{stack}", startTime=start)["events"]
+        events = [(event["logStreamName"], event["timestamp"], event["message"].rstrip()) for event in found]
+        new = [event for event in events if event not in shown]
+        yield from (message for _, _, message in new if containing in message)
+        if new:
+            start = max(timestamp for _, timestamp, _ in events)
+            shown = {event for event in events if event[1] == start}
+        elif follow:
+            time.sleep(1)
+        else:
+            return
