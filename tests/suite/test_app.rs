@@ -3,11 +3,8 @@
 use crate::gateway_event::GatewayEventBuilder;
 use crate::message_schema;
 use aws_config::SdkConfig;
-use aws_sdk_dynamodb::types::{
-    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
-};
+use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
-use contract::api_key::ApiKey;
 use event_ingest::auth::Authenticator;
 use event_ingest::aws::{api_keys::ApiKeysTable, calls, queue::SqsQueue, state_table::StateTable};
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
@@ -24,14 +21,13 @@ use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::time::Duration;
 use test_support::local_aws;
+use test_support::tables::{self, Item};
 
 /// A live API key. [`TestApp::start`] stores it for the project `acme`.
 pub const KEY: &str = "sk_live_0123456789abcdefghijklmnopqrstuvwxyzABCD";
 pub const PROJECT: &str = "acme";
 /// The trace header of every invocation in these tests.
 pub const TRACE: &str = "Root=1-5e988e0a-3f2b1c4d5e6f708192a3b4c5;Parent=53995c3f42cd8ad8;Sampled=1";
-
-pub type Item = HashMap<String, AttributeValue>;
 
 /// The system clock, which a test can advance or stop.
 #[derive(Clone, Default)]
@@ -80,8 +76,8 @@ impl Resources {
         let id = uuid::Uuid::new_v4().simple().to_string();
         let state_table = format!("state-{id}");
         let api_keys_table = format!("api-keys-{id}");
-        create_table(&sdk, &state_table, "pk").await;
-        create_table(&sdk, &api_keys_table, "key_hash").await;
+        tables::create_table(&sdk, &state_table, "pk").await;
+        tables::create_api_keys_table(&sdk, &api_keys_table).await;
         let queue = aws_sdk_sqs::Client::new(&sdk)
             .create_queue()
             .queue_name(format!("events-{id}"))
@@ -95,21 +91,7 @@ impl Resources {
 
     /// Stores an API key of `project`. `more` adds to or replaces the usual attributes.
     pub async fn put_key(&self, key: &str, project: &str, more: &[(&str, AttributeValue)]) {
-        let s = |text: &str| AttributeValue::S(text.to_owned());
-        let hash = ApiKey::parse(key).expect("a well-formed key").hash().to_hex();
-        let mut item: Item = [
-            ("key_hash", s(&hash)),
-            ("project_id", s(project)),
-            ("name", s("test")),
-            ("hint", s(&format!("{}{}", &key[..8], &key[key.len() - 4..]))),
-            ("status", s("active")),
-            ("created_at", s("2026-11-23T09:00:00Z")),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into();
-        item.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        let dynamodb = aws_sdk_dynamodb::Client::new(&self.sdk);
-        dynamodb.put_item().table_name(&self.api_keys_table).set_item(Some(item)).send().await.expect("the key is put");
+        tables::put_api_key(&self.sdk, &self.api_keys_table, key, project, more).await;
     }
 
     /// The idempotency record of a key of the project `acme` in live mode.
@@ -194,20 +176,6 @@ impl Resources {
         }
         events
     }
-}
-
-async fn create_table(sdk: &SdkConfig, name: &str, key: &str) {
-    let attribute = AttributeDefinition::builder().attribute_name(key).attribute_type(ScalarAttributeType::S);
-    let schema = KeySchemaElement::builder().attribute_name(key).key_type(KeyType::Hash);
-    aws_sdk_dynamodb::Client::new(sdk)
-        .create_table()
-        .table_name(name)
-        .attribute_definitions(attribute.build().expect("complete"))
-        .key_schema(schema.build().expect("complete"))
-        .billing_mode(BillingMode::PayPerRequest)
-        .send()
-        .await
-        .expect("the table is created");
 }
 
 /// The log lines of a function.
