@@ -55,22 +55,19 @@ impl SqsQueue {
 
 impl Queue for SqsQueue {
     async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult> {
-        let Ok(entries) = entries(envelope, messages.len()) else {
+        let Ok(empty_entries) = entries(envelope, messages.len()) else {
             return vec![SendResult::Permanent; messages.len()];
         };
         let bodies = json_strings(messages);
-        let call = self.client.send_message_batch().queue_url(&self.url);
-        let fast = call
-            .clone()
-            .set_entries(Some(entries.clone()))
-            .customize()
-            .map_request(move |request| fill_in(request, &bodies));
+        let call = |entries| self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries));
+        let fast = call(empty_entries).customize().map_request(move |request| fill_in(request, &bodies));
         let mut sent = answer_by(by, Box::pin(fast.send())).await;
         if let Some(Err(error)) = &sent
             && is_unexpected_serialization(error)
+            && let Ok(empty_entries) = entries(envelope, messages.len())
         {
             warn!("SendMessageBatch: unexpected serialization by the SDK; sending with its own serializer");
-            sent = answer_by(by, Box::pin(call.set_entries(Some(with_bodies(entries, messages))).send())).await;
+            sent = answer_by(by, Box::pin(call(with_bodies(empty_entries, messages)).send())).await;
         }
         match sent {
             None => {

@@ -3,6 +3,7 @@
 
 use crate::gateway_event::post;
 use crate::message_schema;
+use crate::test_app::StillClock;
 use crate::test_app::{Resources, TestApp};
 use contract::batch::Batch;
 use contract::limits::MAX_EVENT_BYTES;
@@ -18,7 +19,6 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroU16;
-use std::time::Duration;
 
 fn tenant(project: &str) -> Tenant {
     Tenant { project: ProjectId::parse(project).unwrap(), mode: Mode::Live }
@@ -61,23 +61,6 @@ impl Queue for RecordingQueue {
 impl RecordingQueue {
     fn messages(&self) -> Vec<String> {
         self.calls.borrow().concat()
-    }
-}
-
-/// A clock that only a sleep advances.
-struct StillClock(Cell<Timestamp>);
-
-impl Clock for StillClock {
-    fn now(&self) -> Timestamp {
-        self.0.get()
-    }
-
-    async fn sleep(&self, duration: Duration) {
-        self.0.set(self.0.get() + duration);
-    }
-
-    fn jitter(&self, ceiling: Duration) -> Duration {
-        ceiling
     }
 }
 

@@ -1,9 +1,10 @@
 //! The pipeline over ports that fail in ways that the local AWS cannot.
 
+use crate::test_app::StillClock;
 use contract::batch::Batch;
 use contract::idempotency_key::IdempotencyKey;
 use contract::tenant::{Mode, ProjectId, Tenant};
-use event_ingest::clock::{Clock, Timestamp};
+use event_ingest::clock::Timestamp;
 use event_ingest::deadline::Deadline;
 use event_ingest::delivery::{Envelope, Message, Queue, SendResult};
 use event_ingest::error::Error;
@@ -16,23 +17,6 @@ use std::time::Duration;
 
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 const BODY: &[u8] = br#"{"events":[{"external_user_id":"u","name":"n"}]}"#;
-
-/// A clock that only sleeping moves, by the longest pause that jitter allows.
-struct SleepClock(Cell<Timestamp>);
-
-impl Clock for SleepClock {
-    fn now(&self) -> Timestamp {
-        self.0.get()
-    }
-
-    async fn sleep(&self, duration: Duration) {
-        self.0.set(self.0.get() + duration);
-    }
-
-    fn jitter(&self, ceiling: Duration) -> Duration {
-        ceiling
-    }
-}
 
 /// A table that accepts or refuses the claim and then fails every write.
 struct FailingTable {
@@ -94,17 +78,17 @@ impl Queue for FakeQueue {
     }
 }
 
-fn pipeline(refuses_claims: bool, queue: FakeQueue) -> Pipeline<FailingTable, FakeQueue, SleepClock> {
+fn pipeline(refuses_claims: bool, queue: FakeQueue) -> Pipeline<FailingTable, FakeQueue, StillClock> {
     Pipeline {
         store: FailingTable { refuses_claims, writes: Cell::new(0) },
         queue,
-        clock: SleepClock(Cell::new(START)),
+        clock: StillClock(Cell::new(START)),
         dedup_window: Duration::from_hours(24),
         max_events_per_message: NonZeroU16::new(50).unwrap(),
     }
 }
 
-async fn ingest(pipeline: &Pipeline<FailingTable, FakeQueue, SleepClock>) -> Ingested {
+async fn ingest(pipeline: &Pipeline<FailingTable, FakeQueue, StillClock>) -> Ingested {
     let tenant = Tenant { project: ProjectId::parse("acme").unwrap(), mode: Mode::Live };
     let request = Request {
         tenant: &tenant,

@@ -61,6 +61,23 @@ impl Clock for TestClock {
     }
 }
 
+/// A clock that only a sleep advances.
+pub struct StillClock(pub Cell<Timestamp>);
+
+impl Clock for StillClock {
+    fn now(&self) -> Timestamp {
+        self.0.get()
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        self.0.set(self.0.get() + duration);
+    }
+
+    fn jitter(&self, ceiling: Duration) -> Duration {
+        ceiling
+    }
+}
+
 /// The tables and the queue of one test.
 #[derive(Clone)]
 pub struct Resources {
