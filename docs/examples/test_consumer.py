@@ -26,10 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import local_aws
 import project
 import sandbox
-from sandbox import Died, Fault, Sandbox, Step, no_fault
+from sandbox import Call, Died, Fault, Sandbox, Step, no_fault
 
 PYTHON = [sys.executable, str(Path(sandbox.__file__))]
 RUST = [str(Path(os.environ.get("CARGO_TARGET_DIR", project.ROOT / "target")) / "debug" / "example-consumer")]
+CHAOS_MESSAGES = os.environ.get("CHAOS_MESSAGES", "")
+FAULTS: list[Fault] = ["refuse", "lose response", "kill before", "kill after"]
 BATCH = "01a207af-0ff7-7cc3-9d4e-0a1b2c3d4e5f"
 OTHER = "01a207af-0ff7-7cc3-9d4e-0a1b2c3d4e60"
 TOO_MUCH: dict[str, Any] = {"quantity": 1_000_001}  # The consumer can never process an event with these properties.
@@ -112,6 +114,17 @@ class Resources:
             fifo = {"MessageDeduplicationId": f"{number}-{uuid.uuid4()}"} if self.suffix else {}
             self.sqs.send_message(QueueUrl=self.queue, MessageBody=body, MessageGroupId=group, **fifo)
 
+    def send_lines(self, lines: Sequence[dict[str, str]]) -> None:
+        """Sends messages as `CHAOS_MESSAGES` contains them."""
+        for start in range(0, len(lines), 10):
+            entries = [
+                {"Id": str(number), "MessageBody": line["body"], "MessageGroupId": line["group"]}
+                | ({"MessageDeduplicationId": f"{start}-{number}"} if self.suffix else {})
+                for number, line in enumerate(lines[start : start + 10])
+            ]
+            sent = self.sqs.send_message_batch(QueueUrl=self.queue, Entries=entries)
+            assert len(sent["Successful"]) == len(entries), sent
+
     def receive(self, queue: str) -> list[dict[str, Any]]:
         received = self.sqs.receive_message(
             QueueUrl=queue,
@@ -162,6 +175,22 @@ class Resources:
         while (failed := self.deliver(to=to)) is not None:
             if failed:
                 raise AssertionError(f"{len(failed)} messages failed, the first is {failed[0][:300]}")
+
+    def drain_with_faults(self, to: Sandbox, rng: random.Random) -> Counter[Fault]:
+        """Delivers until the queue is empty. One percent of the calls has a fault. Returns the faults."""
+        faults: Counter[Fault] = Counter()
+
+        def step(_number: int, _call: Call) -> Fault:
+            fault = rng.choice(FAULTS) if rng.random() < 0.01 else None
+            if fault:
+                faults[fault] += 1
+            return fault
+
+        is_empty = False
+        while not is_empty:
+            with contextlib.suppress(Died):
+                is_empty = self.deliver(step, to=to) is None
+        return faults
 
     def items(self) -> list[dict[str, Any]]:
         pages = self.dynamodb.get_paginator("scan").paginate(TableName=self.name, ConsistentRead=True)
@@ -373,6 +402,33 @@ class ConsumerTest(unittest.TestCase):
             if calls <= number:  # Every call has had its fault.
                 self.assertGreaterEqual(number, 6)
                 return
+
+    @unittest.skipUnless(CHAOS_MESSAGES, "CHAOS_MESSAGES is not set: make chaos")
+    def test_adds_every_event_of_a_chaos_run_once(self) -> None:
+        """Consumes what tests/suite/chaos.rs received, including copies from crashes and lost acknowledgements."""
+        lines = [json.loads(line) for line in Path(CHAOS_MESSAGES).read_text().splitlines()]
+        is_ordered = any("." in line["group"] for line in lines)
+        run = self.resources(".fifo" if is_ordered else "")
+        rng = random.Random(7)
+        if not is_ordered:
+            rng.shuffle(lines)
+        run.send_lines(lines)
+        sandboxes = [run.sandboxes[0], *(run.new_sandbox() for _ in range(3))]
+        faults: Counter[Fault] = Counter()
+        with ThreadPoolExecutor() as pool:
+            for counted in pool.map(lambda one: run.drain_with_faults(one, random.Random(rng.random())), sandboxes):
+                faults += counted
+        # One sandbox may have returned messages after the others found the queue empty.
+        faults += run.drain_with_faults(sandboxes[0], rng)
+        ids = [entry["id"] for line in lines for entry in json.loads(line["body"])["events"]]
+        expected = Counter(one.rpartition("-")[0] for one in set(ids))
+        found = {item["batch_id"]["S"]: int(item["totals"]["M"]["chaos"]["N"]) for item in run.items()}
+        print(
+            f"{len(lines):,} messages, {len(ids):,} events, {len(ids) - len(set(ids)):,} of them copies; "
+            f"{faults.total():,} faults: {dict(faults)}; added {sum(found.values()):,}, expected {len(set(ids)):,}"
+        )
+        self.assertEqual(found, expected)
+        self.assertEqual(run.parked(), [])
 
     # ── Cost ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -3,7 +3,8 @@
 //! docs/contract.md, "Guarantees".
 //!
 //! The environment variables `CHAOS_BATCHES`, `CHAOS_SEED`, `CHAOS_FAULT_PERCENT`, `CHAOS_KILL_PERCENT`,
-//! `CHAOS_SANDBOXES`, and `CHAOS_CLIENTS` set the parameters of the run.
+//! `CHAOS_SANDBOXES`, and `CHAOS_CLIENTS` set the parameters of the run. `CHAOS_MESSAGES` is a file for the messages of
+//! the queue, one JSON object per line, which docs/examples/test_consumer.py gives to the example consumers.
 #![expect(clippy::print_stdout, reason = "the statistics of the run are part of the result")]
 
 use crate::audit::{self, Body, Evidence, Expected, QueuedEvent, Sent};
@@ -15,6 +16,8 @@ use crate::sandbox::QUIET_MACHINE;
 use crate::sdk_client::{self, Attempt, Retries};
 use crate::test_app::{KEY, PROJECT, Resources};
 use serde_json::{Value, json};
+use std::fs::File;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -201,12 +204,14 @@ fn gateway_event(body: &Body) -> Value {
 
 /// Receives and deletes messages until the run is over and the queue is empty.
 async fn consume(aws: Resources, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
-    use aws_sdk_sqs::types::DeleteMessageBatchRequestEntry as Entry;
+    use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry as Entry, MessageSystemAttributeName};
     let sqs = aws_sdk_sqs::Client::new(&aws.sdk);
     let mut queued = Vec::new();
+    let mut file = std::env::var_os("CHAOS_MESSAGES").map(|path| File::create(path).expect("a new file"));
     loop {
         let last = is_over.load(Ordering::Relaxed);
         let receive = sqs.receive_message().queue_url(&aws.queue_url).max_number_of_messages(10);
+        let receive = receive.message_system_attribute_names(MessageSystemAttributeName::MessageGroupId);
         let messages = receive.send().await.expect("the queue responds").messages.unwrap_or_default();
         if messages.is_empty() {
             if last {
@@ -224,7 +229,12 @@ async fn consume(aws: Resources, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
         let deleted = delete.send().await.expect("the queue responds");
         assert_eq!(deleted.successful().len(), messages.len());
         for message in messages {
-            queued.extend(audit::queued_events(message.body().expect("a body")));
+            let body = message.body().expect("a body");
+            queued.extend(audit::queued_events(body));
+            if let Some(file) = &mut file {
+                let group = &message.attributes().expect("requested")[&MessageSystemAttributeName::MessageGroupId];
+                writeln!(file, "{}", json!({ "group": group, "body": body })).expect("the line is written");
+            }
         }
     }
 }

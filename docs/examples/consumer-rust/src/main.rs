@@ -1,8 +1,9 @@
-//! The consumer of `docs/examples/consumer.py` in Rust: it adds up quantities per project, mode, day, and event name, and
-//! adds each event once. It has the same environment variables, and writes the same items.
+//! The consumer of `docs/examples/consumer.py` in Rust. It adds up quantities per project, mode, day, and event name, and
+//! adds each event once. It reads the same environment variables and writes the same items.
 
 use aws_config::{BehaviorVersion, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
+use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue::{self, B, M, N, S};
 use aws_sdk_sqs::types::MessageAttributeValue;
@@ -24,7 +25,8 @@ struct Consumer {
     parked_queue: String,
 }
 
-#[derive(Deserialize, Serialize)]
+/// A queue message.
+#[derive(Clone, Deserialize, Serialize)]
 struct Message<'a> {
     schema: String,
     batch_id: String,
@@ -77,7 +79,7 @@ impl Consumer {
         let mut failed_groups = HashSet::new();
         for record in event.payload.records {
             let id = record.message_id.clone().ok_or("a record has no messageId")?;
-            let is_ordered = record.event_source_arn.as_deref().is_some_and(|arn| arn.ends_with(".fifo"));
+            let is_ordered = record.event_source_arn.as_deref().is_some_and(is_fifo);
             let group = if is_ordered { group_of(&record).to_owned() } else { id.clone() };
             let is_late = deadline.duration_since(SystemTime::now()).unwrap_or_default() < RESERVE;
             let result = if is_late || failed_groups.contains(&group) {
@@ -151,7 +153,9 @@ impl Consumer {
             let put = put.condition_expression("attribute_not_exists(pk) OR seen = :before");
             match put.expression_attribute_values(":before", B(Blob::new(before))).send().await {
                 // Another message of the batch was added meanwhile.
-                Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
+                Err(error)
+                    if error.as_service_error().is_some_and(PutItemError::is_conditional_check_failed_exception) =>
+                {
                     tokio::time::sleep(Duration::from_millis(fastrand::u64(0..100))).await;
                 }
                 result => return Ok(result.map(|_| ())?),
@@ -174,26 +178,13 @@ impl Consumer {
             let value = MessageAttributeValue::builder().data_type("String").string_value(text).build()?;
             send = send.message_attributes(name, value);
         }
-        if self.parked_queue.ends_with(".fifo") {
+        if is_fifo(&self.parked_queue) {
             let message_id = record.message_id.as_deref().unwrap_or_default();
             send = send.message_deduplication_id(format!("{message_id}.{}", entry.id));
         }
-        send.message_body(serde_json::to_string(&message.with_only(entry))?).send().await?;
+        let alone = Message { events: vec![entry.clone()], ..message.clone() };
+        send.message_body(serde_json::to_string(&alone)?).send().await?;
         Ok(())
-    }
-}
-
-impl<'a> Message<'a> {
-    fn with_only(&self, entry: &Entry<'a>) -> Self {
-        let Message { schema, batch_id, project_id, mode, received_at, .. } = self;
-        Message {
-            schema: schema.clone(),
-            batch_id: batch_id.clone(),
-            project_id: project_id.clone(),
-            mode: mode.clone(),
-            received_at: received_at.clone(),
-            events: vec![entry.clone()],
-        }
     }
 }
 
@@ -221,6 +212,10 @@ fn totals_of(item: &HashMap<String, AttributeValue>) -> Result<HashMap<String, u
         _ => Err("a total is not a number".into()),
     });
     totals.collect()
+}
+
+fn is_fifo(queue: &str) -> bool {
+    queue.rsplit_once('.').is_some_and(|(_, suffix)| suffix == "fifo")
 }
 
 fn group_of(record: &SqsMessage) -> &str {
