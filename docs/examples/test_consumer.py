@@ -281,13 +281,16 @@ class ConsumerTest(unittest.TestCase):
         self.assertEqual(len(run.totals()), len(names))
         self.assertLessEqual({name for name in names if len(name) <= 64}, run.totals().keys())
 
-    def test_consumes_the_largest_item(self) -> None:
-        """A batch with as many different names as it can have."""
+    def test_consumes_a_batch_with_as_many_or_as_long_names_as_possible(self) -> None:
         run = self.resources(".fifo")
-        names = [chr(0x1F600 + number % 64) * 60 + f"{number:04}" for number in range(1000)]
-        run.send(message([signup(name, quantity=1_000_000) for name in names]))
+        many = [chr(0x1F600 + number % 64) * 60 + f"{number:04}" for number in range(1000)]
+        long = ["界" * 1020 + f"{number:04}" for number in range(310)]
+        run.send(message([signup(name, quantity=1_000_000) for name in many]))
+        run.send(message([signup(name) for name in long], OTHER))
         run.drain()
-        self.assertEqual(run.totals(), dict.fromkeys(names, 1_000_000))
+        totals = run.totals()
+        self.assertEqual({name: totals.pop(name) for name in many}, dict.fromkeys(many, 1_000_000))
+        self.assertEqual(list(totals.values()), [1] * len(long))
 
     # ── Failures ─────────────────────────────────────────────────────────────────────────────────
 
