@@ -58,7 +58,8 @@ fn every_error() -> impl Iterator<Item = Error> {
             Error::PayloadTooLarge(_) => Error::MalformedEncoding(""),
             Error::MalformedEncoding(_) => Error::MalformedJson(String::new()),
             Error::MalformedJson(_) => Error::ValidationFailed(Vec::new()),
-            Error::ValidationFailed(_) => Error::RateLimited { wait: Duration::ZERO },
+            Error::ValidationFailed(_) => Error::InvalidBulk(Vec::new()),
+            Error::InvalidBulk(_) => Error::RateLimited { wait: Duration::ZERO },
             Error::RateLimited { .. } => Error::KeyReused,
             Error::KeyReused => Error::InProgress { lease_left: Duration::ZERO },
             Error::InProgress { .. } => Error::Unavailable(String::new()),
@@ -72,7 +73,7 @@ fn every_error() -> impl Iterator<Item = Error> {
 fn every_code_is_documented_with_its_status_and_header() {
     let mut codes = BTreeMap::<u64, BTreeSet<&str>>::new();
     for error in every_error() {
-        let status = error.code().status().into();
+        let status = error.status().into();
         codes.entry(status).or_default().insert(error.code().as_str());
         if let Some((header, _)) = error.header() {
             let headers = &operation()["responses"][status.to_string()]["headers"];
@@ -299,10 +300,11 @@ async fn owned_by_another(test: &TestApp) -> GatewayEventBuilder {
     test.clock.advance(Duration::from_hours(1));
     let now = test.clock.now();
     let body = br#"{"events":[{"external_user_id":"usr_42","name":"user_signed_up"}]}"#;
-    let owner = Claimant::new(now, body);
+    let fingerprint = Fingerprint::of(body);
+    let owner = Claimant::new(now, fingerprint);
     let record = Record {
         state: State::InProgress,
-        fingerprint: Fingerprint::of(body),
+        fingerprint,
         batch_id: owner.batch_id,
         owner: owner.owner,
         attempt: 1,
