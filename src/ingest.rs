@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const FIRST_POLL: Duration = Duration::from_millis(50);
 const LONGEST_POLL: Duration = Duration::from_millis(400);
 /// The most tries of one write. The limit keeps retries from multiplying the load during an outage of
-/// the table. The SDK makes up to two requests per try.
+/// the table. The SDK makes up to three requests per try.
 const WRITE_TRIES: u32 = 3;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// The factor by which the longest possible pause grows from one try to the next.

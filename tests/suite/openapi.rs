@@ -99,7 +99,7 @@ fn the_document_and_the_code_have_the_same_limits() {
         ("/components/schemas/Event/properties/name/maxLength", MAX_TEXT_CHARS),
         ("/components/schemas/Event/properties/properties/maxProperties", MAX_PROPERTIES_KEYS),
         ("/components/schemas/Event/properties/properties/x-max-bytes", MAX_PROPERTIES_BYTES),
-        ("/components/schemas/Errors/properties/errors/maxItems", MAX_VIOLATIONS),
+        ("/components/schemas/ErrorResponse/properties/errors/maxItems", MAX_VIOLATIONS),
         ("/components/parameters/IdempotencyKey/schema/maxLength", MAX_IDEMPOTENCY_KEY_LEN),
     ];
     for (pointer, limit) in limits {
