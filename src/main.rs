@@ -39,7 +39,7 @@ async fn main() -> ExitCode {
             queue,
             clock: SystemClock,
             dedup_window: config.dedup_window,
-            max_events_per_message: config.max_events_per_message,
+            packing: config.packing,
         },
         telemetry,
     };

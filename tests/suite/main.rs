@@ -17,6 +17,7 @@ mod gateway_event;
 mod message_schema;
 mod mutants;
 mod openapi;
+mod ordered;
 mod packing;
 mod pipeline_failures;
 mod ports;
