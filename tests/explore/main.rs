@@ -17,6 +17,9 @@
 //!   effect at any later time within `landing`. The TTL deletes an expired record at any time.
 //! - In every state in which no request runs, 5 s pass, and then each client retries once without faults.
 //!
+//! - An ordered queue drops a message that has the group and the deduplication id of an earlier one. In addition
+//!   to the other guarantees, no event may be in it twice, and each group must be in order.
+//!
 //! **What is not explored.** More faults, stalls, clients, and attempts than given; more than eleven
 //! events; jitter other than always zero or always the ceiling; a sandbox that continues after its
 //! deadline. Calls take no time unless they stall.
