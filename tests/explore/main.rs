@@ -16,7 +16,6 @@
 //! - A request that still runs at its deadline is killed. A call whose caller died or gave up may take
 //!   effect at any later time within `landing`. The TTL deletes an expired record at any time.
 //! - In every state in which no request runs, 5 s pass, and then each client retries once without faults.
-//!
 //! - An ordered queue drops a message that has the group and the deduplication id of an earlier one. In addition
 //!   to the other guarantees, no event may be in it twice, and each group must be in order.
 //!
