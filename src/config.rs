@@ -24,6 +24,8 @@ pub struct Config {
     pub rate_limit: Option<RateLimit>,
     /// The log lines to write.
     pub log_filter: Targets,
+    /// The version and commit of the deployed code, which each log line of a request contains.
+    pub version: String,
 }
 
 /// Every problem with the environment variables, so that one log line names them all.
@@ -63,13 +65,22 @@ impl Config {
         // RUST_LOG takes precedence, because people set it by hand to investigate.
         let log_level = if (read.lookup)("RUST_LOG").is_some() { "RUST_LOG" } else { "AWS_LAMBDA_LOG_LEVEL" };
         let log_filter = read.variable(log_level, Some("info"), log_filter);
+        let version = read.variable("VERSION", Some(env!("CARGO_PKG_VERSION")), non_empty);
         // The SDK reads these variables itself. An empty value would make each of its calls panic.
         for endpoint in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SQS"] {
             read.variable(endpoint, Some("absent"), non_empty);
         }
 
-        let fields =
-            (queue_url, state_table, api_keys_table, max_events_per_message, dedup_window, rate_limit, log_filter);
+        let fields = (
+            queue_url,
+            state_table,
+            api_keys_table,
+            max_events_per_message,
+            dedup_window,
+            rate_limit,
+            log_filter,
+            version,
+        );
         match fields {
             (
                 Some(queue_url),
@@ -79,6 +90,7 @@ impl Config {
                 Some(dedup_window),
                 Some(rate_limit),
                 Some(log_filter),
+                Some(version),
             ) if problems.is_empty() => Ok(Self {
                 queue_url,
                 state_table,
@@ -87,6 +99,7 @@ impl Config {
                 dedup_window,
                 rate_limit,
                 log_filter,
+                version,
             }),
             _ => Err(ConfigError(problems)),
         }
@@ -188,6 +201,7 @@ mod tests {
         assert_eq!(config.dedup_window, Duration::from_hours(24));
         assert_eq!(config.rate_limit, None);
         assert_eq!(config.log_filter.to_string(), "info");
+        assert_eq!(config.version, env!("CARGO_PKG_VERSION"));
     }
 
     #[test]
@@ -200,6 +214,7 @@ mod tests {
             ("DEDUP_WINDOW_SECONDS", Some("59")),
             ("RATE_LIMIT_EVENTS_PER_SECOND", Some("99")),
             ("RUST_LOG", Some("event_ingest=loud")),
+            ("VERSION", Some("")),
             ("AWS_ENDPOINT_URL", Some("")),
             ("AWS_ENDPOINT_URL_SQS", Some("")),
         ])
@@ -212,6 +227,7 @@ mod tests {
             "DEDUP_WINDOW_SECONDS must be a whole number of seconds, at least 60",
             "RATE_LIMIT_EVENTS_PER_SECOND must be 0 (no limit) or at least 100",
             "RUST_LOG must be a log level",
+            "VERSION must not be empty",
             "AWS_ENDPOINT_URL must not be empty",
             "AWS_ENDPOINT_URL_SQS must not be empty",
         ] {
