@@ -29,6 +29,8 @@ pub struct Config {
     pub function_name: String,
     /// Whether a call to AWS uses TLS. Only a local AWS has an endpoint without it.
     pub uses_tls: bool,
+    /// The version and commit of the deployed code, which each log line of a request contains.
+    pub version: String,
 }
 
 /// Stands for an endpoint that is not configured.
@@ -79,6 +81,7 @@ impl Config {
         let log_level = if (read.lookup)("RUST_LOG").is_some() { "RUST_LOG" } else { "AWS_LAMBDA_LOG_LEVEL" };
         let log_filter = read.variable(log_level, Some("info"), log_filter);
         let function_name = (read.lookup)("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
+        let version = read.variable("VERSION", Some(env!("CARGO_PKG_VERSION")), non_empty);
         // The SDK reads these variables itself. An empty value would make each of its calls panic.
         let [all, dynamodb, sqs] = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SQS"]
             .map(|name| read.variable(name, Some(ON_AWS), non_empty).filter(|endpoint| endpoint != ON_AWS));
@@ -87,7 +90,7 @@ impl Config {
             endpoint.is_none_or(|url| url.starts_with("https:"))
         });
 
-        let fields = (queue_url, state_table, api_keys_table, packing, dedup_window, rate_limit, log_filter);
+        let fields = (queue_url, state_table, api_keys_table, packing, dedup_window, rate_limit, log_filter, version);
         match fields {
             (
                 Some(queue_url),
@@ -97,6 +100,7 @@ impl Config {
                 Some(dedup_window),
                 Some(rate_limit),
                 Some(log_filter),
+                Some(version),
             ) if problems.is_empty() => Ok(Self {
                 queue_url,
                 state_table,
@@ -107,6 +111,7 @@ impl Config {
                 log_filter,
                 function_name,
                 uses_tls,
+                version,
             }),
             _ => Err(ConfigError(problems)),
         }
@@ -203,6 +208,7 @@ mod tests {
         assert_eq!(config.dedup_window, Duration::from_hours(24));
         assert_eq!(config.rate_limit, None);
         assert_eq!(config.log_filter.to_string(), "info");
+        assert_eq!(config.version, env!("CARGO_PKG_VERSION"));
     }
 
     #[test]
@@ -216,6 +222,7 @@ mod tests {
             ("DEDUP_WINDOW_SECONDS", Some("59")),
             ("RATE_LIMIT_EVENTS_PER_SECOND", Some("99")),
             ("RUST_LOG", Some("event_ingest=loud")),
+            ("VERSION", Some("")),
             ("AWS_ENDPOINT_URL", Some("")),
             ("AWS_ENDPOINT_URL_SQS", Some("")),
         ])
@@ -229,6 +236,7 @@ mod tests {
             "DEDUP_WINDOW_SECONDS must be a whole number of seconds, at least 60",
             "RATE_LIMIT_EVENTS_PER_SECOND must be 0 (no limit) or at least 100",
             "RUST_LOG must be a log level",
+            "VERSION must not be empty",
             "AWS_ENDPOINT_URL must not be empty",
             "AWS_ENDPOINT_URL_SQS must not be empty",
         ] {

@@ -40,7 +40,7 @@ impl Function {
                 dedup_window: Duration::from_hours(24),
                 packing: Packing::standard(MAX_EVENTS_PER_MESSAGE),
             },
-            telemetry: Telemetry::new("fuzz".to_owned(), Box::new(log.clone()), AwsCalls::default),
+            telemetry: Telemetry::new("fuzz".to_owned(), "0".to_owned(), Box::new(log.clone()), AwsCalls::default),
         };
         Self { app, log, calls }
     }

@@ -281,7 +281,12 @@ impl TestApp {
                 dedup_window: Duration::from_hours(24),
                 packing: Packing::standard(NonZeroU16::new(max_events_per_message).expect("not zero")),
             },
-            telemetry: Telemetry::new("the-function".to_owned(), Box::new(log.clone()), aws_calls),
+            telemetry: Telemetry::new(
+                "the-function".to_owned(),
+                "1.2.3+4d5e".to_owned(),
+                Box::new(log.clone()),
+                aws_calls,
+            ),
         };
         Self { aws, clock, log, app }
     }

@@ -80,7 +80,7 @@ impl Case {
                 dedup_window: Duration::from_hours(24),
                 packing: Packing::standard(EVENTS_PER_MESSAGE),
             },
-            telemetry: Telemetry::new("event-ingest".to_owned(), Box::new(std::io::sink()), AwsCalls::default),
+            telemetry: Telemetry::new("event-ingest".to_owned(), "0.1.0".to_owned(), Box::new(std::io::sink()), AwsCalls::default),
         };
         let handle = |payload: &[u8]| -> Result<Value> {
             let payload: GatewayEvent = serde_json::from_slice(payload)?;
