@@ -42,8 +42,8 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_BUILD = RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --manifest-path fuzz/Cargo.toml --release --locked \
 	--target $(FUZZ_HOST) --bin $(TARGET)
-# The messages of the last chaos run, for the example consumers.
-CHAOS_MESSAGES := $(CURDIR)/target/chaos-messages.jsonl
+# The messages of the last chaos runs, for the example consumers.
+CHAOS_MESSAGES := $(CURDIR)/target/chaos
 # Naming the function's package, too, gives the dependencies the features of the function, so that they are compiled once.
 BUILD_CONSUMER := cargo build --locked --package event-ingest --package example-consumer --bin example-consumer
 TEST_CONSUMERS := CHAOS_MESSAGES=$(CHAOS_MESSAGES) .venv/sam/bin/python -m unittest discover -s docs/examples

@@ -8,11 +8,13 @@
 //!   gateway          API Gateway's JSON ⇄ our types
 //!   auth             API key → caller                        (API keys table, cached for 60 s)
 //!   body             base64, gzip, size
+//!   bulk             the response with a result per event
 //!   rate_limit       the tenant's limit, shared by all sandboxes           (state table)
 //!   telemetry        one log line per request, which is also its metrics
 //!   ingest           the protocol
 //!     idempotency    the record: claim, take over, complete, release       (state table)
-//!     delivery       events → messages → acknowledgements                  (SQS)
+//!     delivery       messages → acknowledgements                           (SQS)
+//!       packing      events → messages → calls
 //!     deadline       the time budget of a request
 //! error              every response that is not a success
 //! store, clock       the error of all stores; the time
@@ -24,6 +26,7 @@
 pub mod auth;
 pub mod aws;
 pub mod body;
+pub mod bulk;
 pub mod clock;
 pub mod config;
 pub mod deadline;
@@ -33,6 +36,7 @@ pub mod gateway;
 pub mod http;
 pub mod idempotency;
 pub mod ingest;
+pub mod packing;
 pub mod rate_limit;
 pub mod store;
 pub mod telemetry;

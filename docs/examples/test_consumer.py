@@ -408,14 +408,17 @@ class ConsumerTest(unittest.TestCase):
                 self.assertGreaterEqual(number, 6)
                 return
 
-    @unittest.skipUnless(CHAOS_MESSAGES, "CHAOS_MESSAGES is not set: make chaos")
+    @unittest.skipUnless(CHAOS_MESSAGES, "CHAOS_MESSAGES is not set; see make chaos")
     def test_adds_every_event_of_a_chaos_run_once(self) -> None:
         """Consumes what tests/suite/chaos.rs received, including copies from crashes and lost acknowledgements."""
-        lines = [json.loads(line) for line in Path(CHAOS_MESSAGES).read_text().splitlines()]
-        is_ordered = any("." in line["group"] for line in lines)
-        run = self.resources(".fifo" if is_ordered else "")
+        self.consume_chaos_run("standard", "")
+        self.consume_chaos_run("ordered", ".fifo")
+
+    def consume_chaos_run(self, kind: str, suffix: str) -> None:
+        lines = [json.loads(line) for line in (Path(CHAOS_MESSAGES) / f"{kind}.jsonl").read_text().splitlines()]
+        run = self.resources(suffix)
         rng = random.Random(7)
-        if not is_ordered:
+        if not suffix:
             rng.shuffle(lines)
         run.send_lines(lines)
         sandboxes = [run.sandboxes[0], *(run.new_sandbox() for _ in range(3))]
@@ -429,7 +432,7 @@ class ConsumerTest(unittest.TestCase):
         expected = Counter(one.rpartition("-")[0] for one in set(ids))
         found = {item["batch_id"]["S"]: int(item["totals"]["M"]["chaos"]["N"]) for item in run.items()}
         print(
-            f"{len(lines):,} messages, {len(ids):,} events, {len(ids) - len(set(ids)):,} of them copies; "
+            f"{kind} queue: {len(lines):,} messages, {len(ids):,} events, {len(ids) - len(set(ids)):,} of them copies; "
             f"{faults.total():,} faults: {dict(faults)}; added {sum(found.values()):,}, expected {len(set(ids)):,}"
         )
         self.assertEqual(found, expected)

@@ -9,8 +9,9 @@ use contract::batch::Batch;
 use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::{Clock, Timestamp};
 use event_ingest::deadline::Deadline;
-use event_ingest::delivery::{Delivery, Envelope, SendResult, Sender};
+use event_ingest::delivery::{Delivery, SendResult, Sender};
 use event_ingest::idempotency::{BatchId, Delivered};
+use event_ingest::packing::Envelope;
 use serde_json::Value;
 use std::num::NonZeroU16;
 
@@ -54,7 +55,7 @@ impl Packing {
         let queue = MemoryQueue::default();
         queue.results.replace(results.to_vec());
         let clock = StillClock::default();
-        let mut before = Delivered::none(batch.events().len());
+        let mut before = Delivered::none(batch.received());
         for &index in delivered {
             before.insert(index);
         }
@@ -65,7 +66,7 @@ impl Packing {
             deadline: &deadline,
             envelope: &self.envelope,
             batch,
-            max_events_per_message: self.max_events_per_message,
+            packing: event_ingest::packing::Packing::standard(self.max_events_per_message),
         };
         let delivery = block_on(sender.deliver(before));
         (queue, delivery)
@@ -102,14 +103,15 @@ fn read(message: &str) -> Vec<(usize, String)> {
     events
 }
 
-/// Asserts that the messages contain every event once, in order, and unchanged.
-pub fn assert_same_events(events: &[impl AsRef<str>], messages: &[String]) {
+/// Asserts that the messages contain every event once, in order, and unchanged. The events are given with
+/// their indexes in the request.
+pub fn assert_same_events<T: AsRef<str>>(events: &[(usize, T)], messages: &[String]) {
     let mut runs: Vec<_> = messages.iter().map(|message| read(message)).collect();
     runs.sort_by_key(|run| run[0].0);
     let received = runs.concat();
     assert_eq!(received.len(), events.len(), "events in the messages");
-    for (place, (sent, (index, event))) in events.iter().zip(received).enumerate() {
-        assert_eq!(index, place, "events are out of order");
+    for ((place, sent), (index, event)) in events.iter().zip(received) {
+        assert_eq!(index, *place, "events are out of order");
         assert_eq!(event, in_message(sent.as_ref()), "event {index} was changed");
         let value = |text: &str| serde_json::from_str::<Value>(text).expect("a strict parser accepts it");
         assert_eq!(value(&event), value(sent.as_ref()), "event {index} has another meaning");

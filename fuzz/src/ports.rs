@@ -4,8 +4,9 @@ use contract::api_key::{ApiKey, KeyHash, KeyRecord};
 use contract::tenant::ProjectId;
 use event_ingest::auth::KeyStore;
 use event_ingest::clock::{Clock, Timestamp};
-use event_ingest::delivery::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue, SendResult};
+use event_ingest::delivery::{Queue, SendResult};
 use event_ingest::idempotency::{Claimed, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, TakeOver};
+use event_ingest::packing::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message};
 use event_ingest::rate_limit::{Capacity, Counter, GrantRequest, GrantResponse, Window, WindowStore};
 use event_ingest::store::StoreError;
 use std::cell::{Cell, RefCell};
@@ -139,8 +140,19 @@ impl StateStore for Table {
         Ok(Claimed::Refused(self.call().borrow().get(key).cloned()))
     }
 
-    async fn complete(&self, key: &RecordKey, owner: &Owner, _: u64, _: Timestamp) -> Result<Fenced, StoreError> {
-        Ok(self.fenced(key, owner, |record| record.state = State::Accepted))
+    async fn complete(
+        &self,
+        key: &RecordKey,
+        owner: &Owner,
+        delivered: &Delivered,
+        _: u64,
+        _: Timestamp,
+    ) -> Result<Fenced, StoreError> {
+        let change = |record: &mut Record| {
+            record.state = State::Accepted;
+            record.delivered = delivered.clone();
+        };
+        Ok(self.fenced(key, owner, change))
     }
 
     async fn release(

@@ -7,19 +7,20 @@
 //! then wait for a reply in a tree. A node of the tree stands for the complete state of a request.
 //! Futures cannot be cloned, but nodes can be stored, compared, and branched.
 
+use crate::guarantees::bits;
 use crate::memory::check_call;
 use crate::scenario::{Attempt, AttemptId, Jitter};
 use event_ingest::clock::{Clock, Timestamp};
 use event_ingest::deadline::{Deadline, FUNCTION_TIMEOUT};
-use event_ingest::delivery::{Envelope, Message, Queue, SendResult};
+use event_ingest::delivery::{Queue, SendResult};
 use event_ingest::error::Error;
 use event_ingest::idempotency::{BatchId, Claimed, Delivered, Fenced, Owner, Record, RecordKey, StateStore, TakeOver};
 use event_ingest::ingest::{Pipeline, Request, Success};
+use event_ingest::packing::{Envelope, Fifo, Message};
 use event_ingest::store::StoreError;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::num::NonZeroU16;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -31,7 +32,7 @@ pub enum Op {
     Get,
     Claim { record: Record, now: Timestamp },
     TakeOver { take_over: TakeOver, now: Timestamp },
-    Complete { owner: Owner, expires_at: u64 },
+    Complete { owner: Owner, delivered: Delivered, expires_at: u64 },
     Release { owner: Owner, delivered: Option<Delivered>, expires_at: u64 },
     Send { messages: Vec<SentMessage> },
     Sleep,
@@ -42,6 +43,8 @@ pub enum Op {
 pub struct SentMessage {
     pub batch: BatchId,
     pub events: Vec<usize>,
+    /// The ids for an ordered queue.
+    pub fifo: Option<Fifo>,
 }
 
 /// The number of a call, in the order in which its request made the calls.
@@ -68,11 +71,11 @@ pub enum Reply {
     Woke,
 }
 
-/// A request's response.
+/// A request's response. A success reports these events as accepted, as a bitmap by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Response {
-    Accepted,
-    Replayed,
+    Accepted(u32),
+    Replayed(u32),
     KeyReused,
     InProgress,
     Unavailable,
@@ -196,7 +199,7 @@ async fn run(attempt: Rc<Attempt>, port: Port, started: Timestamp, response: Rc<
         queue: port.clone(),
         clock: port,
         dedup_window: attempt.window,
-        max_events_per_message: NonZeroU16::new(attempt.max_events_per_message).expect("not zero"),
+        packing: attempt.packing,
     };
     let deadline = Deadline::new(started, started + FUNCTION_TIMEOUT);
     let request = Request {
@@ -209,8 +212,9 @@ async fn run(attempt: Rc<Attempt>, port: Port, started: Timestamp, response: Rc<
     };
     let result = pipeline.ingest(&request).await.result;
     response.set(Some(match &result {
-        Ok(Success::Accepted(_)) => Response::Accepted,
-        Ok(Success::Replayed) => Response::Replayed,
+        Ok(Success::Accepted(pending)) => Response::Accepted(bits(&pending.delivered)),
+        Ok(Success::Replayed(delivered)) => Response::Replayed(bits(delivered)),
+        Ok(Success::NothingToQueue) => panic!("every body has a valid event"),
         Err(Error::KeyReused) => Response::KeyReused,
         Err(Error::InProgress { .. }) => Response::InProgress,
         Err(Error::Unavailable(_)) => Response::Unavailable,
@@ -279,7 +283,12 @@ impl Port {
             assert_eq!(event["event"], self.attempt.events[index], "the event is as the client sent it");
             index
         };
-        SentMessage { batch: BatchId::parse(text).expect("a UUIDv7"), events: events.map(index).collect() }
+        let events: Vec<usize> = events.map(index).collect();
+        for event in &events {
+            let group = self.attempt.group(*event);
+            assert_eq!(message.fifo.as_ref().map(|fifo| &fifo.group_id), group.as_ref(), "the group of event {event}");
+        }
+        SentMessage { batch: BatchId::parse(text).expect("a UUIDv7"), events, fifo: message.fifo.clone() }
     }
 }
 
@@ -361,11 +370,13 @@ impl StateStore for Port {
         &self,
         key: &RecordKey,
         owner: &Owner,
+        delivered: &Delivered,
         expires_at: u64,
         by: Timestamp,
     ) -> Result<Fenced, StoreError> {
         self.check_key(key);
-        match self.call(Op::Complete { owner: owner.clone(), expires_at }, by).await {
+        let (owner, delivered) = (owner.clone(), delivered.clone());
+        match self.call(Op::Complete { owner, delivered, expires_at }, by).await {
             Reply::Fenced(fenced) => Ok(fenced),
             _ => unavailable(),
         }

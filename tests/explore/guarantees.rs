@@ -12,6 +12,8 @@ use crate::scenario::{AttemptId, LANDING};
 use crate::world::{Caller, Running, World};
 use event_ingest::delivery::SendResult;
 use event_ingest::idempotency::{BatchId, Delivered, Fenced, Fingerprint, Record, State};
+use event_ingest::packing::Fifo;
+use std::rc::Rc;
 
 /// A description of a broken guarantee.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +91,7 @@ fn number(batch: BatchId) -> u8 {
     u8::from_str_radix(&batch.to_string()[34..], 16).expect("two digits")
 }
 
-fn bits(delivered: &Delivered) -> u32 {
+pub fn bits(delivered: &Delivered) -> u32 {
     (0..32).filter(|&index| delivered.contains(index)).map(|index| 1 << index).sum()
 }
 
@@ -164,9 +166,20 @@ impl World {
                 spec.name
             ));
         }
+        let batch = number(message.batch);
+        let sender = alive.then_some((attempt, call));
+        if let Some(fifo) = &message.fifo {
+            if !Rc::make_mut(&mut self.groups).add(fifo) {
+                // The queue acknowledges the message and drops it, so the first copy counts as acknowledged.
+                let is_same = |copy: &&mut QueuedCopy| copy.batch == batch && message.events.contains(&copy.event);
+                self.copies.iter_mut().filter(is_same).for_each(|copy| copy.sender = sender.or(copy.sender));
+                return Ok(());
+            }
+            if rules.scenario.keeps_order() {
+                self.check_order(rules, attempt, fifo, message)?;
+            }
+        }
         for &event in &message.events {
-            let batch = number(message.batch);
-            let sender = alive.then_some((attempt, call));
             self.copies.push(QueuedCopy {
                 batch,
                 event,
@@ -177,10 +190,35 @@ impl World {
                 excused: !alive,
             });
             let same = self.copies.iter().filter(|copy| copy.batch == batch && copy.event == event);
+            if rules.scenario.keeps_order() && same.clone().count() > 1 {
+                return violation(format!("7: event {event} is in the ordered queue twice, sent by {}", spec.name));
+            }
             if same.filter(|copy| !copy.excused).count() > 1 {
                 return violation(format!(
                     "4: event {event} is in the queue twice without an allowed cause, sent by {}",
                     spec.name
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the events of a new message come after all earlier ones of its group (guarantee 7).
+    fn check_order(
+        &mut self,
+        rules: &Rules,
+        attempt: AttemptId,
+        fifo: &Fifo,
+        message: &SentMessage,
+    ) -> Result<(), Violation> {
+        let spec = rules.attempt(attempt);
+        let turn = rules.scenario.turn(spec.client);
+        for &event in &message.events {
+            let last = self.last_in_group.insert(fifo.group_id.clone(), (turn, event));
+            if last.is_some_and(|last| last >= (turn, event)) {
+                return violation(format!(
+                    "7: {} is in order: {} adds event {event} of turn {turn} after {last:?}",
+                    fifo.group_id, spec.name
                 ));
             }
         }
@@ -198,7 +236,7 @@ impl World {
             _ => false,
         };
         for copy in self.copies.iter_mut().filter(|copy| copy.sender == Some((attempt, call.id))) {
-            copy.acknowledged = is_acknowledged(copy.event);
+            copy.acknowledged |= is_acknowledged(copy.event);
             copy.excused |= !copy.acknowledged;
         }
     }
@@ -260,8 +298,9 @@ impl World {
                     return Ok(());
                 }
                 let recorded = match op {
+                    Op::Complete { delivered, .. } => bits(delivered),
                     Op::Release { delivered, .. } => delivered.as_ref().map_or(0, bits),
-                    _ => u32::MAX,
+                    _ => 0,
                 };
                 self.remember(key, until, no_longer);
                 self.record(attempt, key, recorded);
@@ -305,18 +344,31 @@ impl World {
         let promise = self.promises[client.key].as_ref();
         let name = &spec.name;
         let slack = 1000 + rules.skew;
-        if matches!(response, Response::Replayed | Response::KeyReused)
+        if matches!(response, Response::Replayed(_) | Response::KeyReused)
             && promise.is_none_or(|promise| running.started >= promise.no_longer + slack)
         {
             return violation(format!("a key is forgotten after the window: the response to {name} is {response:?}"));
         }
         match response {
-            Response::Accepted | Response::Replayed => {
-                if !self.all_in_queue(client.body, spec.events.len()) {
-                    return violation(format!("1: 202 means queued: the response to {name} is {response:?}"));
+            Response::Accepted(reported) | Response::Replayed(reported) => {
+                if !self.all_in_queue(client.body, reported) {
+                    return violation(format!("1: success means queued: the response to {name} is {response:?}"));
                 }
-                if response == Response::Replayed && running.sent {
+                let recorded = promise.map_or(0, |promise| promise.recorded);
+                if reported == 0 || recorded & !reported != 0 {
+                    return violation(format!(
+                        "1: no recorded event is reported as rejected: the response to {name} is {response:?}"
+                    ));
+                }
+                let is_replay = matches!(response, Response::Replayed(_));
+                if is_replay && running.sent {
                     return violation(format!("a replay sends nothing: {name} sent events"));
+                }
+                let missing = spec.valid & !reported;
+                if missing != 0 && !(is_replay && rules.scenario.rules_change()) {
+                    return violation(format!(
+                        "1: every valid event is reported as accepted: the response to {name} is {response:?}"
+                    ));
                 }
             }
             Response::KeyReused => {
@@ -343,14 +395,15 @@ impl World {
         Ok(())
     }
 
-    /// Whether SQS acknowledged every event of a body, with one batch id (guarantee 1).
-    fn all_in_queue(&self, body: usize, events: usize) -> bool {
+    /// Whether SQS acknowledged the events of a body in the bitmap, with one batch id (guarantee 1).
+    fn all_in_queue(&self, body: usize, events: u32) -> bool {
         let has = |batch, event| {
             self.copies
                 .iter()
                 .any(|copy| copy.batch == batch && copy.event == event && copy.body == body && copy.acknowledged)
         };
-        self.copies.iter().any(|first| (0..events).all(|event| has(first.batch, event)))
+        let is_reported = |event: &usize| events >> event & 1 == 1;
+        self.copies.iter().any(|first| (0..32).filter(is_reported).all(|event| has(first.batch, event)))
     }
 
     /// The response that a request must get if it starts now and nothing fails.
@@ -365,10 +418,8 @@ impl World {
     /// Checks that a request got the expected response. `check_response` has checked the response itself.
     pub fn check_expected(&self, rules: &Rules, attempt: AttemptId, expected: Expected) -> Result<(), Violation> {
         let spec = rules.attempt(attempt);
-        let client = &rules.scenario.clients[spec.client];
         let refused = self.clients[spec.client].begun == u8::MAX;
-        let in_queue = self.all_in_queue(client.body, spec.events.len());
-        if (expected == Expected::KeyReused) != refused || (expected == Expected::Accepted && !in_queue) {
+        if (expected == Expected::KeyReused) != refused {
             return violation(format!("3: the response to the final retry {} is not {expected}", spec.name));
         }
         Ok(())

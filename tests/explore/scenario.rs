@@ -1,11 +1,14 @@
 //! The clients, their attempts, and the faults of one exploration.
 
-use contract::batch::Batch;
+use contract::batch::{Batch, Bulk};
 use contract::idempotency_key::IdempotencyKey;
 use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::Timestamp;
 use event_ingest::idempotency::{BatchId, Claimant, Fingerprint, Owner, RecordKey};
+use event_ingest::packing::Packing;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,13 +16,22 @@ use std::time::Duration;
 pub const BEGIN: u64 = 1_800_000_000_250;
 
 /// The bodies that the clients send.
-pub const BODIES: [&str; 4] = [
+pub const BODIES: [&str; 6] = [
     r#"{"events":[{"external_user_id":"a","name":"one"},{"external_user_id":"a","name":"two"}]}"#,
     r#"{"events":[{"external_user_id":"b","name":"other"},{"external_user_id":"b","name":"another"}]}"#,
     r#"{"events":[{"external_user_id":"c","name":"single"}]}"#,
     // Eleven messages of one event take two calls, which run concurrently.
     r#"{"events":[{"external_user_id":"d","name":"0"},{"external_user_id":"d","name":"1"},{"external_user_id":"d","name":"2"},{"external_user_id":"d","name":"3"},{"external_user_id":"d","name":"4"},{"external_user_id":"d","name":"5"},{"external_user_id":"d","name":"6"},{"external_user_id":"d","name":"7"},{"external_user_id":"d","name":"8"},{"external_user_id":"d","name":"9"},{"external_user_id":"d","name":"10"}]}"#,
+    // A bulk request, whose second event is invalid.
+    r#"{"events":[{"external_user_id":"e","name":"0"},{"external_user_id":"e"},{"external_user_id":"e","name":"2"}]}"#,
+    // Two users, who are in different ones of two lanes. One of the ids is written with an escape.
+    r#"{"events":[{"external_user_id":"a","name":"0"},{"external_user_id":"d","name":"1"},{"external_user_id":"\u0061","name":"2"}]}"#,
 ];
+
+/// How the rules before a deployment see the bulk request: its first event is invalid, and the second one
+/// is valid.
+const BULK_BEFORE_DEPLOYMENT: &str =
+    r#"{"events":[{"name":"0"},{"external_user_id":"e","name":"1"},{"external_user_id":"e","name":"2"}]}"#;
 
 /// The result of `Clock::jitter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +53,12 @@ pub struct Client {
     pub attempts: Vec<u16>,
     /// How far the clocks of its sandboxes are ahead, in milliseconds.
     pub ahead: u64,
+    /// The number of its first attempts that run before a deployment that changes the rules.
+    pub before_deployment: usize,
+    /// The client for whose success this client waits before it starts.
+    pub after: Option<usize>,
+    /// `ORDERED_LANES` of each attempt, if it differs from that of the scenario.
+    pub lanes: Vec<u16>,
 }
 
 /// One exploration: every schedule of these clients within the limits.
@@ -62,6 +80,8 @@ pub struct Scenario {
     /// The body of a client that died before [`BEGIN`]. It left key 0 in progress, with a lease that has
     /// ended and a record that expires soon.
     pub left_behind: Option<usize>,
+    /// `ORDERED_LANES`, if the queue is ordered.
+    pub lanes: Option<u16>,
 }
 
 /// The number of an attempt. The last attempt of each client is its final retry.
@@ -75,15 +95,28 @@ pub struct Attempt {
     pub key: RecordKey,
     pub claimant: Claimant,
     pub batch: Batch<'static>,
+    /// A bitmap of the valid events.
+    pub valid: u32,
     pub events: Vec<Value>,
-    pub max_events_per_message: u16,
+    pub packing: Packing,
     pub window: Duration,
     pub ahead: u64,
 }
 
+impl Attempt {
+    /// The message group of an event, if the queue is ordered (docs/contract.md, "The queue message").
+    pub fn group(&self, event: usize) -> Option<String> {
+        let user = self.events[event]["external_user_id"].as_str().expect("a user");
+        let digest: [u8; 32] = Sha256::digest(user).into();
+        let first = u64::from_be_bytes(*digest.first_chunk().expect("32 bytes"));
+        let lanes = u64::from(self.packing.lanes?.get());
+        Some(format!("{}.{}.{}", self.tenant.project, self.tenant.mode, first % lanes))
+    }
+}
+
 /// A client that uses key 0.
 pub fn client(body: usize, attempts: &[u16]) -> Client {
-    Client { key: 0, body, attempts: attempts.to_vec(), ahead: 0 }
+    Client { key: 0, body, attempts: attempts.to_vec(), ahead: 0, before_deployment: 0, after: None, lanes: Vec::new() }
 }
 
 impl Client {
@@ -93,6 +126,19 @@ impl Client {
 
     pub fn ahead(self, ahead: u64) -> Self {
         Self { ahead, ..self }
+    }
+
+    /// Waits for the success of another client before it starts.
+    pub fn after(self, first: usize) -> Self {
+        Self { after: Some(first), ..self }
+    }
+
+    pub fn lanes(self, lanes: &[u16]) -> Self {
+        Self { lanes: lanes.to_vec(), ..self }
+    }
+
+    pub fn before_deployment(self, before_deployment: usize) -> Self {
+        Self { before_deployment, ..self }
     }
 }
 
@@ -123,6 +169,7 @@ impl Scenario {
             window: Duration::from_hours(24),
             jitter: Jitter::Ceiling,
             left_behind: None,
+            lanes: None,
         }
     }
 
@@ -150,26 +197,67 @@ impl Scenario {
         Self { left_behind: Some(body), ..self }
     }
 
+    /// Makes the queue ordered.
+    pub fn ordered(self, lanes: u16) -> Self {
+        Self { lanes: Some(lanes), ..self }
+    }
+
+    /// Whether guarantee 7 holds: the queue is ordered, and the packing does not change between attempts.
+    pub fn keeps_order(&self) -> bool {
+        let same_packing = |client: &Client| {
+            client.lanes.is_empty() && client.attempts.iter().all(|max_events| *max_events == client.attempts[0])
+        };
+        self.lanes.is_some() && self.clients.iter().all(same_packing)
+    }
+
+    /// The number of clients for whose success a client waits, one after the other.
+    pub fn turn(&self, client: usize) -> usize {
+        self.clients[client].after.map_or(0, |first| 1 + self.turn(first))
+    }
+
+    /// Whether a deployment changes the rules between the attempts.
+    pub fn rules_change(&self) -> bool {
+        self.clients.iter().any(|client| client.before_deployment > 0)
+    }
+
     /// The attempts of all clients, each followed by the final retry of its client.
     pub fn attempts(&self) -> Vec<Rc<Attempt>> {
         let mut attempts = Vec::new();
         for (number, client) in self.clients.iter().enumerate() {
-            for (try_number, &max_events_per_message) in client.attempts.iter().chain([&1]).enumerate() {
+            let last = if self.lanes.is_some() { client.attempts[0] } else { 1 };
+            for (try_number, &max_events_per_message) in client.attempts.iter().chain([&last]).enumerate() {
                 let name = if try_number < client.attempts.len() {
                     format!("c{number}.{}", try_number + 1)
                 } else {
                     format!("c{number}.last")
                 };
                 let id = attempts.len();
-                attempts.push(Rc::new(self.attempt(client, number, name, max_events_per_message, id)));
+                let body = BODIES[client.body];
+                let seen = if try_number < client.before_deployment { BULK_BEFORE_DEPLOYMENT } else { body };
+                let lanes = client.lanes.get(try_number).copied().or(self.lanes);
+                let packing = Packing {
+                    max_events_per_message: NonZeroU16::new(max_events_per_message).expect("not zero"),
+                    lanes: lanes.and_then(NonZeroU16::new),
+                };
+                attempts.push(Rc::new(self.attempt(client, number, name, packing, id, seen)));
             }
         }
         attempts
     }
 
-    fn attempt(&self, client: &Client, number: usize, name: String, max_events_per_message: u16, id: usize) -> Attempt {
+    /// `seen` is the body as the rules of the attempt see it.
+    fn attempt(
+        &self,
+        client: &Client,
+        number: usize,
+        name: String,
+        packing: Packing,
+        id: usize,
+        seen: &'static str,
+    ) -> Attempt {
         let body = BODIES[client.body];
-        let parsed: Value = serde_json::from_str(body).expect("JSON");
+        let parsed: Value = serde_json::from_str(seen).expect("JSON");
+        let batch = Bulk::parse(seen.as_bytes()).expect("a list of events").batch;
         Attempt {
             client: number,
             tenant: tenant(),
@@ -179,9 +267,10 @@ impl Scenario {
                 batch_id: batch_id(id),
                 fingerprint: Fingerprint::of(body.as_bytes()),
             },
-            batch: Batch::parse(body.as_bytes()).expect("a valid batch"),
+            valid: batch.events().map(|(index, _)| 1 << index).sum(),
+            batch,
             events: parsed["events"].as_array().expect("events").clone(),
-            max_events_per_message,
+            packing,
             window: self.window,
             ahead: client.ahead,
             name,

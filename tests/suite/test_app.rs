@@ -3,6 +3,7 @@
 use crate::gateway_event::GatewayEventBuilder;
 use crate::message_schema;
 use aws_config::SdkConfig;
+use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
 use event_ingest::auth::Authenticator;
@@ -11,6 +12,7 @@ use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::{App, Unfinished};
 use event_ingest::ingest::Pipeline;
+use event_ingest::packing::Packing;
 use event_ingest::rate_limit::RateLimiter;
 use event_ingest::telemetry::{self, AwsCalls, Telemetry};
 use lambda_runtime::{Context, LambdaEvent};
@@ -88,20 +90,36 @@ pub struct Resources {
 }
 
 impl Resources {
+    /// Creates the tables and a standard queue.
     pub async fn create() -> Self {
+        Self::with_queue("", &[]).await
+    }
+
+    /// Creates the tables and an ordered queue, which drops duplicates within each message group.
+    pub async fn ordered() -> Self {
+        let attributes = [
+            (QueueAttributeName::FifoQueue, "true"),
+            (QueueAttributeName::DeduplicationScope, "messageGroup"),
+            (QueueAttributeName::FifoThroughputLimit, "perMessageGroupId"),
+        ];
+        Self::with_queue(".fifo", &attributes).await
+    }
+
+    async fn with_queue(suffix: &str, attributes: &[(QueueAttributeName, &str)]) -> Self {
         let sdk = local_aws::sdk().await;
         let id = uuid::Uuid::new_v4().simple().to_string();
         let state_table = format!("state-{id}");
         let api_keys_table = format!("api-keys-{id}");
         tables::create_table(&sdk, &state_table, "pk").await;
         tables::create_api_keys_table(&sdk, &api_keys_table).await;
-        let queue = aws_sdk_sqs::Client::new(&sdk)
+        let mut queue = aws_sdk_sqs::Client::new(&sdk)
             .create_queue()
-            .queue_name(format!("events-{id}"))
-            .attributes(QueueAttributeName::MaximumMessageSize, "1048576")
-            .send()
-            .await
-            .expect("the queue is created");
+            .queue_name(format!("events-{id}{suffix}"))
+            .attributes(QueueAttributeName::MaximumMessageSize, "1048576");
+        for (name, value) in attributes {
+            queue = queue.attributes(name.clone(), *value);
+        }
+        let queue = queue.send().await.expect("the queue is created");
         let queue_url = queue.queue_url.expect("a queue URL");
         Self { sdk, state_table, api_keys_table, queue_url }
     }
@@ -130,13 +148,21 @@ impl Resources {
         put.expect("the item is put");
     }
 
+    pub async fn update_state_item(&self, pk: &str, name: &str, value: AttributeValue) {
+        let pk = AttributeValue::S(pk.to_owned());
+        let update = aws_sdk_dynamodb::Client::new(&self.sdk).update_item().table_name(&self.state_table).key("pk", pk);
+        let update = update.update_expression("SET #name = :value").expression_attribute_names("#name", name);
+        update.expression_attribute_values(":value", value).send().await.expect("the item is updated");
+    }
+
     /// Changes the record of an accepted batch to that of an owner that died before the completion.
     pub async fn undo_completion(&self, idempotency_key: &str) {
         let pk = AttributeValue::S(format!("idem#{PROJECT}#live#{idempotency_key}"));
         let update = aws_sdk_dynamodb::Client::new(&self.sdk).update_item().table_name(&self.state_table).key("pk", pk);
-        let update = update.update_expression("SET #state = :in_progress, lease_until = :zero");
+        let update = update.update_expression("SET #state = :in_progress, lease_until = :zero, delivered = :none");
         let update = update.expression_attribute_names("#state", "state");
         let update = update.expression_attribute_values(":in_progress", AttributeValue::S("in_progress".to_owned()));
+        let update = update.expression_attribute_values(":none", AttributeValue::B(Blob::new([0])));
         let updated = update.expression_attribute_values(":zero", AttributeValue::N("0".to_owned())).send().await;
         updated.expect("the record is updated");
     }
@@ -202,8 +228,14 @@ pub struct Log(Rc<RefCell<Vec<u8>>>);
 impl Log {
     /// Removes and returns the lines. Each is a JSON object.
     pub fn take(&self) -> Vec<Value> {
-        let text = String::from_utf8(self.0.take()).expect("UTF-8");
-        text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+        self.take_text().lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+    }
+}
+
+impl Log {
+    /// Removes and returns the lines as they were written.
+    pub fn take_text(&self) -> String {
+        String::from_utf8(self.0.take()).expect("UTF-8")
     }
 }
 
@@ -247,9 +279,14 @@ impl TestApp {
                 queue: SqsQueue::new(&aws.sdk, aws.queue_url.clone()),
                 clock: clock.clone(),
                 dedup_window: Duration::from_hours(24),
-                max_events_per_message: NonZeroU16::new(max_events_per_message).expect("not zero"),
+                packing: Packing::standard(NonZeroU16::new(max_events_per_message).expect("not zero")),
             },
-            telemetry: Telemetry::new("the-function".to_owned(), Box::new(log.clone()), aws_calls),
+            telemetry: Telemetry::new(
+                "the-function".to_owned(),
+                "1.2.3+4d5e".to_owned(),
+                Box::new(log.clone()),
+                aws_calls,
+            ),
         };
         Self { aws, clock, log, app }
     }
