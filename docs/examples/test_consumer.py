@@ -437,7 +437,8 @@ class ConsumerTest(unittest.TestCase):
         expected = Counter(one.rpartition("-")[0] for one in set(ids))
         found = {item["batch_id"]["S"]: int(item["totals"]["M"]["chaos"]["N"]) for item in run.items()}
         print(
-            f"{self.chaos_run} queue: {len(lines):,} messages, {len(ids):,} events, {len(ids) - len(set(ids)):,} of them copies; "
+            f"{self.chaos_run} queue: {len(lines):,} messages, {len(ids):,} events, "
+            f"{len(ids) - len(set(ids)):,} of them copies; "
             f"{faults.total():,} faults: {dict(faults)}; added {sum(found.values()):,}, expected {len(set(ids)):,}"
         )
         self.assertEqual(found, expected)
