@@ -14,6 +14,7 @@ YES ?=
 BATCH ?=
 FOLLOW ?=
 CONSUMER ?=
+QUEUE ?= standard
 
 UV := .venv/uv/bin/uv
 SAM := .venv/sam/.installed
@@ -63,14 +64,14 @@ INSTRUCTIONS := benches/target/instructions/instructions
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-run: $(SAM) $(MINISTACK) ## Build the function, start a local AWS, deploy to it and show the API at work; with CONSUMER=1, also the consumer
-	@$(LOCAL) run --port $(LOCAL_PORT) $(if $(CONSUMER),--consumer)
+run: $(SAM) $(MINISTACK) ## Build the function, deploy it to a local AWS and show the API at work, as in make run CONSUMER=1 QUEUE=ordered
+	@$(LOCAL) run --port $(LOCAL_PORT) --queue $(QUEUE) $(if $(CONSUMER),--consumer)
 
 stop: ## Stop the local AWS that `make run` started
 	@if [ -e $(SAM) ]; then $(LOCAL) stop; fi
 
 logs: $(SAM) ## Print the log of the function that `make run` deployed, as in make logs BATCH=batch-id FOLLOW=1
-	@$(LOCAL) logs --containing "$(BATCH)" $(if $(FOLLOW),--follow)
+	@$(LOCAL) logs --queue $(QUEUE) --containing "$(BATCH)" $(if $(FOLLOW),--follow)
 
 watch: $(CARGO_LAMBDA) ## Serve the function from source on the local AWS of `make run`; rebuild on each change
 	$(RUN_CARGO_LAMBDA) watch --package event-ingest --invoke-address 127.0.0.1

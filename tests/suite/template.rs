@@ -485,7 +485,10 @@ fn a_new_value_of_a_parameter_publishes_a_version() {
         .filter(|(name, _)| !unversioned.contains(&name.as_str()))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
-    let used = parameters_in(&versioned.into(), &template);
+    let mut used = parameters_in(&versioned.into(), &template);
+    // A change replaces the queue, and therefore the queue's URL.
+    assert!(properties(&template, "Queue")["FifoQueue"].to_string().contains("IsOrdered"));
+    used.insert("QueueType".to_owned());
     let description = &function["VersionDescription"];
     // A version with a new description but the same contents would be refused, so both sets are equal.
     assert_eq!(parameters_in(description, &template), used);
