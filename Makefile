@@ -11,6 +11,7 @@ CHAOS_SEED ?= 7
 TARGET ?= batch
 SECONDS ?= 60
 YES ?=
+REGION ?=
 BATCH ?=
 FOLLOW ?=
 
@@ -27,6 +28,7 @@ PYTHON_PEER := .venv/bench/.installed
 TYPESCRIPT_PEER := benches/peers/typescript/dist/handler.mjs
 CLIENT := sdk/typescript/node_modules/.package-lock.json
 LOCAL := .venv/sam/bin/python tools/local.py
+ON_AWS = $(if $(REGION),--region $(REGION))
 # These two cargo commands come from PyPI. Their directories also contain a python3, so each directory
 # is on the path only while its command runs.
 RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
@@ -49,7 +51,7 @@ HARNESS := benches/target/harness/harness
 INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke deploy test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
+.PHONY: help run stop logs watch invoke deploy verify test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
 	bench-backfill instructions instructions-accept instructions-deps scale lint lint-rust lint-python lint-client \
 	lint-template lint-docs release-check advisories fmt events clean
 
@@ -74,7 +76,10 @@ invoke: $(CARGO_LAMBDA) ## Send events/EVENT.json to `make watch`, as in make in
 	$(RUN_CARGO_LAMBDA) invoke --invoke-address 127.0.0.1 --data-file events/$(EVENT).json
 
 deploy: $(SAM) $(CARGO_LAMBDA) ## Deploy to your AWS account, as in make deploy PROFILE=prod (or dev)
-	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(if $(YES),--yes)
+	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(ON_AWS) $(if $(YES),--yes)
+
+verify: $(SAM) ## Check that a deployed stack accepts, replays and rejects batches, as in make verify PROFILE=prod
+	@.venv/sam/bin/python tools/verify.py $(PROFILE) $(ON_AWS)
 
 test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(CLIENT) ## Run every test, including those on a local AWS
 	@$(LOCAL) build

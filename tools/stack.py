@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 ENDPOINT = "/api/v1/events/batch"
+BULK = "/api/v1/events/bulk"
 
 EXAMPLE_BATCH: dict[str, Any] = {
     "events": [
@@ -31,6 +32,13 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: str
+
+    def json(self) -> Any:
+        """The body, or None if it is not JSON."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
 
     def error_code(self) -> str | None:
         """The code of the function's first error, or None if something else answered."""
@@ -64,8 +72,8 @@ class Api:
     def host(self) -> str:
         return urlsplit(self.url).netloc
 
-    def post(self, batch: Any, headers: dict[str, str]) -> Answer:
-        address = urlsplit(self.address)
+    def post(self, batch: Any, headers: dict[str, str], path: str = ENDPOINT) -> Answer:
+        address = urlsplit(self.base_url + path)
         https = address.scheme == "https"
         kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
         headers = {"Content-Type": "application/json"} | headers
