@@ -51,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", type=Path, default=SAMCONFIG, help="default: samconfig.toml")
 
 
+def add_url_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help="the address of the API without the path, if it has a custom domain")
+
+
 def profile_settings(config_file: Path, profile: str) -> dict[str, Any]:
     """The deployment parameters of a profile, including those that sam saves for all of its commands."""
     config = tomllib.loads(config_file.read_text())

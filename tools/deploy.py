@@ -14,10 +14,12 @@ the local AWS at that address.
 import argparse
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
+import tomllib
 import uuid
 from pathlib import Path
 from typing import Any, cast
@@ -29,9 +31,9 @@ import account
 from account import Region
 from build import build_for_release
 from progress import Failure, run, say, step
-from project import ROOT, prepare_environment
-from stack import Api, stack_outputs
-from verify import Target, stop_on_sigterm, verify
+from project import ROOT, TEMPLATE, prepare_environment
+from stack import Api, stack_description
+from verify import Target, make_target, stop_on_sigterm, verify
 
 STACK_POLICY = ROOT / "tools" / "stack-policy.json"
 NOT_DEPLOYED = "Nothing was built and nothing deployed."
@@ -80,7 +82,20 @@ def parameters(arguments: argparse.Namespace) -> list[str]:
     # Functions on a local AWS need its address. On AWS the parameter must be empty, even if a guided
     # deployment to a local AWS wrote an address into the profile.
     values = overrides(arguments) | {"EndpointUrl": os.environ.get("AWS_ENDPOINT_URL", "")}
+    if re.search(r"^  Version:$", TEMPLATE.read_text(), re.MULTILINE):
+        values["Version"] = version()
     return [f'{name}="{value}"' for name, value in values.items()]
+
+
+def version() -> str:
+    """The version and the commit of the code, such as 0.1.0+1a2b3c4d5e6f, or …-dirty if files have been changed."""
+    number = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
+    described = subprocess.run(
+        ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    commit = described.stdout.strip()
+    return f"{number}+{commit}" if commit else str(number)
 
 
 def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: bool) -> None:
@@ -152,6 +167,7 @@ def print_next_step(api: Api, outputs: dict[str, str]) -> None:
     print(f"""
 The stack is deployed and works.
 
+  Version    {outputs.get("Version", "unknown")}
   URL        {api.address}
   Dashboard  {outputs["DashboardUrl"]}
   Alarms to  {outputs["AlarmTopicArn"]}
@@ -186,6 +202,12 @@ def build_and_deploy(arguments: argparse.Namespace) -> None:
   stack    {stack}, {"which is new" if is_new(status) else f"now {status}"}
   profile  {arguments.profile} of samconfig.toml""")
     confirm_region(region, arguments)
+    if overrides(arguments).get("DisableExecuteApiEndpoint") == "true" and not arguments.url:
+        raise Failure(
+            "The API will answer only at its custom domain (DisableExecuteApiEndpoint), so the checks after the "
+            f"deployment need it. {NOT_DEPLOYED}\n\n  make deploy PROFILE={arguments.profile} "
+            "URL=https://events.example.com"
+        )
     if not arguments.yes:
         confirm("Deploy there?")
 
@@ -209,16 +231,16 @@ def build_and_deploy(arguments: argparse.Namespace) -> None:
     # From now on, no update may replace or delete the resources that clients depend on.
     cloudformation.set_stack_policy(StackName=stack, StackPolicyBody=STACK_POLICY.read_text())
 
-    outputs = stack_outputs(cloudformation, stack)
-    api = Api(outputs["ApiUrl"], os.environ.get("AWS_ENDPOINT_URL"))
-    check(Target(name, outputs, api, since))
-    print_next_step(api, outputs)
-    warn_without_subscriber(name, outputs["AlarmTopicArn"], arguments.profile)
+    target = make_target(name, stack_description(cloudformation, stack), arguments.url, since)
+    check(target)
+    print_next_step(target.api, target.stack.outputs)
+    warn_without_subscriber(name, target.outputs["AlarmTopicArn"], arguments.profile)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     account.add_arguments(parser)
+    account.add_url_argument(parser)
     parser.add_argument("--yes", action="store_true", help="ask no questions")
     parser.add_argument("--no-build", action="store_true", help="deploy the last build")
     parser.add_argument(

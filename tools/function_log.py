@@ -42,20 +42,26 @@ def requests(logs: Any, group: str, since: float, **members: str) -> Iterator[En
     """The lines of requests whose members have these values."""
     conditions = " && ".join(f'$.{name} = "{value}"' for name, value in members.items())
     for message in messages(logs, group, since, f"{{ {conditions} }}"):
-        start = message.find("{")
-        try:
-            entry = json.loads(message[start:]) if start >= 0 else None
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and all(entry.get(name) == value for name, value in members.items()):
-            yield entry
+        found = entry(message)
+        if all(found.get(name) == value for name, value in members.items()):
+            yield found
+
+
+def entry(message: str) -> Entry:
+    """The JSON object in a message, or an empty one. In a local log, text may precede and follow it."""
+    start = message.find('{"')
+    try:
+        found, _ = json.JSONDecoder().raw_decode(message[start:]) if start >= 0 else ({}, 0)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def wait_for(find: Callable[[], T | None], seconds: float) -> T | None:
     """Calls `find` until it returns something. CloudWatch usually shows a line within 10 seconds."""
     deadline = time.monotonic() + seconds
     while (found := find()) is None and time.monotonic() < deadline:
-        time.sleep(2)
+        time.sleep(1)
     return found
 
 

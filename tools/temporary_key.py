@@ -28,17 +28,18 @@ def now() -> str:
 class TemporaryKey:
     """A `sk_test_` key that exists inside the `with` block (docs/contract.md, "API keys table").
 
-    Only this process knows the key. If the process is killed and cannot revoke it, nobody can use it.
+    Without a `rate_limit`, the function's default limit applies. Only this process knows the key, so nobody can
+    use it if the process is killed before it revokes it.
     """
 
-    def __init__(self, dynamodb: Any, table: str, project: str, rate_limit: int) -> None:
+    def __init__(self, dynamodb: Any, table: str, project: str, rate_limit: int | None = None) -> None:
         self.dynamodb, self.table, self.project, self.rate_limit = dynamodb, table, project, rate_limit
         self.key = "sk_test_" + "".join(secrets.choice(KEY_CHARACTERS) for _ in range(40))
         self.hint = self.key[:8] + self.key[-4:]
         self.hash = hashlib.sha256(self.key.encode()).hexdigest()
 
     def __enter__(self) -> Self:
-        item = {
+        item: dict[str, Any] = {
             "key_hash": {"S": self.hash},
             "project_id": {"S": self.project},
             "name": {"S": f"temporary {now()} {self.hint[-4:]}"},
@@ -46,8 +47,9 @@ class TemporaryKey:
             "status": {"S": "active"},
             "created_at": {"S": now()},
             "scopes": {"SS": ["events:write"]},
-            "rate_limit": {"N": str(self.rate_limit)},
         }
+        if self.rate_limit is not None:
+            item["rate_limit"] = {"N": str(self.rate_limit)}
         try:
             self.dynamodb.put_item(
                 TableName=self.table, Item=item, ConditionExpression="attribute_not_exists(key_hash)"

@@ -1,6 +1,6 @@
 """Proves that a deployed stack works: sends batches through the API, and finds one in the function's log.
 
-    tools/verify.py PROFILE [--stack NAME] [--region REGION]
+    tools/verify.py PROFILE [--stack NAME] [--region REGION] [--url URL]
 
 It creates a temporary API key of the project deployment-check, in test mode. It sends a batch, the same
 batch again, an invalid batch, and a bulk request, and checks each answer. Then it revokes the key, and
@@ -31,14 +31,15 @@ import botocore.exceptions
 import account
 import function_log
 from progress import Failure, say, step
-from stack import BULK, ENDPOINT, Answer, Api, stack_outputs
+from stack import BULK, ENDPOINT, Answer, Api, StackDescription, stack_description
 from temporary_key import AWS_ERRORS, CHECK_PROJECT, TemporaryKey
 
 # A key with a limit of its own is counted, so that the check includes the counter.
 KEY_RATE_LIMIT = 1000
-# The host name of a new API, its permission to call the function, and a changed role may take this long.
+# The host name of a new API may take this long to work; its permission to call the function, and a changed
+# role, only some seconds.
 PAUSES = (0, 1, 2, 4, 8, 15)
-ROLE_PAUSE = 4
+LAST_PAUSE_AFTER_ANSWER = 2
 LOG_SECONDS = 60
 EVENT = {"external_user_id": "deployment-check", "name": "deployment_checked"}
 INVALID_EVENT = {"name": "deployment_checked"}
@@ -49,9 +50,13 @@ class Target:
     """A deployed stack, and the time since which its log matters."""
 
     region: str
-    outputs: Mapping[str, str]
+    stack: StackDescription
     api: Api
     since: float
+
+    @property
+    def outputs(self) -> Mapping[str, str]:
+        return self.stack.outputs
 
     def client(self, service: str) -> Any:
         return boto3.client(service, region_name=self.region)
@@ -115,8 +120,7 @@ def first_answer(api: Api, batch: Any, headers: dict[str, str]) -> Answer | None
         except (OSError, http.client.HTTPException) as error:
             say(f"No answer yet: {error}")
             continue
-        # The function's own 4xx is final. Its 5xx may be due to a role that does not work everywhere yet.
-        if is_from_function(answer) and (answer.status < 500 or pause >= ROLE_PAUSE):
+        if (is_from_function(answer) and answer.status < 500) or pause >= LAST_PAUSE_AFTER_ANSWER:
             break
     return answer
 
@@ -179,7 +183,7 @@ def failure(target: Target, answer: Answer | None, expected: str, batch_id: str 
         why = "The function's log shows no failure."
     else:
         lines = recent_log(target)
-        starts = reasons_for_failed_start(lines)
+        starts = warnings(lines, "ERROR")
         if starts:
             why = "Its function cannot start. It logged:\n\n  " + "\n  ".join(starts)
         else:
@@ -200,7 +204,8 @@ def request_failures(target: Target, answer: Answer, batch_id: str) -> list[str]
 
     def failures() -> list[str] | None:
         lines = [line for selector in selectors for line in target.requests(**selector)]
-        return list(dict.fromkeys(filter(None, map(findings, lines)))) or None
+        reasons = list(dict.fromkeys(filter(None, map(findings, lines))))
+        return [*reasons, *warnings(log_since(target), "WARN", "ERROR")] if reasons else None
 
     # A wrong answer without a failure in the log needs no long wait.
     return function_log.wait_for(failures, 20 if answer.status >= 500 else 5) or []
@@ -224,33 +229,37 @@ def recent_log(target: Target) -> list[str]:
         if "FunctionError" in invoked:
             lines += base64.b64decode(invoked.get("LogResult", "")).decode(errors="replace").splitlines()
             lines += [json.loads(invoked["Payload"].read())["errorMessage"]]
-        lines += function_log.messages(target.client("logs"), target.outputs["FunctionLog"], target.since)
     except AWS_ERRORS as error:
-        lines += [f"(The log could not be read: {error})"]
-    return list(dict.fromkeys(lines))
+        lines += [f"(The function could not be invoked: {error})"]
+    return list(dict.fromkeys([*lines, *log_since(target)]))
 
 
-def reasons_for_failed_start(lines: list[str]) -> list[str]:
-    """The log messages of level ERROR, except those about a request."""
-    reasons = []
+def log_since(target: Target) -> list[str]:
+    try:
+        return list(function_log.messages(target.client("logs"), target.outputs["FunctionLog"], target.since))
+    except AWS_ERRORS as error:
+        return [f"(The log could not be read: {error})"]
+
+
+def warnings(lines: list[str], *levels: str) -> list[str]:
+    """The log messages of these levels, except the lines of requests."""
+    found = []
     for line in lines:
-        start = line.find('{"level":"ERROR"')
-        if start >= 0:
-            entry, _ = json.JSONDecoder().raw_decode(line[start:])
-            if entry["message"] != "request":
-                reasons.append(" ".join(filter(None, [entry["message"], entry.get("location")])))
-    return list(dict.fromkeys(reasons))
+        entry = function_log.entry(line)
+        if entry.get("level") in levels and entry.get("message") != "request":
+            found.append(" ".join(filter(None, [entry.get("message"), entry.get("location")])))
+    return list(dict.fromkeys(found))[:5]
 
 
 # ── The command ──────────────────────────────────────────────────────────────────────────────────
 
 
-def deployed_target(profile: argparse.Namespace) -> Target:
+def deployed_target(arguments: argparse.Namespace) -> Target:
     """The stack that the arguments select. Prints which one it is."""
-    settings = account.profile_settings(profile.config_file, profile.profile)
-    region = account.find_region(settings, profile.region)
+    settings = account.profile_settings(arguments.config_file, arguments.profile)
+    region = account.find_region(settings, arguments.region)
     identity = account.caller_identity(region.name)
-    stack = profile.stack or settings["stack_name"]
+    stack = arguments.stack or settings["stack_name"]
     print(f"""
   account  {identity["Account"]}, as {identity["Arn"]}
   region   {region.name}{f", although samconfig.toml has {region.saved}" if region.saved else ""}
@@ -258,9 +267,20 @@ def deployed_target(profile: argparse.Namespace) -> Target:
 """)
     cloudformation = boto3.client("cloudformation", region_name=region.name)
     if account.stack_status(cloudformation, stack) is None:
-        raise Failure(f"There is no stack {stack} in {region.name}. Deploy it: make deploy PROFILE={profile.profile}")
-    outputs = stack_outputs(cloudformation, stack)
-    return Target(region.name, outputs, Api(outputs["ApiUrl"], os.environ.get("AWS_ENDPOINT_URL")), time.time())
+        raise Failure(f"There is no stack {stack} in {region.name}. Deploy it: make deploy PROFILE={arguments.profile}")
+    described = stack_description(cloudformation, stack)
+    return make_target(region.name, described, arguments.url, time.time())
+
+
+def make_target(region: str, stack: StackDescription, url: str | None, since: float) -> Target:
+    """The stack, called by its own address or by the URL of its custom domain."""
+    if not url and stack.parameters.get("DisableExecuteApiEndpoint") == "true":
+        raise Failure(
+            "The API answers only at its custom domain (DisableExecuteApiEndpoint). Say which one it is:\n\n"
+            "  make verify URL=https://events.example.com"
+        )
+    api = Api(url.rstrip("/")) if url else Api(stack.outputs["ApiUrl"], os.environ.get("AWS_ENDPOINT_URL"))
+    return Target(region, stack, api, since)
 
 
 def stop_on_sigterm() -> None:
@@ -272,6 +292,7 @@ def main() -> int:
     cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     account.add_arguments(parser)
+    account.add_url_argument(parser)
     stop_on_sigterm()
     try:
         target = deployed_target(parser.parse_args())

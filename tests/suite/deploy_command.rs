@@ -167,7 +167,7 @@ async fn a_deployment_is_proven_to_work_or_the_reason_why_it_does_not_is_shown()
     let verify = || run_at(&endpoint, "verify.py", &["dev", "--stack", "deploy"]);
     assert_run(verify(), 0, &["The stack works"]);
     for (operation, resource, reason) in [
-        ("SendMessageBatch", "deploy-Queue", "cause: SendMessageBatch: AccessDeniedException"),
+        ("SendMessageBatch", "deploy-Queue", "SendMessageBatch: AccessDeniedException"),
         ("PutItem", "deploy-StateTable", "cause: PutItem on the state table: AccessDeniedException"),
         (
             "UpdateItem",
