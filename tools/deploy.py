@@ -88,10 +88,10 @@ def parameters(arguments: argparse.Namespace) -> list[str]:
 
 
 def version() -> str:
-    """The version and the commit of the code, such as 0.1.0+1a2b3c4d5e6f, or …-dirty if files have been changed."""
+    """The version and the commit of the code, such as 0.1.0+1a2b3c4d5e6f, with .dirty if files have been changed."""
     number = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
     described = subprocess.run(
-        ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty"],
+        ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=.dirty"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     commit = described.stdout.strip()
@@ -117,6 +117,15 @@ def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: b
         )
     elif subprocess.run([*command, *(["--guided"] if guided else [])], cwd=ROOT).returncode != 0:
         raise Failure("sam deploy failed. Its output above has the reason.")
+
+
+def protect(cloudformation: Any, stack: str) -> None:
+    """Makes CloudFormation refuse to lose the resources that clients depend on, which no template can do."""
+    # No update may replace or delete them.
+    cloudformation.set_stack_policy(StackName=stack, StackPolicyBody=STACK_POLICY.read_text())
+    # If the API keys are protected from deletion, so is the stack.
+    if stack_description(cloudformation, stack).parameters.get("ProtectApiKeys") == "true":
+        cloudformation.update_termination_protection(StackName=stack, EnableTerminationProtection=True)
 
 
 # ── After the deployment ─────────────────────────────────────────────────────────────────────
@@ -228,8 +237,7 @@ def build_and_deploy(arguments: argparse.Namespace) -> None:
         settings = account.profile_settings(arguments.config_file, arguments.profile)
         stack, name = arguments.stack or settings["stack_name"], settings.get("region", name)
         cloudformation = boto3.client("cloudformation", region_name=name)
-    # From now on, no update may replace or delete the resources that clients depend on.
-    cloudformation.set_stack_policy(StackName=stack, StackPolicyBody=STACK_POLICY.read_text())
+    protect(cloudformation, stack)
 
     target = make_target(name, stack_description(cloudformation, stack), arguments.url, since)
     check(target)

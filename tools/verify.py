@@ -31,7 +31,7 @@ import botocore.exceptions
 import account
 import function_log
 from progress import Failure, say, step
-from stack import BULK, ENDPOINT, Answer, Api, StackDescription, stack_description
+from stack import BULK_ENDPOINT, ENDPOINT, Answer, Api, StackDescription, stack_description
 from temporary_key import AWS_ERRORS, CHECK_PROJECT, TemporaryKey
 
 # A key with a limit of its own is counted, so that the check includes the counter.
@@ -101,7 +101,7 @@ def check_answers(target: Target, key: TemporaryKey) -> str:
     expect(target, invalid, 422)
     with step("Send a valid and an invalid event as a bulk request, which must accept one of them"):
         bulk = target.api.post(
-            {"events": [EVENT, INVALID_EVENT]}, headers | {"Idempotency-Key": str(uuid.uuid4())}, BULK
+            {"events": [EVENT, INVALID_EVENT]}, headers | {"Idempotency-Key": str(uuid.uuid4())}, BULK_ENDPOINT
         )
     expect(target, bulk, 200)
     data = (bulk.json() or {}).get("data", {})
@@ -224,7 +224,9 @@ def recent_log(target: Target) -> list[str]:
     lines = []
     try:
         invoked = target.client("lambda").invoke(
-            FunctionName=target.outputs["FunctionName"], LogType="Tail", Payload=b"{}"
+            FunctionName=target.outputs.get("FunctionAlias", target.outputs["FunctionName"]),
+            LogType="Tail",
+            Payload=b"{}",
         )
         if "FunctionError" in invoked:
             lines += base64.b64decode(invoked.get("LogResult", "")).decode(errors="replace").splitlines()
