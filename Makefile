@@ -176,11 +176,12 @@ lint-template: $(SAM) $(CHECKOV) ## Check template.yaml
 	@$(LOCAL) validate
 	.venv/checkov/bin/checkov -f template.yaml --framework cloudformation --compact --quiet --skip-download
 
-lint-docs: $(REDOCLY) $(MINISTACK) ## Check openapi.yaml, and the links and commands in the docs
+lint-docs: $(REDOCLY) $(SAM) ## Check openapi.yaml, and the links and commands in the docs
 	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true .venv/redocly/node_modules/.bin/redocly lint openapi.yaml
 	cargo build --locked --package event-ingest --package event-ingest-keys --bin event-ingest-keys
 	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
-	.venv/ministack/bin/python tools/check_docs.py
+	.venv/sam/bin/python tools/check_docs.py
+	$(PYTHON) tools/costs.py --check
 
 lint-python: $(PYTHON_LINT) ## Check the format, lints and types of the Python files
 	.venv/lint/bin/ruff check $(PYTHON_FILES)

@@ -290,9 +290,11 @@ def fixed(with_traffic: bool) -> list[Line]:
     """What the stack costs per month at any volume."""
     metrics = custom_metrics() if with_traffic else 0
     lines = [
-        Line("Alarms", template().alarm_metrics * ALARM_MONTH, f"{template().alarm_metrics} metrics at {ALARM_MONTH}"),
-        Line("Dashboard", template().dashboards * DASHBOARD_MONTH, f"{template().dashboards} at {DASHBOARD_MONTH}"),
-        Line("Custom metrics", tiered(metrics, METRIC_MONTH), f"up to {metrics} metrics at {METRIC_MONTH[0][1]}"),
+        Line(
+            "Alarms", template().alarm_metrics * ALARM_MONTH, f"{template().alarm_metrics} metrics at {ALARM_MONTH:.2f}"
+        ),
+        Line("Dashboard", template().dashboards * DASHBOARD_MONTH, f"{template().dashboards} at {DASHBOARD_MONTH:.2f}"),
+        Line("Custom metrics", tiered(metrics, METRIC_MONTH), f"up to {metrics} metrics at {METRIC_MONTH[0][1]:.2f}"),
         Line("Tables, queues, topic, S3", 0.05, "less than this"),
     ]
     return [line for line in lines if line.dollars]
@@ -367,16 +369,15 @@ def million_table() -> str:
 
 
 def month_table() -> str:
-    names = [line.name for line in per_month(1e6)]
-    head = ["events per day", *names, "**per month**", "per million events"]
+    names = [line.name for line in traffic(1e6, 100, DAYS_PER_MONTH)]
+    head = ["events per day", *names, "fixed", "**per month**", "per million events"]
     rows = []
     for events in VOLUMES:
-        lines = per_month(events)
-        whole = total(lines)
+        lines = traffic(events * DAYS_PER_MONTH, 100, DAYS_PER_MONTH)
+        whole = total(per_month(events))
         million = whole / (events * DAYS_PER_MONTH) * 1e6
-        rows.append(
-            [f"{events:,}", *(dollars(line.dollars) for line in lines), f"**{dollars(whole)}**", f"{million:.3f}"]
-        )
+        costs = [*(dollars(line.dollars) for line in lines), dollars(total(fixed(with_traffic=True)))]
+        rows.append([f"{events:,}", *costs, f"**{dollars(whole)}**", f"{million:.3f}"])
     return table(head, rows)
 
 

@@ -5,6 +5,7 @@
     tools/keys_backup.py copy --from TABLE --to TABLE        copy keys that are missing
         --overwrite     also replace keys that differ
         --reactivate    also make keys active again that are revoked in the table
+        --to-region     the region of the table to copy to, if it is another one
 
 A revoked key stays revoked: without --reactivate, no copy makes a key active that is revoked in either table.
 Keys are shown by their hints. The programs behind `make` run with .venv/sam/bin/python, which has boto3.
@@ -162,17 +163,22 @@ def delete(dynamodb: Any, region: str, table: str) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    dynamodb = boto3.client("dynamodb", region_name=region_of(arguments))
-    found = list(differences(items(dynamodb, arguments.source), items(dynamodb, arguments.target)))
+    found = list(differences(*both_tables(arguments)))
     for difference in found:
         print(difference)
     say(f"{len(found)} keys differ.")
 
 
+def both_tables(arguments: argparse.Namespace) -> tuple[dict[str, Item], dict[str, Item]]:
+    region = region_of(arguments)
+    source, target = (boto3.client("dynamodb", region_name=name) for name in (region, arguments.to_region or region))
+    return items(source, arguments.source), items(target, arguments.target)
+
+
 def copy(arguments: argparse.Namespace) -> None:
-    dynamodb = boto3.client("dynamodb", region_name=region_of(arguments))
+    dynamodb = boto3.client("dynamodb", region_name=arguments.to_region or region_of(arguments))
     planned = []
-    for difference in differences(items(dynamodb, arguments.source), items(dynamodb, arguments.target)):
+    for difference in differences(*both_tables(arguments)):
         if difference.source is None:
             continue
         item = repaired(difference, arguments.overwrite, arguments.reactivate)
@@ -241,6 +247,7 @@ def parse_arguments() -> argparse.Namespace:
         added.add_argument("--from", dest="source", required=True, metavar="TABLE", help="the restored table")
         added.add_argument("--to", dest="target", required=True, metavar="TABLE", help="the stack's table")
         added.add_argument("--region", help="the region, instead of AWS_REGION")
+        added.add_argument("--to-region", metavar="REGION", help="the region of the table to copy to")
         if command is copy:
             added.add_argument("--overwrite", action="store_true", help="also replace keys that differ")
             added.add_argument("--reactivate", action="store_true", help="also reactivate revoked keys")

@@ -39,7 +39,7 @@ KEY_RATE_LIMIT = 1000
 # The host name of a new API may take this long to work; its permission to call the function, and a changed
 # role, only some seconds.
 PAUSES = (0, 1, 2, 4, 8, 15)
-LAST_PAUSE_AFTER_ANSWER = 2
+LAST_PAUSE_AFTER_ANSWER = 1
 LOG_SECONDS = 60
 EVENT = {"external_user_id": "deployment-check", "name": "deployment_checked"}
 INVALID_EVENT = {"name": "deployment_checked"}

@@ -1,14 +1,17 @@
 //! Tests of `make deploy` and `make verify` on a local AWS. They prove that a stack works, or print the reason
 //! why it does not.
 
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::types::PointInTimeRecoverySpecification;
 use hyper::body::Bytes;
 use hyper::{Request, Response};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use test_support::http_server::{Cut, HttpServer, fetch};
 use test_support::local_aws::{self, endpoint};
-use test_support::tables;
+use test_support::tables::{self, s};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -130,14 +133,26 @@ async fn forward(request: Request<Bytes>) -> Result<Response<Bytes>, Cut> {
     fetch(&upstream, Request::from_parts(head, body)).await.map_err(|_| Cut)
 }
 
-/// The statuses of the API keys in the only API keys table of a stack.
-async fn statuses_of_keys(stack: &str) -> Vec<String> {
-    let sdk = local_aws::sdk().await;
-    let listed = aws_sdk_dynamodb::Client::new(&sdk).list_tables().send().await.expect("the tables");
+/// The name of the API keys table of a stack.
+async fn api_keys_table(stack: &str) -> String {
+    let listed = Client::new(&local_aws::sdk().await).list_tables().send().await.expect("the tables");
     let prefix = format!("{stack}-ApiKeysTable");
-    let table = listed.table_names().iter().find(|name| name.starts_with(&prefix)).expect("the API keys table");
-    let items = tables::items(&sdk, table).await;
+    listed.table_names().iter().find(|name| name.starts_with(&prefix)).expect("the API keys table").clone()
+}
+
+/// The statuses of the API keys of a stack.
+async fn statuses_of_keys(stack: &str) -> Vec<String> {
+    let items = tables::items(&local_aws::sdk().await, &api_keys_table(stack).await).await;
     items.iter().map(|item| item["status"].as_s().expect("a string").clone()).collect()
+}
+
+/// The API keys of a table, by their names: status, project and rate limit.
+async fn keys(table: &str) -> BTreeMap<String, [String; 3]> {
+    let items = tables::items(&local_aws::sdk().await, table).await;
+    let text = |item: &tables::Item, name: &str| item.get(name).and_then(|value| value.as_s().ok()).cloned();
+    let limit = |item: &tables::Item| item.get("rate_limit").and_then(|value| value.as_n().ok()).cloned();
+    let settings = |item| [text(item, "status"), text(item, "project_id"), limit(item)].map(Option::unwrap_or_default);
+    items.iter().map(|item| (text(item, "name").expect("a name"), settings(item))).collect()
 }
 
 /// One test, because a deployment takes a while, and two concurrent first deployments would create the same
@@ -166,6 +181,9 @@ async fn a_deployment_is_proven_to_work_or_the_reason_why_it_does_not_is_shown()
 
     let verify = || run_at(&endpoint, "verify.py", &["dev", "--stack", "deploy"]);
     assert_run(verify(), 0, &["The stack works"]);
+    let load = ["dev", "--stack", "deploy", "--rate", "5", "--seconds", "2", "--yes"];
+    let texts = ["10 sent, 10 accepted", "cost     about $0.00", "10  202", "in the log as accepted: 10 of 10"];
+    assert_run(run_at(&endpoint, "load.py", &load), 0, &texts);
     for (operation, resource, reason) in [
         ("SendMessageBatch", "deploy-Queue", "SendMessageBatch: AccessDeniedException"),
         ("PutItem", "deploy-StateTable", "cause: PutItem on the state table: AccessDeniedException"),
@@ -174,7 +192,6 @@ async fn a_deployment_is_proven_to_work_or_the_reason_why_it_does_not_is_shown()
             "deploy-StateTable",
             "limiter_failure: UpdateItem (rate window) on the state table: AccessDenied",
         ),
-        ("GetItem", "deploy-ApiKeysTable", "cause: GetItem on the API keys table: AccessDeniedException"),
     ] {
         policies.deny(Some(Denial { operation, resource }));
         assert_run(verify(), 1, &["The stack is deployed, but does not work", reason]);
@@ -186,6 +203,19 @@ async fn a_deployment_is_proven_to_work_or_the_reason_why_it_does_not_is_shown()
     assert!(statuses.len() == 6 && statuses.iter().all(|status| status == "revoked"), "{statuses:?}");
 
     policies.deny(None);
+    // The local AWS does not turn on the backups that the template demands.
+    let drill = || run_at(&endpoint, "keys_backup.py", &["drill", "dev", "--stack", "deploy"]);
+    assert_run(drill(), 1, &["Point-in-time recovery of deploy-ApiKeysTable", "update-continuous-backups"]);
+    let recovery = PointInTimeRecoverySpecification::builder().point_in_time_recovery_enabled(true).build();
+    let backups = Client::new(&local_aws::sdk().await)
+        .update_continuous_backups()
+        .table_name(api_keys_table("deploy").await)
+        .point_in_time_recovery_specification(recovery.expect("complete"));
+    backups.send().await.expect("backups are turned on");
+    assert_run(drill(), 0, &["The backup has all 6 keys"]);
+    let listed = Client::new(&local_aws::sdk().await).list_tables().send().await.expect("the tables");
+    assert!(listed.table_names().iter().all(|name| !name.contains("drill")), "{:?}", listed.table_names());
+
     let state = build_with("deploy-bad", " STATE_TABLE:", " STATE_TABEL:");
     let texts = [
         "deploy, now CREATE_COMPLETE",
@@ -194,6 +224,54 @@ async fn a_deployment_is_proven_to_work_or_the_reason_why_it_does_not_is_shown()
         "bad configuration: STATE_TABLE is required",
     ];
     assert_run(deploy_at(&endpoint, "deploy", &state, &["--yes"]), 1, &texts);
+}
+
+#[tokio::test]
+async fn keys_are_repaired_from_a_backup_and_no_revoked_key_becomes_active() {
+    let sdk = local_aws::sdk().await;
+    for table in ["keys-backup", "keys-damaged"] {
+        tables::create_api_keys_table(&sdk, table).await;
+    }
+    let key = |number: u8| format!("sk_live_{number:032}");
+    let put = async |table: &str, number: u8, name: &str, status: &str, project: &str| {
+        tables::put_api_key(&sdk, table, &key(number), project, &[("name", s(name)), ("status", s(status))]).await;
+    };
+    for (number, name) in [(1, "equal"), (2, "lost"), (3, "moved"), (4, "revoked since")] {
+        put("keys-backup", number, name, "active", "acme").await;
+    }
+    put("keys-backup", 5, "revoked before", "revoked", "acme").await;
+    put("keys-damaged", 1, "equal", "active", "acme").await;
+    put("keys-damaged", 3, "moved", "active", "evil").await;
+    put("keys-damaged", 4, "revoked since", "revoked", "evil").await;
+    put("keys-damaged", 5, "revoked before", "active", "acme").await;
+    put("keys-damaged", 6, "newer", "active", "acme").await;
+
+    let tool = |options: &[&str]| {
+        let tables = ["--from", "keys-backup", "--to", "keys-damaged"];
+        run_at(&endpoint(), "keys_backup.py", &[options, &tables].concat())
+    };
+    let state = |status: &str, project: &str| [status.to_owned(), project.to_owned(), String::new()];
+    let before = keys("keys-damaged").await;
+    let shown = ["lost of acme): missing; would be active", "evil now", "not in the backup", "5 keys differ"];
+    assert_run(tool(&["compare"]), 0, &shown);
+    assert_run(tool(&["copy"]), 1, &["Nobody is there to confirm this"]);
+    assert_eq!(keys("keys-damaged").await, before);
+
+    // Without --overwrite, only what is missing is copied.
+    assert_run(tool(&["copy", "--yes"]), 0, &["1 of 1 keys were written"]);
+    let mut expected = before;
+    expected.insert("lost".to_owned(), state("active", "acme"));
+    assert_eq!(keys("keys-damaged").await, expected);
+
+    assert_run(tool(&["copy", "--overwrite", "--yes"]), 0, &["3 of 3 keys were written"]);
+    expected.insert("moved".to_owned(), state("active", "acme"));
+    expected.insert("revoked since".to_owned(), state("revoked", "acme"));
+    expected.insert("revoked before".to_owned(), state("revoked", "acme"));
+    assert_eq!(keys("keys-damaged").await, expected);
+
+    assert_run(tool(&["copy", "--overwrite", "--reactivate", "--yes"]), 0, &["1 of 1 keys were written"]);
+    expected.insert("revoked since".to_owned(), state("active", "acme"));
+    assert_eq!(keys("keys-damaged").await, expected);
 }
 
 #[test]
