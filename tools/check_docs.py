@@ -362,6 +362,8 @@ CUSTOM_AWS_COMMANDS = {
     ("sso", "login"): {"--sso-session", "--no-browser"},
     ("logs", "tail"): {"--since", "--follow", "--format", "--filter-pattern", "--log-stream-names"},
 }
+# Options that the AWS CLI renames, because they have the name of a global option.
+RENAMED_AWS_OPTIONS = {("sns", "subscribe", "--endpoint"): "--notification-endpoint"}
 GLOBAL_AWS_OPTIONS = {
     "--cli-input-json", "--debug", "--endpoint-url", "--max-items", "--no-cli-pager", "--no-paginate", "--output",
     "--page-size", "--profile", "--query", "--region", "--starting-token",
@@ -409,15 +411,22 @@ def cli_name(name: str) -> str:
 def check_aws_options(shape: Any, words: list[str]) -> Iterator[str]:
     command = " ".join(words[1:3])
     used = options(words)
-    members = {"--" + cli_name(name): member for name, member in (shape.members if shape else {}).items()}
+    members = {aws_option(words, name): member for name, member in (shape.members if shape else {}).items()}
     booleans = {name.replace("--", "--no-", 1) for name, member in members.items() if member.type_name == "boolean"}
     for option in used:
         if option not in members and option not in booleans | GLOBAL_AWS_OPTIONS:
             yield f"aws {command} has no option {option}"
     # A command in inline code may be just a name.
     for name in shape.required_members if shape and used else []:
-        if "--" + cli_name(name) not in used:
-            yield f"aws {command} requires --{cli_name(name)}"
+        option = aws_option(words, name)
+        if not {option, option.replace("--", "--no-", 1)} & set(used):
+            yield f"aws {command} requires {option}"
+
+
+def aws_option(words: list[str], member: str) -> str:
+    """The option for a member of an operation's input."""
+    option = "--" + cli_name(member)
+    return RENAMED_AWS_OPTIONS.get((words[1], words[2], option), option)
 
 
 # ── Values of aws options ────────────────────────────────────────────────────────────────────────
@@ -429,7 +438,7 @@ PLACEHOLDER = re.compile(r"\$|…|\.\.\.|<[^>]*>")
 def check_aws_values(shape: Any, words: list[str]) -> Iterator[str]:
     """Checks values against the types, enumerations and required members of the service's model."""
     for name, member in (shape.members if shape else {}).items():
-        option = "--" + cli_name(name)
+        option = aws_option(words, name)
         for text in check_aws_value(member, values_of(words, option)):
             yield f"aws {' '.join(words[1:3])} {option}: {text}"
 
