@@ -24,7 +24,14 @@ pub struct Config {
     pub rate_limit: Option<RateLimit>,
     /// The log lines to write.
     pub log_filter: Targets,
+    /// The name of the function, which Lambda sets; empty elsewhere.
+    pub function_name: String,
+    /// Whether a call to AWS uses TLS. Only a local AWS has an endpoint without it.
+    pub uses_tls: bool,
 }
+
+/// Stands for an endpoint that is not configured.
+const ON_AWS: &str = "on AWS";
 
 /// Every problem with the environment variables, so that one log line names them all.
 #[derive(Debug, PartialEq, Eq)]
@@ -63,10 +70,14 @@ impl Config {
         // RUST_LOG takes precedence, because people set it by hand to investigate.
         let log_level = if (read.lookup)("RUST_LOG").is_some() { "RUST_LOG" } else { "AWS_LAMBDA_LOG_LEVEL" };
         let log_filter = read.variable(log_level, Some("info"), log_filter);
+        let function_name = (read.lookup)("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
         // The SDK reads these variables itself. An empty value would make each of its calls panic.
-        for endpoint in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SQS"] {
-            read.variable(endpoint, Some("absent"), non_empty);
-        }
+        let [all, dynamodb, sqs] = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SQS"]
+            .map(|name| read.variable(name, Some(ON_AWS), non_empty).filter(|endpoint| endpoint != ON_AWS));
+        let uses_tls = [dynamodb, sqs].into_iter().any(|of_service| {
+            let endpoint = of_service.or_else(|| all.clone());
+            endpoint.is_none_or(|url| url.starts_with("https:"))
+        });
 
         let fields =
             (queue_url, state_table, api_keys_table, max_events_per_message, dedup_window, rate_limit, log_filter);
@@ -87,6 +98,8 @@ impl Config {
                 dedup_window,
                 rate_limit,
                 log_filter,
+                function_name,
+                uses_tls,
             }),
             _ => Err(ConfigError(problems)),
         }
@@ -234,6 +247,17 @@ mod tests {
                 assert!(parse(&[(name, Some(value))]).unwrap_err().contains(name), "{name}={value}");
             }
         }
+    }
+
+    #[test]
+    fn only_endpoints_without_tls_need_no_tls() {
+        let uses_tls = |overrides: &[_]| parse(overrides).unwrap().uses_tls;
+        let local = Some("http://127.0.0.1:4566");
+        assert!(uses_tls(&[]));
+        assert!(!uses_tls(&[("AWS_ENDPOINT_URL", local)]));
+        assert!(uses_tls(&[("AWS_ENDPOINT_URL_SQS", local)]), "DynamoDB is on AWS");
+        assert!(!uses_tls(&[("AWS_ENDPOINT_URL_SQS", local), ("AWS_ENDPOINT_URL_DYNAMODB", local)]));
+        assert!(uses_tls(&[("AWS_ENDPOINT_URL", local), ("AWS_ENDPOINT_URL_SQS", Some("https://sqs.test"))]));
     }
 
     #[test]

@@ -211,8 +211,14 @@ pub struct Log(Rc<RefCell<Vec<u8>>>);
 impl Log {
     /// Removes and returns the lines. Each is a JSON object.
     pub fn take(&self) -> Vec<Value> {
-        let text = String::from_utf8(self.0.take()).expect("UTF-8");
-        text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+        self.take_text().lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+    }
+}
+
+impl Log {
+    /// Removes and returns the lines as they were written.
+    pub fn take_text(&self) -> String {
+        String::from_utf8(self.0.take()).expect("UTF-8")
     }
 }
 
