@@ -7,8 +7,8 @@
     tools/costs.py --check                  fail if the documentation differs
 
 The prices and assumptions are at the top of this file. Everything else is measured or read: service times and
-sizes from docs/benchmarks/results.json, metrics from src/telemetry.rs, and from template.yaml the alarms, the
-log lines, tracing and throttling. Needs only the standard library.
+sizes from docs/benchmarks/results.json, metrics and the function's log line from src/telemetry.rs and its test, and
+from template.yaml the alarms, the access log, tracing and throttling. Needs only the standard library.
 """
 
 import argparse
@@ -114,7 +114,6 @@ class Batch:
     events: int
     cpu_ms: float
     duration_ms: float
-    log_bytes: float
     write_units: float
     messages: float
     message_bytes: float
@@ -149,7 +148,6 @@ def measured() -> list[Batch]:
                     row["events"],
                     figures["cpu"],
                     duration,
-                    figures["log_bytes"],
                     usage["write_units"],
                     usage["messages"],
                     usage["bytes"],
@@ -172,7 +170,6 @@ def batch_of(events: int) -> Batch:
         events,
         between(lambda batch: batch.cpu_ms),
         between(lambda batch: batch.duration_ms),
-        between(lambda batch: batch.log_bytes),
         between(lambda batch: batch.write_units),
         math.ceil(events / 50),
         between(lambda batch: batch.message_bytes),
@@ -210,8 +207,22 @@ def default(text: str, parameter: str, missing: str) -> str:
 
 @cache
 def custom_metrics() -> int:
-    """The number of metrics that the function can publish."""
-    return len(re.findall(r"#\[metrics\(unit = ", (ROOT / "src/telemetry.rs").read_text()))
+    """The number of metrics that the function and the template's metric filters can publish."""
+    filters = (ROOT / "template.yaml").read_text().count("Type: AWS::Logs::MetricFilter\n")
+    return filters + number_in("src/telemetry.rs", r"METRICS: \[&str; (\d+)\]")
+
+
+@cache
+def line_bytes() -> int:
+    """The most bytes of the function's log line about an accepted batch, which a test guarantees."""
+    return number_in("tests/suite/telemetry.rs", r"line\.len\(\) < (\d+)")
+
+
+def number_in(file: str, pattern: str) -> int:
+    found = re.search(pattern, (ROOT / file).read_text())
+    if found is None:
+        raise SystemExit(f"{file} has no match for {pattern}")
+    return int(found[1])
 
 
 # ── Costs ────────────────────────────────────────────────────────────────────────────────────────
@@ -226,10 +237,10 @@ class Line:
     quantity: str
 
 
-def log_bytes(batch: Batch) -> float:
+def log_bytes() -> float:
     """The bytes that one request adds to the two logs."""
     platform = PLATFORM_BYTES if template().platform_logs else 0
-    return batch.log_bytes + LOG_EVENT_BYTES + platform + template().access_log_bytes
+    return line_bytes() + LOG_EVENT_BYTES + platform + template().access_log_bytes
 
 
 def traces(requests_per_second: float, seconds: float) -> float:
@@ -250,7 +261,7 @@ def traffic(events: float, events_per_batch: int, days: float) -> list[Line]:
     received = min(BUSY_CONSUMER_MESSAGES, max(1.0, messages)) * batch.message_bytes / batch.messages
     receives = messages / BUSY_CONSUMER_MESSAGES * max(1, math.ceil(received / 65_536))
     deletes = messages / BUSY_CONSUMER_MESSAGES
-    logged = requests * log_bytes(batch) / 1e9
+    logged = requests * log_bytes() / 1e9
     recorded = traces(requests / (days * SECONDS_PER_DAY), days * SECONDS_PER_DAY)
     storage = requests / days * STATE_ITEM_DAYS * STATE_ITEM_BYTES / 1e9 * TABLE_GB_MONTH * days / DAYS_PER_MONTH
     gigabyte_seconds = requests * batch.duration_ms / 1000 * MEMORY_MB / 1024
@@ -404,7 +415,7 @@ def warm_table() -> str:
 def observability() -> tuple[float, float]:
     """Bytes per request of logs and metrics' lines, and dollars per million events with traces."""
     lines = {line.name: line for line in traffic(1e6, 100, 0.1)}
-    return log_bytes(batch_of(100)), lines["Logs and metrics' lines"].dollars + lines["X-Ray"].dollars
+    return log_bytes(), lines["Logs and metrics' lines"].dollars + lines["X-Ray"].dollars
 
 
 # ── Documentation ────────────────────────────────────────────────────────────────────────────────
