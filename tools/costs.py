@@ -33,7 +33,6 @@ LAMBDA_REQUEST = 0.20e-6
 LAMBDA_GB_SECOND: Tiers = [(6e9, 16.6667e-6), (15e9, 15.0000e-6), (math.inf, 13.3334e-6)]
 WRITE_UNIT, READ_UNIT = 0.625e-6, 0.125e-6
 TABLE_GB_MONTH = 0.25
-BACKUP_GB_MONTH = 0.20  # point-in-time recovery
 RESTORE_GB = 0.15
 # Warm throughput costs as much as an hour of provisioned capacity, once, for what exceeds the current value.
 WARM_WRITE_UNIT, WARM_READ_UNIT = 0.00065, 0.00013
@@ -412,6 +411,21 @@ def warm_table() -> str:
     return table(["requests per second", "write units", "read units", "USD, once"], rows, left=0)
 
 
+def optional_table() -> str:
+    load = total(traffic(300_000, 100, 60 / SECONDS_PER_DAY))
+    rows: list[tuple[str, str, float]] = [
+        ("`KmsKeyArn`", "the key, per month", KEY_MONTH),
+        ("", "10,000 requests to it", 10_000 * KMS_REQUEST),
+        ("`RouteMetrics=true`", "6 metrics of each of 4 routes, per month", 24 * METRIC_MONTH[0][1]),
+        ("`NoTrafficMinutes`", "an alarm, per month", ALARM_MONTH),
+        ("`Tracing=Active`", "a million traces", 1e6 * TRACE),
+        ("`make load RATE=50 SECONDS=60`", "300,000 events in batches of 100", load),
+        ("`make backup-drill`", "a restore of 1 GB; a table of API keys is much smaller", RESTORE_GB),
+        ("a saved query", "1 GB of logs that it reads", LOG_QUERY_GB),
+    ]
+    return table(["", "", "USD"], [[what, unit, f"{cost:,.3f}"] for what, unit, cost in rows], left=2)
+
+
 def observability() -> tuple[float, float]:
     """Bytes per request of logs and metrics' lines, and dollars per million events with traces."""
     lines = {line.name: line for line in traffic(1e6, 100, 0.1)}
@@ -430,10 +444,14 @@ def sections() -> dict[str, str]:
         "fixed": fixed_table(),
         "flood": flood_table(),
         "warm": warm_table(),
+        "optional": optional_table(),
         "per-million": f"${per_million():.3f}",
         "fixed-total": f"${total(fixed(with_traffic=True)):.0f}",
         "idle-total": f"${total(fixed(with_traffic=False)):.0f}",
         "flood-total": f"${total(unknown_key()):.0f}",
+        "front-million": f"${(CLOUDFRONT_REQUEST + WAF_REQUEST) * 1e6:.2f}",
+        "front-month": f"${WAF_ACL_MONTH + WAF_RULE_MONTH:.0f}",
+        "rest-million": f"${(REST_REQUEST - GATEWAY_REQUEST[0][1]) * 1e6:.2f}",
         "duration": f"{batch_of(100).duration_ms:.0f} ms",
         "log-bytes": f"{bytes_per_request:,.0f} bytes",
         "logs": f"${logs:.4f}",
