@@ -83,19 +83,28 @@ def parameters(arguments: argparse.Namespace) -> list[str]:
     # deployment to a local AWS wrote an address into the profile.
     values = overrides(arguments) | {"EndpointUrl": os.environ.get("AWS_ENDPOINT_URL", "")}
     if re.search(r"^  Version:$", TEMPLATE.read_text(), re.MULTILINE):
-        values["Version"] = version()
+        values["Version"] = built_version(arguments.state_dir)
     return [f'{name}="{value}"' for name, value in values.items()]
 
 
-def version() -> str:
-    """The version and the commit of the code, such as 0.1.0+1a2b3c4d5e6f, with .dirty if files have been changed."""
+def source_version() -> str:
+    """The version and the commit of the source, such as 0.1.0+1a2b3c4d5e6f, and .dirty if files are not committed."""
     number = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
-    described = subprocess.run(
-        ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=.dirty"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    commit = described.stdout.strip()
-    return f"{number}+{commit}" if commit else str(number)
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=.dirty"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        commit = described.stdout.strip()
+    except FileNotFoundError:
+        commit = ""
+    return f"{number}+{commit or 'unknown'}"
+
+
+def built_version(state_dir: Path) -> str:
+    """The version of the last build."""
+    file = state_dir / "version"
+    return file.read_text() if file.exists() else "unknown"
 
 
 def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: bool) -> None:
@@ -112,8 +121,8 @@ def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: b
         run(
             [*command, "--no-confirm-changeset"],
             arguments.state_dir / "deploy.log",
-            "The first CREATE_FAILED or UPDATE_FAILED has the reason. The stack is as it was before,\n"
-            "unless its status is ROLLBACK_COMPLETE: then delete it and deploy again.",
+            "The first CREATE_FAILED or UPDATE_FAILED has the reason. The stack is as it was before, unless its\n"
+            'status is ROLLBACK_COMPLETE: then clean up as in docs/deploy.md, "If the deployment fails".',
         )
     elif subprocess.run([*command, *(["--guided"] if guided else [])], cwd=ROOT).returncode != 0:
         raise Failure("sam deploy failed. Its output above has the reason.")
@@ -222,6 +231,7 @@ def build_and_deploy(arguments: argparse.Namespace) -> None:
 
     arguments.state_dir.mkdir(parents=True, exist_ok=True)
     if not arguments.no_build:
+        (arguments.state_dir / "version").write_text(source_version())
         build_for_release(arguments.state_dir, parameters(arguments))
     template = arguments.state_dir / "build" / "template.yaml"
     since = time.time()
