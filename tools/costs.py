@@ -450,6 +450,7 @@ def sections() -> dict[str, str]:
         "idle-total": f"${total(fixed(with_traffic=False)):.0f}",
         "flood-total": f"${total(unknown_key()):.0f}",
         "front-million": f"${(CLOUDFRONT_REQUEST + WAF_REQUEST) * 1e6:.2f}",
+        "waf-million": f"${WAF_REQUEST * 1e6:.2f}",
         "front-month": f"${WAF_ACL_MONTH + WAF_RULE_MONTH:.0f}",
         "rest-million": f"${(REST_REQUEST - GATEWAY_REQUEST[0][1]) * 1e6:.2f}",
         "duration": f"{batch_of(100).duration_ms:.0f} ms",
