@@ -24,7 +24,7 @@ async fn main() -> ExitCode {
     };
     telemetry::init(&config.log_filter);
     telemetry::report_panics();
-    let telemetry = Telemetry::new(config.function_name, Box::new(std::io::stdout()), aws_calls);
+    let telemetry = Telemetry::new(config.function_name, config.version, Box::new(std::io::stdout()), aws_calls);
     let sdk = sdk_config().await;
     let state_table = StateTable::new(&sdk, config.state_table);
     let queue = SqsQueue::new(&sdk, config.queue_url);
@@ -39,7 +39,7 @@ async fn main() -> ExitCode {
             queue,
             clock: SystemClock,
             dedup_window: config.dedup_window,
-            max_events_per_message: config.max_events_per_message,
+            packing: config.packing,
         },
         telemetry,
     };

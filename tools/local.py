@@ -81,7 +81,7 @@ def command_up(arguments: argparse.Namespace) -> None:
 
 def deploy(aws: LocalAws, template: Path, arguments: argparse.Namespace) -> dict[str, str]:
     """Deploy, and prepare what the samples and `cargo lambda watch` need."""
-    parameters = [] if arguments.defaults else local_stack.parameters_for(aws)
+    parameters = local_stack.parameters_for(aws)
     with step(f"Deploy template.yaml to the local AWS at {aws.url}"):
         local_aws.wait_until_ready(aws)
         outputs = local_stack.deploy(aws, template, arguments.stack, parameters + arguments.param)
@@ -154,11 +154,6 @@ def parse_arguments() -> argparse.Namespace:
     up.add_argument("--hold", action="store_true", help="wait until standard input closes, then stop the local AWS")
     for deploying in (run, up):
         deploying.add_argument("--stack", default=STACK)
-        deploying.add_argument(
-            "--defaults",
-            action="store_true",
-            help="deploy as on AWS, without the parameters that a local AWS needs",
-        )
         deploying.add_argument("--param", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
     arguments.state_dir = arguments.state_dir.resolve()

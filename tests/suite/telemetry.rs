@@ -57,6 +57,7 @@ async fn each_request_writes_one_line_with_its_outcome_and_metrics() {
     assert_eq!(lines[1]["batch_id"], first["batch_id"]);
     for (name, value) in [
         ("level", json!("INFO")),
+        ("version", json!("1.2.3+4d5e")),
         ("request_id", json!("gateway-request-id")),
         ("trace_id", json!("1-5e988e0a-3f2b1c4d5e6f708192a3b4c5")),
         ("project_id", json!(PROJECT)),
@@ -136,7 +137,8 @@ fn pending() -> PendingCompletion {
 fn line(facts: Facts, result: &Result<Success, Error>) -> Value {
     let log = crate::test_app::Log::default();
     event_ingest::telemetry::init(&"info".parse().unwrap());
-    Telemetry::new("the-function".to_owned(), Box::new(log.clone()), AwsCalls::default).write(facts, result);
+    let version = "1.2.3+4d5e".to_owned();
+    Telemetry::new("the-function".to_owned(), version, Box::new(log.clone()), AwsCalls::default).write(facts, result);
     log.take().remove(0)
 }
 

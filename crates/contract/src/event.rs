@@ -2,6 +2,7 @@
 
 use crate::limits::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_PROPERTIES_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
 use crate::walk::{self, Check, Message, Reading, Rule};
+use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -35,6 +36,18 @@ impl<'body> Event<'body> {
             violations.add(Place::Event, Some(format!("must be at most {MAX_EVENT_BYTES} bytes of JSON text").into()));
         }
         if violations.is_empty() { Ok(event) } else { Err(violations) }
+    }
+
+    /// The value of `external_user_id`, with escapes resolved.
+    #[must_use]
+    pub fn external_user_id(&self) -> Cow<'body, str> {
+        #[derive(Deserialize)]
+        struct User<'a> {
+            #[serde(borrow)]
+            external_user_id: Cow<'a, str>,
+        }
+        // The event is valid, so it has the member.
+        serde_json::from_str(self.text).map_or(Cow::Borrowed(""), |User { external_user_id }| external_user_id)
     }
 
     /// The bytes that this event takes in a message.
