@@ -4,7 +4,7 @@
     tools/costs.py                          print the cost at one volume, and where it comes from
         --events-per-day 1000000 --events-per-batch 100
     tools/costs.py --write                  write all tables and figures to the documentation
-    tools/costs.py --check                  fail if the documentation differs
+    tools/costs.py --check                  fail if the documentation differs, or if logs cost more than the target
 
 The prices and assumptions are at the top of this file. Everything else is measured or read: service times and
 sizes from docs/benchmarks/results.json, metrics and the function's log line from src/telemetry.rs and its test, and
@@ -72,6 +72,8 @@ STATE_ITEM_DAYS = 2  # 24 hours, and the time until DynamoDB removes the item
 PLATFORM_BYTES = 190 + 480 + 2 * LOG_EVENT_BYTES
 # X-Ray records one request per second, and this share of the others.
 TRACED_SHARE = 0.05
+# The most that logs, metrics' lines and traces of a million events may cost.
+OBSERVABILITY_TARGET = 0.006
 # Typical values of the variables in the access log.
 ACCESS_LOG_VALUES = {
     "requestId": "Xy1zAbCdEfGhIjk=",
@@ -485,6 +487,9 @@ def update(write: bool) -> int:
             stale.append(name)
             if write:
                 (ROOT / name).write_text(filled(text))
+    if observability()[1] > OBSERVABILITY_TARGET:
+        print(f"Logs and traces cost more than {OBSERVABILITY_TARGET} per million events.", file=sys.stderr)
+        return 1
     if stale and not write:
         print(f"The costs in {', '.join(stale)} are not current. Update them: make costs", file=sys.stderr)
         return 1
