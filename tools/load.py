@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -123,7 +124,9 @@ class Client:
         return f"{response.status}{source}", float(response.headers.get("retry-after") or 0)
 
 
-def send_share(address: str, key: str, rate: float, seconds: float, events: int, start: float, seed: int) -> list[Sent]:
+def send_share(
+    address: str, key: str, rate: float, seconds: float, events: int, connections: int, start: float, seed: int
+) -> list[Sent]:
     """Sends one process's share of the load, whether or not answers arrive in time. `start` is an epoch time."""
     bodies = [make_body(events, seed + number) for number in range(8)]
     idle: list[Client] = []
@@ -136,8 +139,7 @@ def send_share(address: str, key: str, rate: float, seconds: float, events: int,
         finally:
             idle.append(client)
 
-    workers = min(256, math.ceil(rate * 2) + 8)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(connections) as pool:
         futures = []
         for number in range(max(1, round(rate * seconds))):
             due = begin + number / rate
@@ -153,7 +155,9 @@ def leave_signals_to_the_parent() -> None:
 
 
 def send_all(target: Target, key: str, arguments: argparse.Namespace) -> list[Sent]:
-    processes = min(os.cpu_count() or 1, math.ceil(arguments.rate / RATE_PER_PROCESS))
+    # Enough for answers after two seconds.
+    connections = arguments.connections or math.ceil(arguments.rate * 2) + 8
+    processes = min(os.cpu_count() or 1, math.ceil(arguments.rate / RATE_PER_PROCESS), connections)
     start = time.time() + 1.0
     shares = [
         (
@@ -162,6 +166,7 @@ def send_all(target: Target, key: str, arguments: argparse.Namespace) -> list[Se
             arguments.rate / processes,
             arguments.seconds,
             arguments.events_per_batch,
+            math.ceil(connections / processes),
             # The processes take turns.
             start + number / arguments.rate,
             number * 1000,
@@ -203,7 +208,9 @@ def print_report(sent: Sequence[Sent], arguments: argparse.Namespace) -> None:
         print(f"             {count:8,}  {status}")
     late = max(batch.late for batch in sent)
     if late > 1:
-        print(f"\n  This machine could not send that fast: batches left up to {late:.1f} s late. Lower RATE.")
+        print(
+            f"\n  Batches left up to {late:.1f} s late, because this machine or --connections limits the rate. Lower RATE."
+        )
 
 
 def check_log(target: Target, key: TemporaryKey, sent: Sequence[Sent]) -> None:
@@ -263,20 +270,27 @@ def announce(target: Target, arguments: argparse.Namespace) -> None:
         )
 
 
-def bounded(name: str, most: float, text: str) -> float:
+def bounded(most: float, text: str) -> float:
     number = float(text)
     if not 0 < number <= most:
-        raise argparse.ArgumentTypeError(f"{name} must be more than 0 and at most {most:g}")
+        raise argparse.ArgumentTypeError(f"must be more than 0 and at most {most:g}")
     return number
+
+
+def whole(most: int, text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most}")
+    return int(text)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     account.add_arguments(parser)
     account.add_url_argument(parser)
-    parser.add_argument("--rate", required=True, type=lambda text: bounded("the rate", MAX_RATE, text))
-    parser.add_argument("--seconds", required=True, type=lambda text: bounded("the duration", MAX_SECONDS, text))
-    parser.add_argument("--events-per-batch", type=int, default=100, metavar="N", choices=range(1, 501))
+    parser.add_argument("--rate", required=True, type=partial(bounded, MAX_RATE), help="batches per second")
+    parser.add_argument("--seconds", required=True, type=partial(bounded, MAX_SECONDS))
+    parser.add_argument("--events-per-batch", type=partial(whole, 500), default=100, metavar="N")
+    parser.add_argument("--connections", type=partial(whole, 2000), metavar="N", help="most requests in flight")
     parser.add_argument("--yes", action="store_true", help="ask no questions")
     return parser.parse_args()
 
