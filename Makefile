@@ -18,6 +18,7 @@ EVENTS_PER_BATCH ?= 100
 EVENTS_PER_DAY ?= 1000000
 BATCH ?=
 FOLLOW ?=
+CONSUMER ?=
 
 UV := .venv/uv/bin/uv
 SAM := .venv/sam/.installed
@@ -48,6 +49,12 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_BUILD = RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --manifest-path fuzz/Cargo.toml --release --locked \
 	--target $(FUZZ_HOST) --bin $(TARGET)
+# The messages of the last chaos runs, for the example consumers.
+CHAOS_MESSAGES := $(CURDIR)/target/chaos
+# Naming the function's package, too, gives the dependencies the features of the function, so that they are compiled once.
+BUILD_CONSUMER := cargo build --locked --package event-ingest --package example-consumer --bin example-consumer
+TEST_CONSUMERS := CHAOS_MESSAGES=$(CHAOS_MESSAGES) .venv/sam/bin/python -m unittest discover -s docs/examples
+
 FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_len=8192 -timeout=10 \
 	-rss_limit_mb=1024 -artifact_prefix=fuzz/artifacts/
 
@@ -63,8 +70,8 @@ INSTRUCTIONS := benches/target/instructions/instructions
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-run: $(SAM) $(MINISTACK) ## Build the function, start a local AWS, deploy to it and show the API at work
-	@$(LOCAL) run --port $(LOCAL_PORT)
+run: $(SAM) $(MINISTACK) ## Build the function, start a local AWS, deploy to it and show the API at work; with CONSUMER=1, also the consumer
+	@$(LOCAL) run --port $(LOCAL_PORT) $(if $(CONSUMER),--consumer)
 
 stop: ## Stop the local AWS that `make run` started
 	@if [ -e $(SAM) ]; then $(LOCAL) stop; fi
@@ -100,17 +107,20 @@ costs: ## Write the cost tables of the docs, and print the cost at EVENTS_PER_DA
 test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(CLIENT) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
 	@# The function is tested separately, because event-ingest-keys enables more features of aws-config.
-	cargo test --locked --package event-ingest
+	CHAOS_MESSAGES=$(CHAOS_MESSAGES) cargo test --locked --package event-ingest
 	cargo test --locked --workspace --exclude event-ingest
-	.venv/sam/bin/python -m unittest discover -s docs/examples
+	$(BUILD_CONSUMER)
+	$(TEST_CONSUMERS)
 	cd sdk/typescript && npm test
 
 explore: ## Explore every schedule of the protocol with one more fault than `make test`
 	cargo test --locked --package explore -- --ignored --nocapture
 
-chaos: $(MINISTACK) ## Run the chaos test for longer, as in make chaos CHAOS_BATCHES=4000 CHAOS_SEED=7
-	CHAOS_BATCHES=$(CHAOS_BATCHES) CHAOS_SEED=$(CHAOS_SEED) \
+chaos: $(SAM) $(MINISTACK) ## Run the chaos test for longer, as in make chaos CHAOS_BATCHES=4000 CHAOS_SEED=7
+	CHAOS_BATCHES=$(CHAOS_BATCHES) CHAOS_SEED=$(CHAOS_SEED) CHAOS_MESSAGES=$(CHAOS_MESSAGES) \
 		cargo test --locked --package event-ingest --test suite chaos -- --nocapture
+	$(BUILD_CONSUMER)
+	$(TEST_CONSUMERS) -k chaos
 
 mutants: $(SAM) $(MINISTACK) ## Break the protocol in one place at a time and check that a test fails
 	$(PYTHON) tools/mutants.py

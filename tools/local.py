@@ -24,6 +24,7 @@ from typing import cast
 
 import build
 import local_aws
+import local_consumer
 import local_keys
 import local_stack
 import progress
@@ -39,7 +40,7 @@ CLIENT = ROOT / "sdk" / "typescript"
 
 def command_run(arguments: argparse.Namespace) -> None:
     state_dir: Path = arguments.state_dir
-    progress.plan(6)
+    progress.plan(7 if arguments.consumer else 6)
     aws = local_aws.launch(state_dir, arguments.port)
     with install_client(state_dir) as client:
         with step("Compile the function"):
@@ -51,12 +52,18 @@ def command_run(arguments: argparse.Namespace) -> None:
         project = "acme"
         with step(f"Create an API key for project {project} with event-ingest-keys"):
             key = local_keys.create_key(aws, keys.binary, outputs["ApiKeysTable"], project)
+        # The consumer of an earlier run would take the messages that this run shows.
+        local_consumer.stop(aws)
         walkthrough.show_requests(aws, outputs, project, key)
         with step("Install the packages of the TypeScript client"):
             client.wait()
     with step("Send 250 events with the TypeScript client"):
         shown = walkthrough.run_client(aws, outputs, key)
     print(shown)
+    if arguments.consumer:
+        with step("Deploy the example consumer, docs/examples/consumer-stack.yaml"):
+            table = local_consumer.deploy(aws, outputs)
+        local_consumer.show(aws, outputs, table, key)
     walkthrough.print_what_next(aws, outputs, key)
 
 
@@ -149,6 +156,7 @@ def parse_arguments() -> argparse.Namespace:
         add(name, command)
     run, up = add("run", command_run), add("up", command_up)
     run.add_argument("--port", type=port, default=4566)
+    run.add_argument("--consumer", action="store_true", help="also deploy the example consumer and show its results")
     up.add_argument("--port", type=port, default=0, help="the port of the local AWS (default: a free port)")
     up.add_argument("--no-build", action="store_true", help="deploy the last build of `run` or `build`")
     up.add_argument("--hold", action="store_true", help="wait until standard input closes, then stop the local AWS")

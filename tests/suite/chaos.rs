@@ -3,7 +3,8 @@
 //! docs/contract.md, "Guarantees".
 //!
 //! The environment variables `CHAOS_BATCHES`, `CHAOS_SEED`, `CHAOS_FAULT_PERCENT`, `CHAOS_KILL_PERCENT`,
-//! `CHAOS_SANDBOXES`, and `CHAOS_CLIENTS` set the parameters of the runs.
+//! `CHAOS_SANDBOXES`, and `CHAOS_CLIENTS` set the parameters of the runs. `CHAOS_MESSAGES` is a directory for the
+//! messages of the queues, which docs/examples/test_consumer.py gives to the example consumers.
 #![expect(clippy::print_stdout, reason = "the statistics of the run are part of the result")]
 
 use crate::audit::{self, Body, Evidence, Expected, QueuedEvent, Sent};
@@ -16,6 +17,9 @@ use crate::sdk_client::{self, Attempt, Retries};
 use crate::test_app::{KEY, PROJECT, Resources};
 use aws_sdk_sqs::types::MessageSystemAttributeName;
 use serde_json::{Value, json};
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -214,6 +218,7 @@ async fn consume(aws: Resources, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
     use aws_sdk_sqs::types::DeleteMessageBatchRequestEntry as Entry;
     let sqs = aws_sdk_sqs::Client::new(&aws.sdk);
     let mut queued = Vec::new();
+    let mut file = messages_file(aws.queue_url.ends_with(".fifo"));
     loop {
         let last = is_over.load(Ordering::Relaxed);
         let receive = sqs.receive_message().queue_url(&aws.queue_url).max_number_of_messages(10);
@@ -236,7 +241,19 @@ async fn consume(aws: Resources, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
         assert_eq!(deleted.successful().len(), messages.len());
         for message in messages {
             let group = message.attributes().and_then(|all| all.get(&MessageSystemAttributeName::MessageGroupId));
-            queued.extend(audit::queued_events(group.expect("a group"), message.body().expect("a body")));
+            let (group, body) = (group.expect("a group"), message.body().expect("a body"));
+            queued.extend(audit::queued_events(group, body));
+            if let Some(file) = &mut file {
+                writeln!(file, "{}", json!({ "group": group, "body": body })).expect("the line is written");
+            }
         }
     }
+}
+
+/// Creates the file for the messages of a run, with one JSON object per line.
+fn messages_file(ordered: bool) -> Option<File> {
+    let directory = PathBuf::from(std::env::var_os("CHAOS_MESSAGES")?);
+    std::fs::create_dir_all(&directory).expect("the directory is created");
+    let file = directory.join(if ordered { "ordered.jsonl" } else { "standard.jsonl" });
+    Some(File::create(file).expect("the file is created"))
 }

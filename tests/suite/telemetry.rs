@@ -112,7 +112,8 @@ fn the_line_of_an_accepted_batch_is_short() {
     let log = crate::test_app::Log::default();
     event_ingest::telemetry::init(&"info".parse().unwrap());
     let function_name = "event-ingest-prod-Function-AbCdEfGhIjKl".to_owned();
-    let telemetry = Telemetry::new(function_name, Box::new(log.clone()), AwsCalls::default);
+    let telemetry =
+        Telemetry::new(function_name, "0.1.0+1a2b3c4.dirty".to_owned(), Box::new(log.clone()), AwsCalls::default);
     telemetry.write(facts, &Ok(Success::Accepted(pending())));
     let line = log.take_text();
     assert!(line.len() < 900, "{} bytes: {line}", line.len());

@@ -287,7 +287,10 @@ fn queues_and_tables_have_the_documented_settings() {
         let queue = &queue["Properties"];
         assert_eq!(queue["MaximumMessageSize"], 1_048_576, "{name}");
         assert_eq!(queue["SqsManagedSseEnabled"], json!({ "Fn::If": ["HasKmsKey", false, true] }), "{name}");
-        assert!(queue.get("FifoQueue").is_none(), "{name}: a FIFO queue is refused at init");
+        let if_ordered = |value: Value| json!({ "Fn::If": ["IsOrdered", value, { "Ref": "AWS::NoValue" }] });
+        assert_eq!(queue["FifoQueue"], if_ordered(true.into()), "{name}");
+        assert_eq!(queue["DeduplicationScope"], if_ordered("messageGroup".into()), "{name}");
+        assert_eq!(queue["FifoThroughputLimit"], if_ordered("perMessageGroupId".into()), "{name}");
     }
     let retention = |queue| properties(&template, queue)["MessageRetentionPeriod"].as_u64().expect("seconds");
     assert_eq!(retention("DeadLetterQueue"), 14 * 86_400);
@@ -409,15 +412,23 @@ fn the_parameters_have_the_bounds_of_the_configuration() {
         };
         Config::from_lookup(lookup).is_ok()
     };
-    let bounds = [("MaxEventsPerMessage", "MAX_EVENTS_PER_MESSAGE"), ("DedupWindowSeconds", "DEDUP_WINDOW_SECONDS")];
+    let bounds = [
+        ("MaxEventsPerMessage", "MAX_EVENTS_PER_MESSAGE"),
+        ("OrderedLanes", "ORDERED_LANES"),
+        ("DedupWindowSeconds", "DEDUP_WINDOW_SECONDS"),
+    ];
     let variables = &properties(&template, "Function")["Environment"]["Variables"];
     for (parameter, variable) in bounds {
         let definition = &template["Parameters"][parameter];
         let [least, most] = ["MinValue", "MaxValue"].map(|bound| definition[bound].as_i64().expect("a bound"));
+        // 0 leaves the variable out, so that the function's default applies.
+        let least = if parameter == "MaxEventsPerMessage" { least + 1 } else { least };
         for (value, good) in [(least, true), (least - 1, false), (most, true), (most + 1, false)] {
             assert_eq!(accepts(variable, &value.to_string()), good, "{parameter}={value}");
         }
-        assert_eq!(variables[variable], json!({ "Ref": parameter }));
+        let value = json!({ "Ref": parameter });
+        let absent = json!({ "Fn::If": ["LimitsMessages", value, { "Ref": "AWS::NoValue" }] });
+        assert_eq!(variables[variable], if parameter == "MaxEventsPerMessage" { absent } else { value });
     }
     let pattern = jsonschema::validator_for(&json!({
         "pattern": template["Parameters"]["RateLimitEventsPerSecond"]["AllowedPattern"],
@@ -445,8 +456,9 @@ fn the_parameters_have_the_bounds_of_the_configuration() {
     // The defaults are those of docs/contract.md, "Configuration".
     let default = |parameter: &str| template["Parameters"][parameter]["Default"].to_string().replace('"', "");
     assert_eq!(
-        ["MaxEventsPerMessage", "DedupWindowSeconds", "RateLimitEventsPerSecond", "LogLevel"].map(default),
-        ["50", "86400", "0", "INFO"]
+        ["MaxEventsPerMessage", "OrderedLanes", "DedupWindowSeconds", "RateLimitEventsPerSecond", "LogLevel"]
+            .map(default),
+        ["0", "10", "86400", "0", "INFO"]
     );
 }
 
