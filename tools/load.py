@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -208,9 +209,8 @@ def print_report(sent: Sequence[Sent], arguments: argparse.Namespace) -> None:
         print(f"             {count:8,}  {status}")
     late = max(batch.late for batch in sent)
     if late > 1:
-        print(
-            f"\n  Batches left up to {late:.1f} s late, because this machine or --connections limits the rate. Lower RATE."
-        )
+        reason = "because this machine or --connections limits the rate"
+        print(f"\n  Batches left up to {late:.1f} s late, {reason}. Lower RATE.")
 
 
 def check_log(target: Target, key: TemporaryKey, sent: Sequence[Sent]) -> None:
@@ -271,9 +271,9 @@ def announce(target: Target, arguments: argparse.Namespace) -> None:
 
 
 def bounded(most: float, text: str) -> float:
-    number = float(text)
+    number = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
     if not 0 < number <= most:
-        raise argparse.ArgumentTypeError(f"must be more than 0 and at most {most:g}")
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most {most:g}")
     return number
 
 
