@@ -47,6 +47,15 @@ def is_new(status: str | None) -> bool:
     return status in (None, "REVIEW_IN_PROGRESS")
 
 
+def refuse_failed_creation(stack: str, status: str | None) -> None:
+    """Stops if the first deployment failed, because CloudFormation cannot update what it left."""
+    if status in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED"):
+        raise Failure(
+            f"The first deployment of {stack} failed, and left a stack that cannot be updated. {NOT_DEPLOYED}\n"
+            'Delete the stack and its API keys table first: docs/deploy.md, "If the deployment fails".'
+        )
+
+
 def confirm(question: str) -> None:
     account.confirm(question, "To deploy without a question: make deploy YES=1", NOT_DEPLOYED)
 
@@ -219,6 +228,7 @@ def build_and_deploy(arguments: argparse.Namespace) -> None:
   region   {region.name}{f", although samconfig.toml has {region.saved}" if region.saved else ""}
   stack    {stack}, {"which is new" if is_new(status) else f"now {status}"}
   profile  {arguments.profile} of samconfig.toml""")
+    refuse_failed_creation(stack, status)
     confirm_region(region, arguments)
     if overrides(arguments).get("DisableExecuteApiEndpoint") == "true" and not arguments.url:
         raise Failure(
