@@ -11,6 +11,11 @@ CHAOS_SEED ?= 7
 TARGET ?= batch
 SECONDS ?= 60
 YES ?=
+REGION ?=
+URL ?=
+RATE ?= 10
+EVENTS_PER_BATCH ?= 100
+EVENTS_PER_DAY ?= 1000000
 BATCH ?=
 FOLLOW ?=
 CONSUMER ?=
@@ -31,6 +36,8 @@ PYTHON_PEER := .venv/bench/.installed
 TYPESCRIPT_PEER := benches/peers/typescript/dist/handler.mjs
 CLIENT := sdk/typescript/node_modules/.package-lock.json
 LOCAL := .venv/sam/bin/python tools/local.py
+ON_AWS = $(if $(REGION),--region $(REGION))
+AT_URL = $(if $(URL),--url $(URL))
 # These two cargo commands come from PyPI. Their directories also contain a python3, so each directory
 # is on the path only while its command runs.
 RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
@@ -59,7 +66,7 @@ HARNESS := benches/target/harness/harness
 INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke deploy test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
+.PHONY: help run stop logs watch invoke deploy verify load backup-drill costs test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
 	bench-backfill instructions instructions-accept instructions-deps scale lint lint-rust lint-python lint-client \
 	lint-template lint-docs release-check advisories fmt events clean
 
@@ -84,7 +91,21 @@ invoke: $(CARGO_LAMBDA) ## Send events/EVENT.json to `make watch`, as in make in
 	$(RUN_CARGO_LAMBDA) invoke --invoke-address 127.0.0.1 --data-file events/$(EVENT).json
 
 deploy: $(SAM) $(CARGO_LAMBDA) ## Deploy to your AWS account, as in make deploy PROFILE=prod (or dev)
-	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(if $(YES),--yes)
+	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(ON_AWS) $(AT_URL) $(if $(YES),--yes)
+
+verify: $(SAM) ## Check that a deployed stack accepts, replays and rejects batches, as in make verify PROFILE=prod
+	@.venv/sam/bin/python tools/verify.py $(PROFILE) $(ON_AWS) $(AT_URL)
+
+load: $(SAM) ## Send load to a deployed stack and account for it, as in make load PROFILE=dev RATE=50 SECONDS=60
+	@.venv/sam/bin/python tools/load.py $(PROFILE) $(ON_AWS) $(AT_URL) --rate $(RATE) --seconds $(SECONDS) \
+		--events-per-batch $(EVENTS_PER_BATCH) $(if $(YES),--yes)
+
+backup-drill: $(SAM) ## Restore the backup of the API keys, compare it and delete it, as in make backup-drill PROFILE=prod
+	@.venv/sam/bin/python tools/keys_backup.py drill $(PROFILE) $(ON_AWS)
+
+costs: ## Write the cost tables of the docs, and print the cost at EVENTS_PER_DAY=1000000 EVENTS_PER_BATCH=100
+	@$(PYTHON) tools/costs.py --write
+	@$(PYTHON) tools/costs.py --events-per-day $(EVENTS_PER_DAY) --events-per-batch $(EVENTS_PER_BATCH)
 
 test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(OPENAPI_PYTHON) $(OPENAPI_TYPESCRIPT) $(CLIENT) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
@@ -168,11 +189,12 @@ lint-template: $(SAM) $(CHECKOV) ## Check template.yaml
 	@$(LOCAL) validate
 	.venv/checkov/bin/checkov -f template.yaml --framework cloudformation --compact --quiet --skip-download
 
-lint-docs: $(REDOCLY) $(MINISTACK) ## Check openapi.yaml, and the links and commands in the docs
+lint-docs: $(REDOCLY) $(SAM) ## Check openapi.yaml, and the links and commands in the docs
 	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true .venv/redocly/node_modules/.bin/redocly lint openapi.yaml
 	cargo build --locked --package event-ingest --package event-ingest-keys --bin event-ingest-keys
 	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
-	.venv/ministack/bin/python tools/check_docs.py
+	.venv/sam/bin/python tools/check_docs.py
+	$(PYTHON) tools/costs.py --check
 
 lint-python: $(PYTHON_LINT) ## Check the format, lints and types of the Python files
 	.venv/lint/bin/ruff check $(PYTHON_FILES)
