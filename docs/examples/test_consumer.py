@@ -13,6 +13,7 @@ import os
 import random
 import sys
 import tempfile
+import time
 import unittest
 import uuid
 from collections import Counter
@@ -24,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import local_aws
+import local_consumer
 import project
 import sandbox
 from sandbox import Call, Died, Fault, Sandbox, Step, no_fault
@@ -107,6 +109,10 @@ class Resources:
         attributes = {"MaximumMessageSize": "1048576"} | (fifo if self.suffix else {})
         queue = self.sqs.create_queue(QueueName=f"{name}-{self.name}{self.suffix}", Attributes=attributes)
         return str(queue["QueueUrl"])
+
+    def attributes(self, queue: str) -> dict[str, str]:
+        attributes: dict[str, str] = self.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["All"])["Attributes"]
+        return attributes
 
     def new_sandbox(self) -> Sandbox:
         environment = {
@@ -454,6 +460,32 @@ class ConsumerTest(unittest.TestCase):
 
 class RustConsumerTest(ConsumerTest):
     command = RUST
+
+
+class StackTest(unittest.TestCase):
+    """Deploys consumer-stack.yaml to a local AWS, where an event source mapping calls the consumer."""
+
+    def test_the_mapping_keeps_only_the_message_that_failed(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        project.isolate_environment()
+        aws = local_aws.start(Path(folder.name), local_aws.free_port())
+        self.addCleanup(local_aws.stop, Path(folder.name))
+        run = Resources(aws, PYTHON, "")
+        self.addCleanup(run.close)
+        arns = [run.attributes(queue)["QueueArn"] for queue in (run.queue, run.parked_queue)]
+        outputs = {"QueueArn": arns[0], "DlqArn": arns[1], "DlqUrl": run.parked_queue}
+        table = local_consumer.deploy(aws, outputs)
+        run.send("not JSON", message([signup(quantity=2), signup(**TOO_MUCH), signup()]), part(0, 1, batch=OTHER))
+        # The failed message stays in the queue, and is not visible until it is delivered again.
+        counts = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+        deadline = time.monotonic() + 60
+        while [run.attributes(run.queue)[name] for name in counts] != ["0", "1"]:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.1)
+        parked = local_consumer.receive_parked(aws, run.parked_queue)
+        self.assertIn(REASON, parked["MessageAttributes"]["reason"]["StringValue"])
+        self.assertEqual(local_consumer.read_totals(aws, table), {"user_signed_up": 6})
 
 
 def refuse(text: str) -> Step:

@@ -16,6 +16,8 @@ mod features;
 mod fleet;
 mod fuzz_corpus;
 mod gateway_event;
+mod generated_clients;
+mod http_api;
 mod message_schema;
 mod mutants;
 mod openapi;
