@@ -92,4 +92,3 @@ async fn respond(request: Request<Incoming>, api: &HttpApi) -> Result<Response<F
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
-
