@@ -39,7 +39,7 @@ PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients
 # With --target, the flags do not reach build scripts, which would not link with them.
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-	-Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-sanitizer-coverage-trace-pc
+	-Cllvm-args=-sanitizer-coverage-trace-compares
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_BUILD = RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --manifest-path fuzz/Cargo.toml --release --locked \
 	--target $(FUZZ_HOST) --bin $(TARGET)
@@ -52,7 +52,7 @@ INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop logs watch invoke deploy test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
-	bench-backfill instructions instructions-accept instructions-deps costs scale lint lint-rust lint-python lint-client \
+	bench-backfill instructions instructions-accept instructions-deps bench-costliest scale lint lint-rust lint-python lint-client \
 	lint-template lint-docs release-check advisories fmt events clean
 
 help: ## List the targets
@@ -129,7 +129,7 @@ instructions: instructions-deps ## Count instructions under valgrind; fail if a 
 instructions-accept: instructions-deps ## Make the current instruction counts the baseline
 	$(INSTRUCTIONS) accept
 
-costs: ## Print the CPU time of each stage for the costliest requests within the limits
+bench-costliest: ## Print the CPU time of each stage for the costliest requests within the limits
 	cargo build --profile instructions $(BENCHES) --package instructions
 	$(INSTRUCTIONS) costs
 
