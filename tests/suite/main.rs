@@ -1,12 +1,14 @@
 //! Tests of the function over a local AWS, and of the files that must agree with it.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 
+mod alarms;
 mod audit;
 mod bulk;
 mod chaos;
 mod checks;
 mod conformance;
 mod deploy_command;
+mod deploy_policy;
 mod deployed;
 mod fault_plan;
 mod fault_proxy;
@@ -19,6 +21,7 @@ mod http_api;
 mod message_schema;
 mod mutants;
 mod openapi;
+mod ordered;
 mod packing;
 mod pipeline_failures;
 mod ports;

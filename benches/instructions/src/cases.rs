@@ -13,11 +13,12 @@ use event_ingest::auth::Authenticator;
 use event_ingest::aws::{api_keys::ApiKeysTable, queue::SqsQueue, state_table::StateTable};
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::deadline::Deadline;
-use event_ingest::delivery::{Envelope, Message, Queue, SendResult, Sender};
+use event_ingest::delivery::{Queue, SendResult, Sender};
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
 use event_ingest::idempotency::{BatchId, Delivered};
 use event_ingest::ingest::Pipeline;
+use event_ingest::packing::{Envelope, Message, Packing};
 use event_ingest::rate_limit::RateLimiter;
 use event_ingest::telemetry::{self, AwsCalls, Telemetry};
 use lambda_runtime::{Context as LambdaContext, LambdaEvent};
@@ -107,7 +108,7 @@ impl Case {
             deadline: &Deadline::new(now, Timestamp::from_millis(0)),
             envelope: &envelope,
             batch: &parsed,
-            max_events_per_message: EVENTS_PER_MESSAGE,
+            packing: Packing::standard(EVENTS_PER_MESSAGE),
         };
         let deliver = || runtime.block_on(sender.deliver(Delivered::none(self.shape.events)));
         deliver();
@@ -129,9 +130,14 @@ pub fn app(runtime: &Runtime, aws: Aws) -> App<ApiKeysTable, StateTable, StateTa
             queue: SqsQueue::new(&sdk, QUEUE_URL.to_owned()),
             clock: SystemClock,
             dedup_window: Duration::from_hours(24),
-            max_events_per_message: EVENTS_PER_MESSAGE,
+            packing: Packing::standard(EVENTS_PER_MESSAGE),
         },
-        telemetry: Telemetry::new("event-ingest".to_owned(), Box::new(std::io::sink()), AwsCalls::default),
+        telemetry: Telemetry::new(
+            "event-ingest".to_owned(),
+            "0.1.0".to_owned(),
+            Box::new(std::io::sink()),
+            AwsCalls::default,
+        ),
     }
 }
 

@@ -9,10 +9,11 @@ use event_ingest::aws::queue::SqsQueue;
 use event_ingest::body::{self, Encoding};
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::deadline::Deadline;
-use event_ingest::delivery::{Delivery, Envelope, Queue, Sender};
+use event_ingest::delivery::{Delivery, Queue, Sender};
 use event_ingest::error::Error;
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::idempotency::{BatchId, Delivered, Fingerprint};
+use event_ingest::packing::{Envelope, Packing};
 use lambda_runtime::{Context as LambdaContext, LambdaEvent};
 use nix::time::{ClockId, clock_gettime};
 use shapes::costly::Costly;
@@ -134,7 +135,7 @@ async fn deliver<Q: Queue>(queue: &Q, envelope: &Envelope, batch: &Batch<'_>) ->
         deadline: &deadline,
         envelope,
         batch,
-        max_events_per_message: EVENTS_PER_MESSAGE,
+        packing: Packing::standard(EVENTS_PER_MESSAGE),
     };
     sender.deliver(Delivered::none(batch.received())).await
 }

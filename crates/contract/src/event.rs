@@ -30,6 +30,18 @@ impl<'body> Event<'body> {
         if violations.is_empty() { Ok(event) } else { Err(violations) }
     }
 
+    /// The value of `external_user_id`, with escapes resolved.
+    #[must_use]
+    pub fn external_user_id(&self) -> Cow<'body, str> {
+        #[derive(Deserialize)]
+        struct User<'a> {
+            #[serde(borrow)]
+            external_user_id: Cow<'a, str>,
+        }
+        // The event is valid, so it has the member.
+        serde_json::from_str(self.text).map_or(Cow::Borrowed(""), |User { external_user_id }| external_user_id)
+    }
+
     /// The bytes that this event takes in a message.
     #[must_use]
     pub fn message_len(&self) -> usize {
