@@ -43,9 +43,9 @@ afterAll(() => {
 it('type-checks and runs as an ES module and as CommonJS, and lets the process end', () => {
   run(process.execPath, join(root, 'node_modules/typescript/bin/tsc'));
   expect(run(process.execPath, 'out/esm.mjs')).toBe(
-    'esm {"events":[{"external_user_id":"usr_42","name":"signed_up","properties":{"plan":"trial"}}]}\n',
+    'esm {"events":[{"external_user_id":"usr_42","name":"signed_up","properties":{"plan":"trial"},"timestamp":"1970-01-01T00:00:00.000Z"}]}\n',
   );
-  expect(run(process.execPath, 'out/cjs.cjs')).toBe('cjs ValidationError c usr_42\n');
+  expect(run(process.execPath, 'out/cjs.cjs')).toBe('cjs ValidationError validation_failed usr_42\n');
 }, 120_000);
 
 it('type-checks for an older target and library', () => {
@@ -77,5 +77,6 @@ it('exports the same names from both kinds of module', async () => {
     'ValidationError',
     'VibeFollow',
     'VibeFollowError',
+    'chunk',
   ]);
 });

@@ -20,7 +20,7 @@ new VibeFollow({ apiKey: 'sk_test_x', fetchImpl: fetch });
     plan: string;
   }
   const row: Row = { plan: 'trial' };
-  batch.track('signed_up', 'usr_42', row);
+  batch.track('signed_up', 'usr_42', row, { timestamp: new Date(0) });
   // @ts-expect-error the user id is required
   if (bodies.length > 99) batch.track('signed_up');
   if (bodies.length > 99) batch.track('signed_up', 'usr_42', null);
