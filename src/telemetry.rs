@@ -24,7 +24,7 @@ use tracing_subscriber::prelude::*;
 pub const NAMESPACE: &str = "EventIngest";
 
 /// Every metric that a line can declare. Alarms and the dashboard use only these.
-pub const METRICS: [&str; 23] = [
+pub const METRICS: [&str; 24] = [
     "Accepted",
     "AuthTime",
     "BatchEvents",
@@ -35,6 +35,7 @@ pub const METRICS: [&str; 23] = [
     "DecodeTime",
     "Duration",
     "EventsAccepted",
+    "EventsRejected",
     "LimitTime",
     "LimiterFailures",
     "RateLimited",
@@ -59,8 +60,12 @@ pub struct Facts {
     pub trace_id: Option<String>,
     /// The caller, once it is authenticated.
     pub caller: Option<Caller>,
-    /// Events in the batch, once the batch is valid.
+    /// The HTTP status of the response.
+    pub status: u16,
+    /// Valid events in the request, once they are known.
     pub events: Option<usize>,
+    /// Rejected events of a bulk request that succeeded.
+    pub rejected_events: Option<usize>,
     /// Bytes of the body as received.
     pub bytes_in: Option<usize>,
     /// Bytes of the decoded body.
@@ -164,6 +169,8 @@ struct Numbers {
     #[metrics(unit = Count)]
     events_accepted: Option<usize>,
     #[metrics(unit = Count)]
+    events_rejected: Option<usize>,
+    #[metrics(unit = Count)]
     batch_events: Option<usize>,
     #[metrics(unit = Byte)]
     body_bytes: Option<usize>,
@@ -251,9 +258,9 @@ fn story(level: Level, facts: Facts, result: &Result<Success, Error>, aws_calls:
         project_id: caller.map(|caller| caller.tenant.project.to_string()),
         mode: caller.map(|caller| caller.tenant.mode.as_str()),
         key_hint: caller.map(|caller| caller.key_hint.clone()),
-        status: error.map_or(202, |error| error.code().status()).into(),
+        status: facts.status.into(),
         code: error.map(|error| error.code().as_str()),
-        field: error.and_then(Error::first_field).map(ToOwned::to_owned),
+        field: error.and_then(Error::first_field),
         cause: error.and_then(Error::cause).map(ToOwned::to_owned),
         limiter_failure: facts.limiter_failure,
         bytes_in: facts.bytes_in,
@@ -277,7 +284,8 @@ fn completion(completion: Completion) -> &'static str {
 
 fn outcome(facts: &Facts, result: &Result<Success, Error>) -> &'static str {
     match result {
-        Ok(Success::Replayed) => "replayed",
+        Ok(Success::Replayed(_)) => "replayed",
+        Ok(Success::NothingToQueue) => "nothing_queued",
         Ok(Success::Accepted(_)) if facts.findings.resumed_events > 0 => "resumed",
         Ok(Success::Accepted(_)) if facts.findings.attempt > Some(1) => "taken_over",
         Ok(Success::Accepted(_)) => "accepted",
@@ -295,17 +303,19 @@ fn numbers(facts: &Facts, result: &Result<Success, Error>) -> Numbers {
     let in_progress = matches!(result, Err(Error::InProgress { .. }));
     let rate_limited = matches!(result, Err(Error::RateLimited { .. }));
     let accepted = matches!(result, Ok(Success::Accepted(_)));
+    let replayed = matches!(result, Ok(Success::Replayed(_)));
     Numbers {
         accepted: one_if(accepted),
-        replayed: one_if(matches!(result, Ok(Success::Replayed))),
+        replayed: one_if(replayed),
         rejected_callers: one_if(matches!(result, Err(Error::AuthRequired | Error::Forbidden))),
         rejected_requests: one_if(result.as_ref().is_err_and(is_malformed_request)),
-        rejected_batches: one_if(matches!(result, Err(Error::ValidationFailed(_)))),
+        rejected_batches: one_if(matches!(result, Err(Error::ValidationFailed(_) | Error::InvalidBulk(_)))),
         reused_keys: one_if(matches!(result, Err(Error::KeyReused))),
         rate_limited: one_if(rate_limited),
         request_in_progress: one_if(in_progress),
         server_faults: one_if(server_fault && !in_progress),
         events_accepted: facts.events.filter(|_| accepted),
+        events_rejected: facts.rejected_events.filter(|rejected| *rejected > 0 && !replayed),
         batch_events: facts.events,
         body_bytes: facts.bytes_decoded,
         duration: facts.duration,
@@ -325,7 +335,10 @@ fn numbers(facts: &Facts, result: &Result<Success, Error>) -> Numbers {
 /// Whether the request is rejected because of its path, method, headers, size or syntax, before its
 /// events are validated.
 fn is_malformed_request(error: &Error) -> bool {
-    let is_about_events = matches!(error, Error::ValidationFailed(_) | Error::KeyReused | Error::RateLimited { .. });
+    let is_about_events = matches!(
+        error,
+        Error::ValidationFailed(_) | Error::InvalidBulk(_) | Error::KeyReused | Error::RateLimited { .. }
+    );
     let is_about_caller = matches!(error, Error::AuthRequired | Error::Forbidden);
     !error.code().is_server_error() && !is_about_events && !is_about_caller
 }

@@ -9,7 +9,7 @@ use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::{Clock, SystemClock};
 use event_ingest::deadline::Deadline;
 use event_ingest::error::Error;
-use event_ingest::idempotency::{Owner, RecordKey};
+use event_ingest::idempotency::{Delivered, Owner, RecordKey};
 use event_ingest::ingest::{Completion, Findings, PendingCompletion, Success};
 use event_ingest::telemetry::{AwsCalls, Facts, METRICS, NAMESPACE, Telemetry};
 use serde_json::{Value, json};
@@ -92,6 +92,7 @@ fn every_metric_is_written_by_some_outcome() {
     let time = Some(Duration::from_millis(1));
     let facts = Facts {
         events: Some(3),
+        rejected_events: Some(1),
         bytes_decoded: Some(100),
         findings: Findings {
             attempt: Some(2),
@@ -115,15 +116,18 @@ fn every_metric_is_written_by_some_outcome() {
     let pending = PendingCompletion {
         record_key: RecordKey::of_batch(&tenant, key),
         owner: Owner::random(),
+        delivered: Delivered::none(3),
         deadline: Deadline::new(now, now),
     };
     let outcomes = [
         (Ok(Success::Accepted(pending)), "taken_over", "WARN"),
-        (Ok(Success::Replayed), "replayed", "WARN"),
+        (Ok(Success::Replayed(Delivered::none(3))), "replayed", "WARN"),
+        (Ok(Success::NothingToQueue), "nothing_queued", "WARN"),
         (Err(Error::KeyReused), "rejected", "WARN"),
         (Err(Error::AuthRequired), "rejected", "WARN"),
         (Err(Error::NotFound), "rejected", "WARN"),
         (Err(Error::ValidationFailed(Vec::new())), "rejected", "WARN"),
+        (Err(Error::InvalidBulk(Vec::new())), "rejected", "WARN"),
         (Err(Error::RateLimited { wait }), "rate_limited", "WARN"),
         (Err(Error::InProgress { lease_left: wait }), "in_progress", "WARN"),
         (Err(Error::Internal("a defect".to_owned())), "failed", "ERROR"),
