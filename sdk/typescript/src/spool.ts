@@ -135,7 +135,9 @@ export class SpoolFile {
 
   /** Creates the file. */
   start(key: string, path: string): this {
-    this.#fd = this.#fs.openSync(this.path, 'w', 0o600);
+    this.#fs.rmSync(this.path, { force: true });
+    // Writes go to the end of the file, even after it was truncated.
+    this.#fd = this.#fs.openSync(this.path, 'a', 0o600);
     this.append(JSON.stringify({ key, path }));
     return this;
   }
