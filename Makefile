@@ -26,6 +26,7 @@ REDOCLY := .venv/redocly/.installed
 PYTHON_PEER := .venv/bench/.installed
 TYPESCRIPT_PEER := benches/peers/typescript/dist/handler.mjs
 CLIENT := sdk/typescript/node_modules/.package-lock.json
+RUNTIMES := sdk/typescript/test/runtimes/node_modules/.package-lock.json
 LOCAL := .venv/sam/bin/python tools/local.py
 # These two cargo commands come from PyPI. Their directories also contain a python3, so each directory
 # is on the path only while its command runs.
@@ -76,13 +77,13 @@ invoke: $(CARGO_LAMBDA) ## Send events/EVENT.json to `make watch`, as in make in
 deploy: $(SAM) $(CARGO_LAMBDA) ## Deploy to your AWS account, as in make deploy PROFILE=prod (or dev)
 	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(if $(YES),--yes)
 
-test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(CLIENT) ## Run every test, including those on a local AWS
+test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(CLIENT) $(RUNTIMES) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
 	@# The function is tested separately, because event-ingest-keys enables more features of aws-config.
 	cargo test --locked --package event-ingest
 	cargo test --locked --workspace --exclude event-ingest
 	.venv/sam/bin/python -m unittest discover -s docs/examples
-	cd sdk/typescript && npm test
+	cd sdk/typescript && RUNTIMES=required npm test
 
 explore: ## Explore every schedule of the protocol with one more fault than `make test`
 	cargo test --locked --package explore -- --ignored --nocapture
@@ -149,7 +150,7 @@ lint-rust: $(DENY) ## Check the format and lints of every Rust workspace, and th
 	$(PYTHON) tools/mutants.py --check
 
 lint-client: $(CLIENT) ## Check the client's types, lints and package
-	cd sdk/typescript && npm run --silent typecheck && npm run --silent lint && npm run --silent build && npx publint --strict
+	cd sdk/typescript && npm run --silent typecheck && npm run --silent lint && npm run --silent build && npm run --silent lint:package
 
 lint-template: $(SAM) $(CHECKOV) ## Check template.yaml
 	@$(LOCAL) validate
@@ -210,6 +211,10 @@ $(UV): tools/requirements/uv.txt
 
 $(CLIENT): sdk/typescript/package-lock.json
 	cd sdk/typescript && npm ci --no-audit --no-fund
+
+# 235 MB. The binaries are for Linux on x64.
+$(RUNTIMES): sdk/typescript/test/runtimes/package-lock.json
+	cd sdk/typescript && npm run --silent runtimes
 
 $(REDOCLY): tools/redocly/package-lock.json
 	@echo "Installing the linter of openapi.yaml into .venv/redocly (a few seconds, once)"

@@ -27,7 +27,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("*.md", "docs/**/*.md", "fuzz/README.md", "events/README.md", "sdk/typescript/README.md")
+DOCUMENTS = (
+    "*.md",
+    "docs/**/*.md",
+    "fuzz/README.md",
+    "events/README.md",
+    "sdk/typescript/README.md",
+    "sdk/typescript/docs/*.md",
+)
 SHELL_LANGUAGES = ("sh", "bash", "console")
 
 

@@ -3,6 +3,8 @@ import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writ
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { gzipSync } from 'node:zlib';
+import { build as bundle } from 'esbuild';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 
 // The output of `npm run build`, packed and installed as in a consumer's project.
@@ -56,9 +58,29 @@ it('type-checks for an older target and library', () => {
 
 it('contains only the build, and has no dependencies', () => {
   expect(readdirSync(installed).sort()).toEqual(['LICENSE', 'README.md', 'dist', 'package.json']);
+  const files = readdirSync(join(root, 'src')).flatMap((name) => {
+    const module = name.replace(/\.ts$/, '');
+    return [`${module}.d.ts`, `${module}.js`, `${module}.js.map`];
+  });
+  expect(readdirSync(join(installed, 'dist/esm')).sort()).toEqual(files.sort());
+  expect(readdirSync(join(installed, 'dist/cjs')).sort()).toEqual([...files, 'package.json'].sort());
   const manifest = JSON.parse(readFileSync(join(installed, 'package.json'), 'utf8')) as object;
   expect(manifest).toMatchObject({ name: '@vibefollow/sdk', private: true });
   expect(manifest).not.toHaveProperty('dependencies');
+});
+
+it('has the size that the README states, bundled, minified, and gzipped', async () => {
+  const { outputFiles } = await bundle({
+    entryPoints: [join(installed, 'dist/esm/index.js')],
+    bundle: true,
+    minify: true,
+    format: 'esm',
+    write: false,
+  });
+  const kilobytes = gzipSync(outputFiles[0]?.contents ?? '', { level: 9 }).length / 1_000;
+  const readme = readFileSync(join(installed, 'README.md'), 'utf8');
+  expect(readme).toContain(`it has ${kilobytes.toFixed(1)} KB gzipped`);
+  expect(kilobytes).toBeLessThan(9);
 });
 
 it('exports the same names from both kinds of module', async () => {
