@@ -129,7 +129,7 @@ fn case<F: Future<Output = ()> + 'static>(name: &str, run: impl FnOnce(String) -
 
 /// The same bytes are sent with the same key, and nothing is reported.
 fn retries() -> Vec<Case> {
-    let statuses = [408, 409, 425, 429, 500, 501, 502, 503, 504, 511, 599];
+    let statuses = [408, 409, 421, 425, 429, 500, 501, 502, 503, 504, 511, 599];
     let mut steps: Vec<(String, Step)> =
         statuses.map(|status| (format!("a {status} of a proxy"), Step::proxy(status))).into();
     for (status, code) in
@@ -177,7 +177,7 @@ fn retries() -> Vec<Case> {
 /// Nothing is sent until the next flush, and nothing is reported or lost.
 fn stops() -> Vec<Case> {
     let mut steps: Vec<(String, Step)> =
-        [300, 301, 302, 307, 308, 400, 401, 402, 403, 404, 405, 406, 407, 410, 415, 421, 422, 431, 451]
+        [300, 301, 302, 307, 308, 400, 401, 402, 403, 404, 405, 406, 410, 415, 422, 431, 451]
             .map(|status| (format!("a {status} of a proxy"), Step::proxy(status)))
             .into();
     for (status, code) in [
@@ -209,6 +209,13 @@ fn stops() -> Vec<Case> {
             })
         })
         .collect();
+    cases.push(case("stop: a 407 of a proxy, which some HTTP libraries report as a broken connection", async |name| {
+        let mut bench = Bench::start(&name, &[Step::Accept, Step::proxy(407)]).await;
+        bench.track_many(6).await;
+        assert!(bench.finish().await.is_empty());
+        let requests = bench.server.requests();
+        assert!(requests[1].is_same(&requests[2]), "{name}: the next attempt differs");
+    }));
     cases.push(case("stop: 401 until the API key is changed", async move |name| {
         let mut bench = Bench::start(&name, &[Step::refusal(401, "auth_required")]).await;
         bench.track_many(3).await;

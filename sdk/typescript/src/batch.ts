@@ -356,7 +356,7 @@ export class EventBatch<C extends object = Catalog> implements AsyncDisposable {
       const waiting = this.#flushes;
       const { keyChanges } = this.#transport;
       const outcome = await this.#post(buffer);
-      const { action, error } = outcome.action === 'split' ? this.#split(buffer, outcome) : outcome;
+      const { action, error } = outcome.action === 'split' ? await this.#split(buffer, outcome) : outcome;
       if (this.#isReleased) break;
       if (error && (action === 'retry' || action === 'stop')) {
         if (action === 'stop' && keyChanges !== this.#transport.keyChanges) continue;
@@ -403,7 +403,7 @@ export class EventBatch<C extends object = Catalog> implements AsyncDisposable {
   }
 
   /** Replaces a buffer that is too large by its halves, and rejects a single event. */
-  #split(buffer: EventBuffer, outcome: Outcome): Outcome {
+  async #split(buffer: EventBuffer, outcome: Outcome): Promise<Outcome> {
     const { events } = buffer;
     const middle = Math.ceil(events.length / 2);
     if (middle === events.length) return { ...outcome, action: 'reject' };
@@ -414,6 +414,7 @@ export class EventBatch<C extends object = Catalog> implements AsyncDisposable {
         const bytes = EMPTY_BODY_BYTES + sizeOfAll(half);
         return { ...buffer, key, events: half, bytes, file: buffer.file?.part(key, half) };
       });
+      for (const { file } of halves) await file?.sync();
       buffer.file?.remove();
       this.#sealed.splice(0, 1, ...halves);
       return { action: 'split' };

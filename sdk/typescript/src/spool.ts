@@ -58,7 +58,7 @@ export class Spool {
   static open(directory: string): Spool {
     const { process } = globalThis as { process?: Process };
     const fs = process?.getBuiltinModule?.('node:fs');
-    if (!process || !fs) throw new TypeError('spool needs Node 20.16, Deno 2.1, or Bun 1.2, or later');
+    if (!process || !fs) throw new TypeError('spool needs Node 20.16 or later, Deno, or Bun');
     if (typeof directory !== 'string' || directory === '') throw new TypeError('spool must be the path of a directory');
     fs.mkdirSync(directory, { recursive: true, mode: 0o700 });
     const host = process.getBuiltinModule?.('node:os')?.hostname() ?? '';
@@ -105,13 +105,11 @@ export class Spool {
     if (events.length === lines.length && hasHeader) {
       return events.length === 0 ? undefined : { key, path, events, file };
     }
+    // The file itself stays until its events are accepted, so that a death here loses nothing.
     const copy = `${file.path}.corrupt`;
-    this.#fs.renameSync(file.path, copy);
+    linkUnlessExists(this.#fs, file.path, copy);
     problems.push(`the spool has ${lines.length - events.length} unreadable lines; they are in ${copy}`);
-    if (!hasHeader || events.length === 0) return undefined;
-    file.start(key, path);
-    for (const event of events) file.append(event);
-    return { key, path, events, file };
+    return hasHeader && events.length > 0 ? { key, path, events, file } : undefined;
   }
 }
 
@@ -124,6 +122,7 @@ export class SpoolFile {
   readonly #lock: Lock;
   #fd: number | undefined;
   #size = 0;
+  #isSynced = false;
 
   constructor(fs: Fs, directory: string, name: string, lock: Lock) {
     this.#fs = fs;
@@ -160,8 +159,9 @@ export class SpoolFile {
   /** Waits until the file is on the disk. Call it before the first attempt: nothing may be appended afterwards. */
   async sync(): Promise<void> {
     this.#lock.check();
-    if (this.#fd === undefined) return;
-    const fd = this.#fd;
+    if (this.#isSynced) return;
+    // A file that an earlier process left is not open, and may not be on the disk yet.
+    const fd = this.#fd ?? this.#fs.openSync(this.path, 'r');
     await this.#fsync(fd);
     this.#fd = undefined;
     this.#fs.closeSync(fd);
@@ -171,6 +171,7 @@ export class SpoolFile {
     } finally {
       this.#fs.closeSync(directory);
     }
+    this.#isSynced = true;
   }
 
   /** Creates the file of a part of this buffer, which sorts where this file does. */
@@ -247,7 +248,7 @@ class Lock {
     this.#fs.writeSync(fd, new TextEncoder().encode(JSON.stringify(this.#me)));
     this.#fs.closeSync(fd);
     try {
-      while (!this.#link(draft)) {
+      while (!linkUnlessExists(this.#fs, draft, this.#path)) {
         const holder = this.#holder();
         if (holder && this.#isAlive(holder)) {
           throw new VibeFollowError(
@@ -262,16 +263,6 @@ class Lock {
     }
   }
 
-  #link(draft: string): boolean {
-    try {
-      this.#fs.linkSync(draft, this.#path);
-      return true;
-    } catch (error) {
-      if ((error as { code?: unknown }).code === 'EEXIST') return false;
-      throw error;
-    }
-  }
-
   /** Removes the lock of a dead process, unless another process has just replaced it by its own. */
   #removeLockOf(dead: Holder | undefined): void {
     const aside = `${this.#path}.${this.#me.id}.stale`;
@@ -281,7 +272,7 @@ class Lock {
       if ((error as { code?: unknown }).code === 'ENOENT') return;
       throw error;
     }
-    if (this.#holder(aside)?.id !== dead?.id) this.#link(aside);
+    if (this.#holder(aside)?.id !== dead?.id) linkUnlessExists(this.#fs, aside, this.#path);
     this.#fs.rmSync(aside, { force: true });
   }
 
@@ -317,6 +308,7 @@ class Lock {
   }
 
   #beat(): void {
+    if (this.#holder()?.id !== this.#me.id) return;
     try {
       this.#fs.utimesSync(this.#path, new Date(), new Date());
     } catch {
@@ -330,6 +322,17 @@ class Lock {
     } catch {
       return undefined;
     }
+  }
+}
+
+/** Gives a file a second name. Returns false if that name exists. */
+function linkUnlessExists(fs: Fs, from: string, to: string): boolean {
+  try {
+    fs.linkSync(from, to);
+    return true;
+  } catch (error) {
+    if ((error as { code?: unknown }).code === 'EEXIST') return false;
+    throw error;
   }
 }
 

@@ -56,6 +56,7 @@ describe('a response that does not reject events', () => {
   it.each<Step>([
     proxy(408),
     proxy(409),
+    proxy(421),
     proxy(425),
     proxy(429),
     proxy(500),
@@ -79,7 +80,7 @@ describe('a response that does not reject events', () => {
   });
 
   const stops: Answer[] = [
-    ...[300, 302, 304, 307, 400, 402, 403, 404, 405, 406, 407, 410, 411, 415, 421, 422, 431, 451].map(proxy),
+    ...[300, 302, 304, 307, 400, 402, 403, 404, 405, 406, 407, 410, 411, 415, 422, 431, 451].map(proxy),
     refusal(400, 'malformed_encoding'),
     refusal(401, 'auth_required'),
     refusal(403, 'forbidden'),
@@ -111,6 +112,17 @@ describe('a response that does not reject events', () => {
     expect(onError).toHaveBeenCalledTimes(1);
   });
 
+  it('stops the queue after a redirect in a browser, which has status 0', async () => {
+    const opaque = { status: 0, headers: new Headers(), text: () => Promise.resolve('') };
+    client = new VibeFollow({ apiKey: KEY, fetchImpl: vi.fn().mockResolvedValueOnce(opaque).mockImplementation(service.fetch) });
+    const batch = batchOf();
+    track(batch, 'a');
+    await vi.advanceTimersByTimeAsync(3_600_000);
+    expect(service.received).toHaveLength(0);
+    await batch.flush();
+    expect(service.names()).toEqual(['a']);
+  });
+
   it('stops the queue until the API key is changed', async () => {
     const onError = vi.fn();
     const batch = batchOf({ maxSize: 1, onError, onRejected });
@@ -130,6 +142,31 @@ describe('a response that does not reject events', () => {
     expect(() => {
       client.setApiKey('');
     }).toThrow('apiKey');
+  });
+});
+
+describe('an API key that is changed during an attempt', () => {
+  it('does not stop the queue because of the answer to the old key', async () => {
+    let change = () => undefined as unknown;
+    client = new VibeFollow({
+      apiKey: KEY,
+      maxRetries: 0,
+      fetchImpl: (...args) => {
+        change();
+        return service.fetch(...args);
+      },
+    });
+    change = () => {
+      change = () => undefined;
+      client.setApiKey(OTHER_KEY);
+    };
+    const onError = vi.fn();
+    const batch = batchOf({ maxSize: 1, onError });
+    service.script = [refusal(401, 'auth_required')];
+    track(batch, 'a');
+    await vi.advanceTimersByTimeAsync(0);
+    expect(service.names()).toEqual(['a']);
+    expect(onError).not.toHaveBeenCalled();
   });
 });
 
@@ -179,6 +216,7 @@ describe('the time of an event', () => {
     ['2020-02-29T12:00:00Z', '2020-02-29T12:00:00Z'],
     ['2020-02-29t12:00:00.123456789+05:30', '2020-02-29t12:00:00.123456789+05:30'],
     ['2016-12-31T23:59:60Z', '2016-12-31T23:59:60Z'],
+    ['0000-02-29T00:00:00Z', '0000-02-29T00:00:00Z'],
   ])('is %o if track() is given it', async (timestamp, sent) => {
     const batch = batchOf();
     batch.track('a', 'u', {}, { timestamp });
@@ -415,6 +453,29 @@ describe('flush() with a deadline', () => {
     await batch.flush({ timeoutMs: 60_000, signal: new AbortController().signal });
     expect(vi.getTimerCount()).toBe(0);
     await expect(batch.flush({ timeoutMs: -1 })).rejects.toThrow('timeoutMs');
+  });
+
+  it('hides no failure of another flush() that ends with the same first failure', async () => {
+    client = new VibeFollow({
+      apiKey: KEY,
+      maxRetries: 0,
+      fetchImpl: async (...args) => {
+        await new Promise((resolve) => setTimeout(resolve, 100));
+        return service.fetch(...args);
+      },
+    });
+    const batch = batchOf({ maxSize: 1 });
+    for (const id of ['1', '2', '3']) batch.track(FakeService.BAD, id);
+    const first = rejection(batch.flush(), ValidationError);
+    const ended = rejection(batch.flush({ timeoutMs: 150 }), NetworkError);
+    await vi.advanceTimersByTimeAsync(210);
+    await ended;
+    const second = rejection(batch.flush(), ValidationError);
+    await vi.advanceTimersByTimeAsync(100);
+    const ids = (error: VibeFollowError) =>
+      [error, ...(error.suppressed ?? [])].map(({ events }) => events?.[0]?.userId).sort();
+    expect(ids(await first)).toEqual(['1', '2', '3']);
+    await second;
   });
 
   it('keeps a rejection that it can no longer report for the next flush()', async () => {

@@ -40,7 +40,7 @@ afterEach(async () => {
   rmSync(directory, { recursive: true });
 });
 
-const SCENARIO = [...Array.from({ length: 250 }, (_, i) => `batch ${i}`), 'single', 'bulk'];
+const SCENARIO = [...Array.from({ length: 250 }, (_, i) => `batch ${i}`), 'single', 'bulk', 'handled', 'waited'];
 
 function expectScenario(): void {
   expect(service.names().slice(0, SCENARIO.length)).toEqual(SCENARIO);

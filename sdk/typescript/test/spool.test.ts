@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { spawn, type ChildProcess } from 'node:child_process';
 import { appendFileSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -58,6 +58,36 @@ describe('a spool', () => {
     expect(files()).toEqual([]);
     await batch.close();
     expect(readdirSync(directory)).toEqual([]);
+  });
+
+  it('is on the disk before the first attempt, also if an earlier process wrote it', async () => {
+    const fs = process.getBuiltinModule('node:fs');
+    const { fsync } = fs;
+    const order: string[] = [];
+    const spy = vi.spyOn(fs, 'fsync').mockImplementation((fd, done) => {
+      fsync(fd, (error) => {
+        order.push('fsync');
+        done(error);
+      });
+    });
+    const { fetch } = service;
+    Object.assign(service, {
+      fetch: (...args: Parameters<typeof fetch>) => {
+        order.push('attempt');
+        return fetch(...args);
+      },
+    });
+    service.script = [DOWN];
+    const batch = batchOf();
+    batch.track('a', 'u');
+    await rejection(batch.flush(), Error);
+    await batch.flush();
+    batch.track('b', 'u');
+    kill();
+    await batchOf().flush();
+    spy.mockRestore();
+    const first = ['fsync', 'fsync', 'attempt'];
+    expect(order).toEqual([...first, 'attempt', ...first]);
   });
 
   it('is taken up by the next process with the same keys, bytes and order', async () => {
@@ -140,6 +170,42 @@ describe('a spool', () => {
     const next = batchOf();
     await next.flush();
     expect(service.names()).toEqual(['a', 'b', 'c']);
+    expect(files()).toEqual([]);
+  });
+
+  it('removes the whole of a split buffer only when its parts are on the disk', async () => {
+    service.maxBodyBytes = 150;
+    const batch = batchOf();
+    for (const name of ['a', 'b']) batch.track(name, 'u');
+    const whole = onlyFile();
+    const fs = process.getBuiltinModule('node:fs');
+    const fsync = vi.spyOn(fs, 'fsync');
+    const { rmSync } = fs;
+    let before = 0;
+    const remove = vi.spyOn(fs, 'rmSync').mockImplementation((path, options) => {
+      if (path === whole) before = fsync.mock.calls.length;
+      rmSync(path, options);
+    });
+    await batch.flush();
+    remove.mockRestore();
+    fsync.mockRestore();
+    // The file and the directory, for the whole and for each part.
+    expect(before).toBe(6);
+    expect(service.names()).toEqual(['a', 'b']);
+  });
+
+  it('ignores the parts of a buffer whose process died while it wrote them', async () => {
+    const batch = batchOf({ maxAgeMs: 3_600_000 });
+    for (const name of ['a', 'b', 'c', 'd']) batch.track(name, 'u');
+    kill();
+    const whole = onlyFile();
+    const [header = '', first] = readFileSync(whole, 'utf8').split('\n');
+    const { key, path } = JSON.parse(header) as { key: string; path: string };
+    const part = `${JSON.stringify({ key: `${key}.0`, path })}\n${first}\n`;
+    writeFileSync(whole.replace('.buffer', '.0.buffer'), part);
+    service.maxBodyBytes = 250;
+    await batchOf().flush();
+    expect(service.names()).toEqual(['a', 'b', 'c', 'd']);
     expect(files()).toEqual([]);
   });
 
@@ -237,36 +303,36 @@ describe('a corrupt spool', () => {
 });
 
 describe('the lock of a spool', () => {
-  /** Starts a process that holds the lock, and waits until it does. */
-  async function holder(): Promise<{ end(): Promise<void> }> {
+  /** Starts a process that holds the lock, waits until it does, and returns its pid. */
+  async function holder(): Promise<number> {
     const script = `
       const { VibeFollow } = await import(${JSON.stringify(new URL('../dist/esm/index.js', import.meta.url).href)});
       const vf = new VibeFollow({ apiKey: ${JSON.stringify(KEY)}, fetchImpl: () => new Promise(() => {}) });
       vf.events.batch({ spool: ${JSON.stringify(directory)} }).track('left', 'u');
-      console.log('locked');
+      console.log(process.pid);
       setInterval(() => {}, 1000);`;
-    const child = spawn(process.execPath, ['--input-type=module', '-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
-    await new Promise<void>((resolve) => child.stdout.once('data', () => {
-      resolve();
+    // Its parent, sleep, never collects its exit status, so it stays a zombie after its death.
+    shell = spawn('sh', ['-c', '"$0" --input-type=module -e "$1" & exec sleep 60', process.execPath, script], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    const { stdout } = shell;
+    return new Promise((resolve) => stdout?.once('data', (line) => {
+      resolve(Number(line));
     }));
-    return {
-      end: () =>
-        new Promise((resolve) => {
-          child.once('exit', () => {
-            resolve();
-          });
-          child.kill('SIGKILL');
-        }),
-    };
   }
 
+  let shell: ChildProcess | undefined;
+  afterEach(() => shell?.kill('SIGKILL'));
+
   it('keeps out a second process until the first one is dead', async () => {
-    const other = await holder();
+    const pid = await holder();
     expect(() => batchOf()).toThrow(expect.objectContaining({ code: 'spool_in_use' }));
     expect(service.received).toHaveLength(0);
-    await other.end();
-    await batchOf().flush();
-    expect(service.names()).toEqual(['left']);
+    process.kill(pid, 'SIGKILL');
+    await vi.waitFor(() => batchOf(), 10_000);
+    await vi.waitFor(() => {
+      expect(service.names()).toEqual(['left']);
+    });
   });
 
   it('keeps out a second batch of the same process until the first one is closed', async () => {
@@ -293,6 +359,27 @@ describe('the lock of a spool', () => {
     expect(service.names()).toEqual(['a']);
   });
 
+  it('is released by close() after its deadline, and the attempt in flight is the last one', async () => {
+    let open = () => undefined as unknown;
+    const gate = new Promise<void>((resolve) => (open = resolve));
+    const { fetch } = service;
+    Object.assign(service, {
+      fetch: async (...args: Parameters<typeof fetch>) => {
+        await gate;
+        return fetch(...args);
+      },
+    });
+    const onError = vi.fn();
+    const batch = batchOf({ maxSize: 1, onError });
+    batch.track('a', 'u');
+    batch.track('b', 'u');
+    await rejection(batch.close({ timeoutMs: 0 }), NetworkError);
+    open();
+    await batchOf().flush();
+    expect(service.names()).toEqual(['a', 'b']);
+    expect(onError).not.toHaveBeenCalled();
+  });
+
   it('of a process that had the same pid before is stale', async () => {
     const batch = batchOf({ maxAgeMs: 3_600_000 });
     batch.track('a', 'u');
@@ -300,6 +387,26 @@ describe('the lock of a spool', () => {
     const me = JSON.parse(readFileSync(lock, 'utf8')) as object;
     writeFileSync(lock, JSON.stringify({ ...me, id: 'x', start: 'an earlier boot 42' }));
     await batchOf().flush();
+    expect(service.names()).toEqual(['a']);
+  });
+
+  it('is not taken from a process that has just taken that of a dead one', async () => {
+    const batch = batchOf({ maxAgeMs: 3_600_000 });
+    batch.track('a', 'u');
+    const lock = join(directory, 'lock');
+    const living = readFileSync(lock, 'utf8');
+    writeFileSync(lock, JSON.stringify({ ...(JSON.parse(living) as object), id: 'x', start: 'an earlier boot 42' }));
+    const fs = process.getBuiltinModule('node:fs');
+    const { renameSync } = fs;
+    const rename = vi.spyOn(fs, 'renameSync').mockImplementationOnce((from, to) => {
+      writeFileSync(lock, living);
+      renameSync(from, to);
+    });
+    expect(() => batchOf()).toThrow(expect.objectContaining({ code: 'spool_in_use' }));
+    rename.mockRestore();
+    expect(readFileSync(lock, 'utf8')).toBe(living);
+    expect(readdirSync(directory).filter((name) => name.startsWith('lock'))).toEqual(['lock']);
+    await batch.flush();
     expect(service.names()).toEqual(['a']);
   });
 

@@ -12,6 +12,17 @@ export async function send({ VibeFollow, ValidationError, chunk }, options) {
     const { accepted, rejected } = await vf.events.bulk(part);
     if (accepted !== 1 || rejected !== 1) throw new Error('bulk() returned other counts');
   }
+  const handled = vf.events.batch();
+  const handler = handled.withFlush(async (event, context) => {
+    handled.track('handled', event.userId);
+    return context.getRemainingTimeInMillis();
+  });
+  const left = await handler({ userId: 'usr_42' }, { getRemainingTimeInMillis: () => 5_000 });
+  if (left !== 5_000) throw new Error('withFlush() changed the result');
+  const promises = [];
+  const waiting = vf.events.batch({ maxAgeMs: 0, waitUntil: (promise) => promises.push(promise) });
+  waiting.track('waited', 'usr_42');
+  await Promise.all(promises);
   const rejecting = vf.events.batch();
   rejecting.track('bad', 'usr_42');
   const error = await rejecting.flush().catch((thrown) => thrown);
