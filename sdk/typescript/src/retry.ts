@@ -47,5 +47,5 @@ export function roundDelay(error: VibeFollowError, failedRounds: number): number
   const retryAfter = Math.min(error.retryAfterMs ?? 0, longest);
   const backoff = Math.min(MAX_ROUND_BACKOFF_MS, ROUND_BACKOFF_MS * 2 ** (failedRounds - 1));
   const jittered = (backoff * (1 + Math.random())) / 2;
-  return retryAfter > 0 ? retryAfter + Math.min(jittered, ROUND_BACKOFF_MS) : jittered;
+  return Math.max(jittered, retryAfter > 0 ? retryAfter + Math.min(jittered, ROUND_BACKOFF_MS) : 0);
 }

@@ -391,6 +391,17 @@ describe('a quiet process', () => {
     expect([(two ?? 0) - (one ?? 0), (three ?? 0) - (two ?? 0)]).toEqual([500, 1_000]);
   });
 
+  it('backs off although every response has a short Retry-After', async () => {
+    const batch = batchOf({ maxSize: 1 });
+    const busy = refusal(503, 'service_unavailable', { headers: { 'Retry-After': '1' } });
+    service.script = Array<Step>(9).fill(busy);
+    track(batch, 'a');
+    await vi.advanceTimersByTimeAsync(3_600_000);
+    const times = service.received.map(({ at }) => at);
+    const waits = times.slice(1).map((at, i) => (at - (times[i] ?? NaN)) / 1_000);
+    expect(waits).toEqual([2, 2, 4, 8, 16, 32, 60, 60, 60]);
+  });
+
   it('waits for a Retry-After of more than a minute', async () => {
     const batch = batchOf({ maxSize: 1 });
     service.script = [refusal(429, 'rate_limited', { headers: { 'Retry-After': '90' } })];
