@@ -44,7 +44,7 @@ fn client() -> (String, fn() -> tokio::process::Command) {
 }
 
 /// A case: its name, and what happens in it.
-type Case = (String, Pin<Box<dyn Future<Output = ()>>>);
+type Case = (String, Pin<Box<dyn Future<Output = ()> + Send>>);
 
 #[tokio::test]
 async fn a_client_follows_the_table() {
@@ -54,13 +54,18 @@ async fn a_client_follows_the_table() {
         [retries(), stops(), splits(), rejections(), strings_and_times()].into_iter().flatten().collect();
     let count = cases.len();
     // Some at once, because most of the time they wait for a backoff.
-    futures_util::stream::iter(cases)
-        .for_each_concurrent(4, async |(case, run)| {
-            println!("conformance: {case}");
-            run.await;
+    let failed: Vec<String> = futures_util::stream::iter(cases)
+        .map(async |(case, run)| {
+            let passed = tokio::spawn(run).await.is_ok();
+            println!("conformance: {}: {case}", if passed { "passed" } else { "FAILED" });
+            (!passed).then_some(case)
         })
+        .buffer_unordered(4)
+        .filter_map(std::future::ready)
+        .collect()
         .await;
-    println!("conformance: {name} passed {count} cases");
+    println!("conformance: {name} passed {} of {count} cases", count - failed.len());
+    assert!(failed.is_empty(), "failed: {failed:#?}");
 }
 
 /// A client and a scripted server, for one case.
@@ -123,7 +128,7 @@ impl Bench {
     }
 }
 
-fn case<F: Future<Output = ()> + 'static>(name: &str, run: impl FnOnce(String) -> F) -> Case {
+fn case<F: Future<Output = ()> + Send + 'static>(name: &str, run: impl FnOnce(String) -> F) -> Case {
     (name.to_owned(), Box::pin(run(name.to_owned())))
 }
 

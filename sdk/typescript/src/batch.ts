@@ -15,7 +15,7 @@ import {
 import { MAX_TIMER_MS, wholeNumber } from './options.js';
 import { actionAfter, roundDelay, type Action } from './retry.js';
 import { Spool, type SpoolFile } from './spool.js';
-import { backgroundTimer } from './timer.js';
+import { backgroundTimer, foregroundTimer } from './timer.js';
 import type { Transport } from './transport.js';
 
 const MAX_BATCH_EVENTS = 500;
@@ -314,7 +314,9 @@ export class EventBatch<C extends object = Catalog> implements AsyncDisposable {
         this.#watches = [...this.#watches, { upTo: number, end: resolve }];
       }),
     );
-    this.#cancelAge = backgroundTimer(() => {
+    // With waitUntil, somebody waits for the buffer, so its timer keeps the process alive.
+    const timer = this.#waitUntil ? foregroundTimer : backgroundTimer;
+    this.#cancelAge = timer(() => {
       this.#send();
     }, this.#maxAgeMs);
     const key = crypto.randomUUID();

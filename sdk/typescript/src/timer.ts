@@ -1,3 +1,11 @@
+/** Calls `run` after a delay. Returns a function that cancels it. */
+export function foregroundTimer(run: () => void, delayMs: number): () => void {
+  const timer = setTimeout(run, delayMs);
+  return () => {
+    clearTimeout(timer);
+  };
+}
+
 /** Calls `run` after a delay, without keeping the process alive. Returns a function that cancels it. */
 export function backgroundTimer(run: () => void, delayMs: number): () => void {
   const timer: unknown = setTimeout(run, delayMs);
