@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 async fn a_killed_process_loses_and_duplicates_no_event_of_its_spool() {
     client_program::build().await;
     let _alone = QUIET_MACHINE.write().await;
-    let kills: usize = std::env::var("SPOOL_KILLS").map_or(10, |text| text.parse().expect("SPOOL_KILLS is a number"));
+    let kills: usize = std::env::var("SPOOL_KILLS").map_or(5, |text| text.parse().expect("SPOOL_KILLS is a number"));
     let aws = Resources::create().await;
     aws.put_key(KEY, PROJECT, &[]).await;
     let proxy = FaultProxy::new(&local_aws::endpoint(), |_| Fault::None);
