@@ -1,6 +1,7 @@
 //! Tests of the function over a local AWS, and of the files that must agree with it.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 
+mod alarms;
 mod audit;
 mod bulk;
 mod chaos;
@@ -9,6 +10,7 @@ mod client_conformance;
 mod client_program;
 mod conformance;
 mod deploy_command;
+mod deploy_policy;
 mod deployed;
 mod fault_plan;
 mod fault_proxy;
@@ -17,9 +19,12 @@ mod fleet;
 mod function_server;
 mod fuzz_corpus;
 mod gateway_event;
+mod generated_clients;
+mod http_api;
 mod message_schema;
 mod mutants;
 mod openapi;
+mod ordered;
 mod packing;
 mod pipeline_failures;
 mod ports;

@@ -13,7 +13,8 @@ use event_ingest::auth::Authenticator;
 use event_ingest::aws::{api_keys::ApiKeysTable, queue::SqsQueue, state_table::StateTable};
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::deadline::Deadline;
-use event_ingest::delivery::{Envelope, Message, Queue, SendResult, Sender};
+use event_ingest::delivery::{Queue, SendResult, Sender};
+use event_ingest::packing::{Envelope, Message, Packing};
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
 use event_ingest::idempotency::{BatchId, Delivered};
@@ -77,9 +78,9 @@ impl Case {
                 queue: SqsQueue::new(&sdk, "https://sqs.us-east-1.amazonaws.com/123456789012/events".to_owned()),
                 clock: SystemClock,
                 dedup_window: Duration::from_hours(24),
-                max_events_per_message: EVENTS_PER_MESSAGE,
+                packing: Packing::standard(EVENTS_PER_MESSAGE),
             },
-            telemetry: Telemetry::new("event-ingest".to_owned(), Box::new(std::io::sink()), AwsCalls::default),
+            telemetry: Telemetry::new("event-ingest".to_owned(), "0.1.0".to_owned(), Box::new(std::io::sink()), AwsCalls::default),
         };
         let handle = |payload: &[u8]| -> Result<Value> {
             let payload: GatewayEvent = serde_json::from_slice(payload)?;
@@ -116,7 +117,7 @@ impl Case {
             deadline: &Deadline::new(now, Timestamp::from_millis(0)),
             envelope: &envelope,
             batch: &parsed,
-            max_events_per_message: EVENTS_PER_MESSAGE,
+            packing: Packing::standard(EVENTS_PER_MESSAGE),
         };
         let deliver = || runtime.block_on(sender.deliver(Delivered::none(self.shape.events)));
         deliver();
