@@ -355,11 +355,13 @@ export class EventBatch<C extends object = Catalog> implements AsyncDisposable {
     // Let the caller reach its flush() first, so that this round counts for that flush().
     await Promise.resolve();
     for (let buffer = this.#sealed[0]; buffer; buffer = this.#sealed[0]) {
-      const waiting = this.#flushes;
+      const before = this.#flushes;
       const { keyChanges } = this.#transport;
       const outcome = await this.#post(buffer);
       const { action, error } = outcome.action === 'split' ? await this.#split(buffer, outcome) : outcome;
       if (this.#isReleased) break;
+      // Without those that have ended at their deadline.
+      const waiting = before.filter((flush) => this.#flushes.includes(flush));
       if (error && (action === 'retry' || action === 'stop')) {
         if (action === 'stop' && keyChanges !== this.#transport.keyChanges) continue;
         if (waiting.length === 0) this.#report(error);

@@ -466,6 +466,21 @@ describe('flush() with a deadline', () => {
     await expect(batch.flush({ timeoutMs: -1 })).rejects.toThrow('timeoutMs');
   });
 
+  it('no longer counts as waiting once it has ended', async () => {
+    const onError = vi.fn();
+    const batch = batchOf({ maxSize: 1, onError });
+    service.script = ['accept', 'hang'];
+    track(batch, FakeService.BAD, 'b');
+    const ended = rejection(batch.flush({ timeoutMs: 300 }), NetworkError);
+    await vi.advanceTimersByTimeAsync(300);
+    await ended;
+    // The attempt fails later, and is then sent again.
+    await vi.advanceTimersByTimeAsync(20_000);
+    expect(service.names()).toEqual(['b']);
+    expect(onError).toHaveBeenCalledExactlyOnceWith(expect.objectContaining({ code: 'timeout' }));
+    expect((await rejection(batch.flush(), ValidationError)).events).toMatchObject([{ name: FakeService.BAD }]);
+  });
+
   it('hides no failure of another flush() that ends with the same first failure', async () => {
     client = new VibeFollow({
       apiKey: KEY,
