@@ -79,11 +79,13 @@ struct Bench {
 impl Bench {
     async fn start(case: &str, script: &[Step]) -> Self {
         let server = ScriptedServer::start(script).await;
+        // Long enough for a busy machine, unless the case waits for it.
+        let timeout_ms = if script.iter().any(|step| matches!(step, Step::Hang)) { 1_000 } else { 10_000 };
         let (_, command) = client();
         let mut adapter = Adapter::start(command());
         let start = json!({
             "command": "start", "base_url": format!("http://{}", server.address()), "api_key": KEY,
-            "max_events": MAX_EVENTS, "timeout_ms": 1000,
+            "max_events": MAX_EVENTS, "timeout_ms": timeout_ms,
         });
         adapter.done(&start).await;
         Self { case: case.to_owned(), server, adapter, tracked: Vec::new() }
