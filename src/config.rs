@@ -67,7 +67,7 @@ impl Config {
         let queue_url = read.variable("EVENTS_QUEUE_URL", None, queue_url);
         let state_table = read.variable("STATE_TABLE", None, non_empty);
         let api_keys_table = read.variable("API_KEYS_TABLE", None, non_empty);
-        let is_ordered = queue_url.as_deref().is_some_and(|url| url.ends_with(".fifo"));
+        let is_ordered = queue_url.as_deref().is_some_and(is_fifo);
         // An ordered queue takes the messages of a lane one after the other, so fewer of them are faster.
         let usual_events = if is_ordered { "1000" } else { "50" };
         let max_events_per_message = read.variable("MAX_EVENTS_PER_MESSAGE", Some(usual_events), up_to_1000);
@@ -147,6 +147,11 @@ impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
 )]
 fn non_empty(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
+}
+
+/// Whether SQS treats the queue with this URL as a FIFO queue. The suffix is case-sensitive.
+fn is_fifo(queue_url: &str) -> bool {
+    std::path::Path::new(queue_url).extension().is_some_and(|extension| extension == "fifo")
 }
 
 fn queue_url(text: &str) -> Result<String, String> {

@@ -38,7 +38,14 @@ STACK = "event-ingest-local"
 CLIENT = ROOT / "sdk" / "typescript"
 
 
+def stack_for(queue: str) -> str:
+    """The stack of a type of queue. Each has its own, because changing the type of a queue replaces it."""
+    return STACK if queue == "standard" else f"{STACK}-{queue}"
+
+
 def command_run(arguments: argparse.Namespace) -> None:
+    arguments.stack = stack_for(arguments.queue)
+    arguments.param.append(f"QueueType={arguments.queue}")
     state_dir: Path = arguments.state_dir
     progress.plan(7 if arguments.consumer else 6)
     aws = local_aws.launch(state_dir, arguments.port)
@@ -55,6 +62,8 @@ def command_run(arguments: argparse.Namespace) -> None:
         # The consumer of an earlier run would take the messages that this run shows.
         local_consumer.stop(aws)
         walkthrough.show_requests(aws, outputs, project, key)
+        if arguments.queue == "ordered":
+            walkthrough.show_order(aws, outputs, key)
         with step("Install the packages of the TypeScript client"):
             client.wait()
     with step("Send 250 events with the TypeScript client"):
@@ -116,7 +125,7 @@ def command_logs(arguments: argparse.Namespace) -> None:
     aws = local_aws.running(arguments.state_dir)
     if not aws:
         raise Failure("No local AWS is running. Start it: make run")
-    for line in local_stack.log_lines(aws, STACK, arguments.containing, arguments.follow):
+    for line in local_stack.log_lines(aws, stack_for(arguments.queue), arguments.containing, arguments.follow):
         print(line)
 
 
@@ -157,11 +166,13 @@ def parse_arguments() -> argparse.Namespace:
     run, up = add("run", command_run), add("up", command_up)
     run.add_argument("--port", type=port, default=4566)
     run.add_argument("--consumer", action="store_true", help="also deploy the example consumer and show its results")
+    for named in (run, logs):
+        named.add_argument("--queue", choices=("standard", "ordered"), default="standard")
     up.add_argument("--port", type=port, default=0, help="the port of the local AWS (default: a free port)")
     up.add_argument("--no-build", action="store_true", help="deploy the last build of `run` or `build`")
     up.add_argument("--hold", action="store_true", help="wait until standard input closes, then stop the local AWS")
+    up.add_argument("--stack", default=STACK)
     for deploying in (run, up):
-        deploying.add_argument("--stack", default=STACK)
         deploying.add_argument("--param", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
     arguments.state_dir = arguments.state_dir.resolve()

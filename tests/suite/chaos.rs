@@ -4,7 +4,7 @@
 //!
 //! The environment variables `CHAOS_BATCHES`, `CHAOS_SEED`, `CHAOS_FAULT_PERCENT`, `CHAOS_KILL_PERCENT`,
 //! `CHAOS_SANDBOXES`, and `CHAOS_CLIENTS` set the parameters of the runs. `CHAOS_MESSAGES` is a directory for the
-//! messages of the queues, which docs/examples/test_consumer.py gives to the example consumers.
+//! messages of the queues, which `docs/examples/test_consumer.py` gives to the example consumers.
 #![expect(clippy::print_stdout, reason = "the statistics of the run are part of the result")]
 
 use crate::audit::{self, Body, Evidence, Expected, QueuedEvent, Sent};
@@ -94,7 +94,7 @@ async fn run(aws: Resources, ordered: bool) {
     let fleet = Arc::new(Fleet::new(&aws, &proxy, run.sandboxes));
 
     let is_over = Arc::new(AtomicBool::new(false));
-    let consumer = tokio::spawn(consume(aws.clone(), is_over.clone()));
+    let consumer = tokio::spawn(consume(aws.clone(), ordered, is_over.clone()));
     let next = Arc::new(AtomicUsize::new(0));
     let clients = (0..run.clients).map(|_| tokio::spawn(client(run, fleet.clone(), next.clone())));
     let mut clients_sent = Vec::new();
@@ -214,11 +214,11 @@ fn gateway_event(body: &Body) -> Value {
 }
 
 /// Receives and deletes messages until the run is over and the queue is empty.
-async fn consume(aws: Resources, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
+async fn consume(aws: Resources, ordered: bool, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
     use aws_sdk_sqs::types::DeleteMessageBatchRequestEntry as Entry;
     let sqs = aws_sdk_sqs::Client::new(&aws.sdk);
     let mut queued = Vec::new();
-    let mut file = messages_file(aws.queue_url.ends_with(".fifo"));
+    let mut file = messages_file(ordered);
     loop {
         let last = is_over.load(Ordering::Relaxed);
         let receive = sqs.receive_message().queue_url(&aws.queue_url).max_number_of_messages(10);

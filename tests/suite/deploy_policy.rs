@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// Actions that the schemas of `CloudFormation` name for features that the template does not use.
-const UNUSED: [&str; 40] = [
+const UNUSED: [&str; 39] = [
     // Functions with a VPC, a file system, signed code, provisioned concurrency, or a pinned runtime.
     "ec2:*",
     "elasticfilesystem:*",
@@ -26,7 +26,6 @@ const UNUSED: [&str; 40] = [
     "iam:PutRolePermissionsBoundary",
     // Tables with replicas, streams, imported items, a policy, or contributor insights.
     "dynamodb:AssociateTableReplica",
-    "dynamodb:BatchWriteItem",
     "dynamodb:CreateTableReplica",
     "dynamodb:DeleteResourcePolicy",
     "dynamodb:DisableKinesisStreamingDestination",
@@ -53,12 +52,15 @@ const UNUSED: [&str; 40] = [
 ];
 
 /// Granted actions that the schemas do not name, and what needs them.
-const BEYOND: [(&str, &str); 10] = [
+const BEYOND: [(&str, &str); 12] = [
     ("cloudformation:*", "sam deploy, sam delete, and tools/deploy.py"),
     ("s3:CreateBucket", "sam deploy, for the bucket of the builds"),
     ("s3:Put*", "sam deploy, for the bucket of the builds"),
-    ("lambda:InvokeFunction", "tools/deploy.py, to find out why the function does not start"),
-    ("logs:FilterLogEvents", "tools/deploy.py, to read the function's log"),
+    ("lambda:InvokeFunction", "tools/verify.py, to find out why the function does not start"),
+    ("logs:FilterLogEvents", "tools/verify.py, to read the function's log"),
+    // The other permissions of a restore are needed anyway (PointInTimeRecovery.Tutorial.html of DynamoDB).
+    ("dynamodb:RestoreTableToPointInTime", "tools/keys_backup.py, to check the backup"),
+    ("dynamodb:ListTables", "the clean-up after a failed first deployment"),
     // developerguide/http-api-logging.html of API Gateway.
     ("logs:DeleteLogDelivery", "the access log of an HTTP API"),
     ("logs:GetLogDelivery", "the access log of an HTTP API"),

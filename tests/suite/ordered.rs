@@ -26,8 +26,8 @@ fn events(count: usize) -> Vec<Value> {
     (0..count).map(|index| json!({"external_user_id": format!("usr_{}", index % 100), "name": "n"})).collect()
 }
 
-fn attribute(message: &Message, name: Attribute) -> String {
-    message.attributes().and_then(|all| all.get(&name)).expect("the attribute").clone()
+fn attribute(message: &Message, name: &Attribute) -> String {
+    message.attributes().and_then(|all| all.get(name)).expect("the attribute").clone()
 }
 
 /// The indexes of the events in each message group, in the order of the queue.
@@ -37,7 +37,7 @@ fn by_group(messages: &[Message]) -> BTreeMap<String, Vec<usize>> {
         let body: Value = serde_json::from_str(message.body().unwrap()).unwrap();
         let ids = body["events"].as_array().unwrap().iter().map(|event| event["id"].as_str().unwrap());
         let indexes = ids.map(|id| id.rsplit_once('-').unwrap().1.parse::<usize>().unwrap());
-        groups.entry(attribute(message, Attribute::MessageGroupId)).or_default().extend(indexes);
+        groups.entry(attribute(message, &Attribute::MessageGroupId)).or_default().extend(indexes);
     }
     groups
 }
@@ -64,8 +64,8 @@ async fn the_lane_and_the_deduplication_id_are_those_of_the_contract() {
     let response = test.send(&post().events(&[user.clone(), user])).await;
     let batch_id = response.header("x-batch-id").unwrap();
     let messages = test.aws.drain().await;
-    assert_eq!(attribute(&messages[0], Attribute::MessageGroupId), "acme.live.5");
-    let deduplication_id = attribute(&messages[0], Attribute::MessageDeduplicationId);
+    assert_eq!(attribute(&messages[0], &Attribute::MessageGroupId), "acme.live.5");
+    let deduplication_id = attribute(&messages[0], &Attribute::MessageDeduplicationId);
     assert!(deduplication_id.starts_with(&format!("{batch_id}.")) && deduplication_id.len() == 36 + 1 + 32);
 }
 
