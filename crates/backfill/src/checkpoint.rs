@@ -1,15 +1,15 @@
 //! The content of the checkpoint file: how far a run got.
 
-use crate::column_types::ColumnTypes;
 use crate::input::InputIdentity;
 use crate::position::ResumePoint;
+use crate::records::ReadOptions;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Must change if an older version of this program would misread a newer checkpoint.
-const FORMAT: &str = "event-ingest-backfill/2";
+const FORMAT: &str = "event-ingest-backfill/3";
 
 /// How long the service remembers an idempotency key by default, in seconds (docs/contract.md, "Idempotency").
 const DEDUP_WINDOW_SECONDS: u64 = 24 * 3600;
@@ -58,8 +58,8 @@ pub struct Job {
     pub inputs: Vec<InputIdentity>,
     /// The most events in a batch.
     pub max_events: usize,
-    /// The types of CSV columns.
-    pub types: ColumnTypes,
+    /// Which events the inputs become.
+    pub reading: ReadOptions,
 }
 
 impl Checkpoint {
@@ -138,8 +138,10 @@ impl Checkpoint {
         if saved.max_events != job.max_events {
             return Err(format!("--max-events was {}, not {}", saved.max_events, job.max_events));
         }
-        if saved.types != job.types {
-            return Err("--types was different".to_owned());
+        if saved.reading != job.reading {
+            let options = "--map, --set, --where, --remaining-as-properties, --drop-remaining, --types, --timestamp-format, \
+                           --tz, --delimiter, --quote, --escape, --null";
+            return Err(format!("one of these options was different: {options}"));
         }
         if saved.mode != job.mode {
             return Err(format!("the API key was a {} key, not a {} key", saved.mode, job.mode));
@@ -177,7 +179,7 @@ pub(crate) mod tests {
             mode: "test".to_owned(),
             inputs: vec![input],
             max_events: 500,
-            types: ColumnTypes::default(),
+            reading: ReadOptions::default(),
         }
     }
 
@@ -195,7 +197,7 @@ pub(crate) mod tests {
         assert!(refusal(|job| job.inputs[0].bytes = Some(8)).contains("size of f"));
         assert!(refusal(|job| job.inputs[0].format = Format::Csv).contains("another format"));
         assert!(refusal(|job| job.max_events = 7).contains("--max-events was 500, not 7"));
-        assert!(refusal(|job| job.types = ColumnTypes::parse("a=number").unwrap()).contains("--types"));
+        assert!(refusal(|job| job.reading.dialect.escape = Some(b'x')).contains("--escape"));
         assert!(refusal(|job| job.url = "https://b".to_owned()).contains("https://a"));
         assert!(refusal(|job| job.host = Some("b".to_owned())).contains("--host was not given"));
         assert!(refusal(|job| job.mode = "live".to_owned()).contains("a test key, not a live key"));
@@ -213,7 +215,7 @@ pub(crate) mod tests {
     fn a_checkpoint_of_another_version_is_refused() {
         let checkpoint = Checkpoint::new(job());
         assert_eq!(Checkpoint::parse(&checkpoint.to_json().unwrap()), Ok(checkpoint.clone()));
-        let newer = Checkpoint { format: "event-ingest-backfill/3".to_owned(), ..checkpoint };
-        assert_eq!(Checkpoint::parse(&newer.to_json().unwrap()), Err("event-ingest-backfill/3".to_owned()));
+        let newer = Checkpoint { format: "event-ingest-backfill/4".to_owned(), ..checkpoint };
+        assert_eq!(Checkpoint::parse(&newer.to_json().unwrap()), Err("event-ingest-backfill/4".to_owned()));
     }
 }

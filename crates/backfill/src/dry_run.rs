@@ -6,7 +6,6 @@ use crate::counters::Counters;
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::reader::{self, ReadPlan, ReadStart};
-use crate::rejects::RejectedEvent;
 use crate::summary::{Status, Summary};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -24,7 +23,7 @@ pub async fn run(plan: ReadPlan, rejects: Option<PathBuf>) -> Result<Summary, Er
     let inputs: Vec<_> = plan.sources.iter().map(|source| source.identity.clone()).collect();
     let sizes: Vec<_> = inputs.iter().map(|input| input.bytes).collect();
     let (url, mode) = (String::new(), String::new());
-    let job = Job { url, host: None, mode, inputs, max_events: plan.max_events, types: plan.types.clone() };
+    let job = Job { url, host: None, mode, inputs, max_events: plan.max_events, reading: plan.options.clone() };
     let mut tracker = BatchTracker::new(Checkpoint::new(job));
     let mut progress = Progress::new(&sizes, tracker.checkpoint());
     let mut file = rejects.as_deref().map(create).transpose()?;
@@ -38,7 +37,7 @@ pub async fn run(plan: ReadPlan, rejects: Option<PathBuf>) -> Result<Summary, Er
                 batch.rejected.iter().for_each(|event| event.write_to(&mut lines));
                 file.write_all(&lines).map_err(|error| Error::file("write", path, &error))?;
             }
-            None => batch.rejected.iter().zip(printed..MAX_PRINTED).for_each(|(event, _)| progress.print(&line(event))),
+            None => batch.rejected.iter().zip(printed..MAX_PRINTED).for_each(|(event, _)| progress.print(&event.to_string())),
         }
         tracker.done(batch.number, String::new(), batch.end, valid, &batch.rejected);
         // Frees the tracker's lines for the rejects file, which were written above.
@@ -63,13 +62,4 @@ fn create(path: &Path) -> Result<(PathBuf, BufWriter<File>), Error> {
     let file = OpenOptions::new().write(true).create_new(true).open(path);
     let file = file.map_err(|error| Error::Usage(format!("cannot create {}: {error}", path.display())))?;
     Ok((path.to_owned(), BufWriter::new(file)))
-}
-
-fn line(event: &RejectedEvent) -> String {
-    let problems = event.problems.iter().map(|problem| match &problem.field {
-        Some(field) => format!("{field} {}", problem.reason),
-        None => problem.reason.clone(),
-    });
-    let problems: Vec<_> = problems.collect();
-    format!("{}:{}: {}", event.file, event.line, problems.join("; ").replace(char::is_control, "\u{fffd}"))
 }

@@ -1,22 +1,32 @@
-//! Inputs: files and standard input, read once from front to back. Every byte is counted and hashed.
+//! Inputs: files and standard input, read once from front to back.
+//!
+//! They are decompressed, and a Parquet file is turned into lines of JSON. Every byte after that is counted and hashed.
 
 use crate::error::Error;
 use crate::format::Format;
+use crate::parquet_rows::ParquetRows;
 use crate::position::{Position, ResumePoint};
+use crate::sniff::{self, Compression, MAX_HEAD_BYTES, MAX_SIGNATURE_BYTES};
+use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The size of the read buffer, in bytes.
 const BUFFER_BYTES: usize = 256 * 1024;
 
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
+/// The bytes of an input, after decompression.
+type Stream = Box<dyn Read + Send>;
+
 /// An input to read.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Source {
     /// The file's path; `None` means standard input.
     pub path: Option<PathBuf>,
@@ -24,6 +34,10 @@ pub struct Source {
     pub format: Format,
     /// What the checkpoint records about the input.
     pub identity: InputIdentity,
+    /// The bytes read so far, before decompression. Compare it with the size in `identity`.
+    pub bytes_read: Arc<AtomicU64>,
+    /// A pipe, which can be read only once and is open already.
+    pipe: Arc<Mutex<Option<Stream>>>,
 }
 
 /// What the checkpoint records about an input, to recognize it.
@@ -38,26 +52,41 @@ pub struct InputIdentity {
 }
 
 impl Source {
-    /// Resolves a FILE argument. Without `format`, the file's name determines the format.
+    /// Resolves a FILE argument. The first bytes determine the format, unless `format` is given.
     ///
     /// # Errors
-    /// If there is no such file, or it is a directory.
+    /// If there is no such file, or it cannot be read.
     pub fn new(path: &Path, format: Option<Format>) -> Result<Self, Error> {
-        if path == Path::new("-") {
-            let format = format.unwrap_or(Format::Ndjson);
-            let identity = InputIdentity { name: "-".to_owned(), bytes: None, format };
-            return Ok(Self { path: None, format, identity });
+        let is_stdin = path == Path::new("-");
+        let display_name = if is_stdin { "standard input".to_owned() } else { path.display().to_string() };
+        let usage = |reason: String| Error::Usage(format!("{display_name}: {reason}"));
+        let mut bytes = None;
+        if !is_stdin {
+            let metadata = std::fs::metadata(path).map_err(|error| usage(error.to_string()))?;
+            if metadata.is_dir() {
+                return Err(usage("is a directory".to_owned()));
+            }
+            bytes = metadata.is_file().then_some(metadata.len());
         }
-        let usage = |reason: String| Error::Usage(format!("{}: {reason}", path.display()));
-        let metadata = std::fs::metadata(path).map_err(|error| usage(error.to_string()))?;
-        if metadata.is_dir() {
-            return Err(usage("is a directory".to_owned()));
-        }
-        let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-        let format = format.unwrap_or(if is_csv { Format::Csv } else { Format::Ndjson });
         let name = path.file_name().map_or_else(|| path.to_string_lossy(), OsStr::to_string_lossy).into_owned();
-        let bytes = metadata.is_file().then_some(metadata.len());
-        Ok(Self { path: Some(path.to_owned()), format, identity: InputIdentity { name, bytes, format } })
+        let path = (!is_stdin).then(|| path.to_owned());
+        let bytes_read = Arc::default();
+        let raw = raw(path.as_deref(), bytes, &bytes_read).map_err(|error| usage(error.to_string()))?;
+        let (head, mut stream) = decompressed(raw).and_then(first_line).map_err(|error| usage(error.to_string()))?;
+        let extension = path.as_deref().and_then(Path::extension).and_then(OsStr::to_str);
+        let format = sniff::format(&head, format, extension).map_err(&usage)?;
+        if format == Format::Parquet && (bytes.is_none() || Compression::of(&head_of(path.as_deref())) != Compression::None) {
+            return Err(usage("Parquet can be read only from a file that is not compressed as a whole".to_owned()));
+        }
+        let pipe = if bytes.is_none() {
+            stream = Box::new(io::Cursor::new(head).chain(stream));
+            Some(stream)
+        } else {
+            None
+        };
+        bytes_read.store(0, Ordering::Relaxed);
+        let identity = InputIdentity { name, bytes, format };
+        Ok(Self { path, format, identity, bytes_read, pipe: Arc::new(Mutex::new(pipe)) })
     }
 
     /// The input's name for messages, as on the command line.
@@ -65,13 +94,118 @@ impl Source {
         self.path.as_ref().map_or_else(|| "standard input".to_owned(), |path| path.display().to_string())
     }
 
-    fn open(&self) -> Result<Box<dyn Read + Send>, Error> {
-        match &self.path {
-            None => Ok(Box::new(io::stdin())),
-            Some(path) => {
-                File::open(path).map(|file| Box::new(file) as _).map_err(|error| Error::file("read", path, &error))
-            }
+    fn open(&self) -> io::Result<Stream> {
+        if let Some(pipe) = self.pipe.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(pipe);
         }
+        if let (Format::Parquet, Some(path)) = (self.format, &self.path) {
+            return Ok(Box::new(ParquetRows::open(path, Arc::clone(&self.bytes_read))?));
+        }
+        decompressed(raw(self.path.as_deref(), self.identity.bytes, &self.bytes_read)?)
+    }
+}
+
+/// Opens an input as it is. A regular file is read up to the size that it had when the command started.
+fn raw(path: Option<&Path>, size: Option<u64>, bytes_read: &Arc<AtomicU64>) -> io::Result<Stream> {
+    let Some(path) = path else { return Ok(Box::new(io::stdin())) };
+    let file = File::open(path)?;
+    let bytes_read = Arc::clone(bytes_read);
+    Ok(match size {
+        None => Box::new(file),
+        Some(size) => Box::new(SizedFile { file, size, left: size, bytes_read }),
+    })
+}
+
+fn head_of(path: Option<&Path>) -> Vec<u8> {
+    let mut head = Vec::new();
+    if let Some(Ok(file)) = path.map(File::open) {
+        // A file that cannot be read is reported when its content is.
+        let _ = file.take(MAX_SIGNATURE_BYTES as u64).read_to_end(&mut head);
+    }
+    head
+}
+
+/// A regular file, which must keep its size while it is read. What is appended meanwhile is not read.
+struct SizedFile {
+    file: File,
+    size: u64,
+    left: u64,
+    bytes_read: Arc<AtomicU64>,
+}
+
+impl Read for SizedFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let read = self.file.read(&mut buffer[..wanted])?;
+        if read == 0 && wanted > 0 {
+            let (size, present) = (self.size, self.size - self.left);
+            let reason = format!("it had {size} bytes when the run started, and now has {present}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
+        self.left -= read as u64;
+        self.bytes_read.store(self.size - self.left, Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
+fn decompressed(mut raw: Stream) -> io::Result<Stream> {
+    // One read of a pipe can return fewer bytes than a signature has.
+    let mut head = Vec::new();
+    raw.by_ref().take(MAX_SIGNATURE_BYTES as u64).read_to_end(&mut head)?;
+    let compression = Compression::of(&head);
+    let raw = io::Cursor::new(head).chain(raw);
+    Ok(match compression {
+        Compression::None => Box::new(raw),
+        Compression::Gzip => {
+            Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, raw)).map_error("gzip"))
+        }
+        Compression::Zstd => Box::new(zstd::Decoder::new(raw)?.map_error("Zstandard")),
+    })
+}
+
+/// Reads the first line, or as much as is needed to know the format.
+fn first_line(mut stream: Stream) -> io::Result<(Vec<u8>, Stream)> {
+    let mut head = vec![0; MAX_HEAD_BYTES];
+    let mut filled = 0;
+    while filled < head.len() {
+        match stream.read(&mut head[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        let text = head[..filled].strip_prefix(BYTE_ORDER_MARK).unwrap_or(&head[..filled]);
+        if text.trim_ascii_start().contains(&b'\n') {
+            break;
+        }
+    }
+    head.truncate(filled);
+    Ok((head, stream))
+}
+
+/// Says in an error which compression failed.
+struct Decompressing<R> {
+    reader: R,
+    name: &'static str,
+}
+
+trait MapError: Sized {
+    fn map_error(self, name: &'static str) -> Decompressing<Self> {
+        Decompressing { reader: self, name }
+    }
+}
+
+impl<R: Read> MapError for R {}
+
+impl<R: Read> Read for Decompressing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            _ => {
+                let reason = format!("its {} data is damaged or cut off: {error}", self.name);
+                io::Error::new(io::ErrorKind::InvalidData, reason)
+            }
+        })
     }
 }
 
@@ -91,7 +225,7 @@ impl Snapshot {
 
 /// Reads one input, and counts and hashes the bytes consumed.
 pub struct InputReader {
-    reader: BufReader<Box<dyn Read + Send>>,
+    reader: BufReader<Stream>,
     hash: Sha256,
     position: Position,
 }
@@ -102,15 +236,15 @@ impl InputReader {
     /// # Errors
     /// If the input cannot be read.
     pub fn open(source: &Source, file: usize, hash: Sha256) -> Result<Self, Error> {
-        Self::new(source.open()?, file, hash).map_err(|error| read_error(source, &error))
+        source.open().and_then(|stream| Self::new(stream, file, hash)).map_err(|error| read_error(source, &error))
     }
 
-    fn new(mut input: Box<dyn Read + Send>, file: usize, hash: Sha256) -> io::Result<Self> {
+    fn new(mut input: Stream, file: usize, hash: Sha256) -> io::Result<Self> {
         // One read of a pipe can return fewer bytes than a byte order mark has.
         let mut start = Vec::new();
         input.by_ref().take(BYTE_ORDER_MARK.len() as u64).read_to_end(&mut start)?;
         let has_byte_order_mark = start == BYTE_ORDER_MARK;
-        let input: Box<dyn Read + Send> = Box::new(io::Cursor::new(start).chain(input));
+        let input: Stream = Box::new(io::Cursor::new(start).chain(input));
         let position = Position { file, offset: 0, line: 1 };
         let mut reader = Self { reader: BufReader::with_capacity(BUFFER_BYTES, input), hash, position };
         if has_byte_order_mark {

@@ -4,19 +4,24 @@
 //!
 //! ```text
 //! main
-//! args                      command-line arguments
-//! run · dry_run             a run that sends, and one that only validates
+//! args · read_args          command-line arguments
+//! run · dry_run · preview   a run that sends, one that only validates, and one that only prints
+//! forecast                  what is known before sending
 //! progress · summary        what the user sees during a run, and at its end
 //! run_files                 the checkpoint, rejects and lock files on disk
 //! batch_tracker             which batches are done
 //! checkpoint                the content of the checkpoint file
 //! reader                    inputs → batches, on a separate thread
-//! records                   inputs → validated events, from ndjson and csv
-//! ndjson · csv              the two input formats
+//! records                   inputs → validated events, in any format
+//! ndjson · json · csv       the formats
+//! csv_parser                delimited text → cells
+//! mapping · times           which event a record becomes
 //! batch_sender              one batch, until each event is accepted or rejected
 //! packing                   events → batches, and their idempotency keys
 //! client · throttle         one request and its answer; when to send the next one
-//! input                     files and standard input, counted and hashed
+//! input                     files and standard input: decompressed, counted and hashed
+//! parquet_rows              Parquet files → lines of JSON
+//! sniff                     what an input is, by its first bytes
 //! rejects                   rejected events, and lines of the rejects file
 //! target · column_types · format · position · counters · error
 //! ```
@@ -29,22 +34,31 @@ mod client;
 mod column_types;
 mod counters;
 mod csv;
+mod csv_parser;
 mod dry_run;
 mod error;
+mod forecast;
 mod format;
 mod input;
+mod json;
+mod mapping;
 mod ndjson;
 mod packing;
+mod parquet_rows;
 mod position;
+mod preview;
 mod progress;
+mod read_args;
 mod reader;
 mod records;
 mod rejects;
 mod run;
 mod run_files;
+mod sniff;
 mod summary;
 mod target;
 mod throttle;
+mod times;
 
 use args::Args;
 use clap::Parser;
@@ -65,13 +79,21 @@ use summary::Summary;
 async fn main() -> ExitCode {
     let args = Args::parse();
     let json = args.json;
-    match run(args).await {
-        Ok(summary) => print_summary(&summary, json),
+    let result = match args.preview {
+        Some(events) => preview(&args, events).await,
+        None => run(args).await.map(|summary| print_summary(&summary, json)),
+    };
+    match result {
+        Ok(code) => code,
         Err(error) => {
             print(&format!("error: {error}"));
             error.exit_code()
         }
     }
+}
+
+async fn preview(args: &Args, events: u64) -> Result<ExitCode, Error> {
+    preview::run(read_plan(args)?, events).await
 }
 
 async fn run(args: Args) -> Result<Summary, Error> {
@@ -138,8 +160,16 @@ fn read_plan(args: &Args) -> Result<ReadPlan, Error> {
     if files.iter().filter(|file| file.as_path() == Path::new("-")).count() > 1 {
         return Err(Error::Usage("standard input (`-`) can be given only once".to_owned()));
     }
-    let sources = files.iter().map(|path| Source::new(path, args.format)).collect::<Result<_, _>>()?;
-    let plan = ReadPlan { sources, types: args.types.clone(), max_events: args.max_events };
+    let options = args.reading.options()?;
+    let sources = files.iter().map(|path| Source::new(path, args.reading.format)).collect::<Result<_, _>>()?;
+    let plan = ReadPlan {
+        sources,
+        options,
+        max_events: args.max_events,
+        max_rejects: args.max_rejects,
+        limit: args.limit,
+        events_per_second: args.events_per_second,
+    };
     reader::check_headers(&plan)?;
     Ok(plan)
 }

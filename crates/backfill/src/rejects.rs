@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::fmt;
 
 /// An event that was rejected, by this command or by the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,17 @@ struct RejectsLine<'a> {
     /// The text, if it is not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<Cow<'a, str>>,
+}
+
+impl fmt::Display for RejectedEvent {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let problems = self.problems.iter().map(|problem| match &problem.field {
+            Some(field) => format!("{field} {}", problem.reason),
+            None => problem.reason.clone(),
+        });
+        let problems = problems.collect::<Vec<_>>().join("; ").replace(char::is_control, "\u{fffd}");
+        write!(formatter, "{}:{}: {problems}", self.file, self.line)
+    }
 }
 
 impl RejectedEvent {

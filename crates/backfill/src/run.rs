@@ -6,6 +6,7 @@ use crate::checkpoint::Job;
 use crate::client::Client;
 use crate::counters::Counters;
 use crate::error::Error;
+use crate::forecast::forecast;
 use crate::input::Source;
 use crate::packing::PackedBatch;
 use crate::position::ResumePoint;
@@ -62,12 +63,13 @@ pub async fn run(options: RunOptions) -> Result<Summary, Error> {
     let sizes: Vec<_> = inputs.iter().map(|input| input.bytes).collect();
     let input_names = plan.sources.iter().map(Source::display_name).collect();
     let mode = mode.to_string();
-    let job = Job { url, host, mode, inputs, max_events: plan.max_events, types: plan.types.clone() };
+    let job = Job { url, host, mode, inputs, max_events: plan.max_events, reading: plan.options.clone() };
     // Nothing has been sent yet, so every error here is a usage error.
     let opened = RunFiles::open(paths.clone(), job, restart);
     let (files, checkpoint) = opened.map_err(|error| Error::Usage(error.to_string()))?;
     let before = checkpoint.events_done();
     let start = ReadStart { batch: checkpoint.next_batch, at: checkpoint.resume_point.clone() };
+    let forecast = forecast(&plan);
     let mut batches = reader::spawn(plan, start);
     if checkpoint.complete {
         if batches.next().await?.is_some() {
@@ -79,6 +81,7 @@ pub async fn run(options: RunOptions) -> Result<Summary, Error> {
         return Ok(Summary::new(Status::AlreadyComplete, &checkpoint, before, Duration::ZERO).with_files(&paths));
     }
     let progress = Progress::new(&sizes, &checkpoint);
+    progress.print(&forecast);
     if checkpoint.has_begun() {
         let path = paths.checkpoint.display();
         progress.print(&format!("Resuming from {path} after {before} events. Verifying the input before them first."));

@@ -9,6 +9,7 @@ mod csv;
 mod dependencies;
 mod deployed;
 mod dry_run;
+mod formats;
 mod rejects;
 mod resume;
 mod retries;
