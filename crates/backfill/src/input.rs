@@ -3,10 +3,11 @@
 use crate::error::Error;
 use crate::format::Format;
 use crate::position::{Position, ResumePoint};
+use crate::sized_file::SizedFile;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -53,11 +54,44 @@ impl Source {
         if metadata.is_dir() {
             return Err(usage("is a directory".to_owned()));
         }
+        if path.starts_with("/dev") || path.starts_with("/proc") {
+            return Ok(Self::device(path, format, &metadata));
+        }
         let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
         let format = format.unwrap_or(if is_csv { Format::Csv } else { Format::Ndjson });
         let name = path.file_name().map_or_else(|| path.to_string_lossy(), OsStr::to_string_lossy).into_owned();
         let bytes = metadata.is_file().then_some(metadata.len());
         Ok(Self { path: Some(path.to_owned()), format, identity: InputIdentity { name, bytes, format } })
+    }
+
+    /// An input such as `/dev/stdin` or a process substitution, `/dev/fd/63`. If it leads to a regular file, it is that
+    /// file. Otherwise it is a stream like standard input, whose name means nothing.
+    fn device(path: &Path, format: Option<Format>, metadata: &Metadata) -> Self {
+        let file = path.canonicalize().ok().filter(|file| metadata.is_file() && !file.starts_with("/proc"));
+        if let Some(source) = file.and_then(|file| Self::new(&file, format).ok()) {
+            return source;
+        }
+        let format = format.unwrap_or(Format::Ndjson);
+        let identity = InputIdentity { name: "-".to_owned(), bytes: None, format };
+        Self { path: Some(path.to_owned()), format, identity }
+    }
+
+    /// The path after which the checkpoint is named; `None` for standard input and its like.
+    pub fn state_path(&self) -> Option<&Path> {
+        self.path.as_deref().filter(|_| self.identity.name != "-")
+    }
+
+    /// If the file has grown since the beginning of the run: what was sent, and how to send the rest.
+    pub fn growth(&self) -> Option<String> {
+        let (path, size) = (self.path.as_ref()?, self.identity.bytes?);
+        let now = std::fs::metadata(path).ok().filter(|metadata| metadata.len() > size)?.len();
+        let path = path.display();
+        Some(format!(
+            "{path} has grown by {} bytes since the beginning of the run. Only its first {size} bytes were read. To send \
+             the rest, write it to a file of its own: tail -c +{} {path}",
+            now - size,
+            size + 1
+        ))
     }
 
     /// The input's name for messages, as on the command line.
@@ -69,7 +103,11 @@ impl Source {
         match &self.path {
             None => Ok(Box::new(io::stdin())),
             Some(path) => {
-                File::open(path).map(|file| Box::new(file) as _).map_err(|error| Error::file("read", path, &error))
+                let file = File::open(path).map_err(|error| read_error(self, &error))?;
+                Ok(match self.identity.bytes {
+                    Some(size) => Box::new(SizedFile::new(file, size)),
+                    None => Box::new(file),
+                })
             }
         }
     }
@@ -183,7 +221,7 @@ impl InputReader {
 
 /// The error for an input that cannot be read.
 pub fn read_error(source: &Source, error: &io::Error) -> Error {
-    Error::Aborted(format!("cannot read {}: {error}", source.display_name()))
+    Error::Input(format!("cannot read {}: {error}", source.display_name()))
 }
 
 #[cfg(test)]

@@ -25,6 +25,14 @@ pub struct ReadPlan {
     pub max_events: usize,
 }
 
+impl ReadPlan {
+    /// The bytes of all inputs before `position`, of those whose size is known.
+    pub fn bytes_before(&self, position: &Position) -> u64 {
+        let earlier = self.sources.iter().take(position.file).filter_map(|source| source.identity.bytes);
+        earlier.sum::<u64>() + position.offset
+    }
+}
+
 /// Where to start reading.
 #[derive(Clone, Debug, Default)]
 pub struct ReadStart {
@@ -32,6 +40,8 @@ pub struct ReadStart {
     pub batch: u64,
     /// Where that batch begins.
     pub at: ResumePoint,
+    /// What enters the keys of all batches.
+    pub key_name: String,
 }
 
 /// The batches of a run, in order.
@@ -68,7 +78,8 @@ pub fn check_headers(plan: &ReadPlan) -> Result<(), Error> {
 pub fn spawn(plan: ReadPlan, start: ReadStart) -> Batches {
     let (sender, receiver) = channel(BATCHES_AHEAD);
     std::thread::spawn(move || {
-        let packer = Packer::new(plan.max_events, start.batch);
+        let read = plan.bytes_before(&start.at.position);
+        let packer = Packer::new(plan.max_events, start.key_name.clone(), start.batch, read);
         let result = Reading { plan: &plan, start: &start, batches: &sender, packer }.run();
         // Sending fails if the run has stopped, which needs no handling.
         let _ = match result {
@@ -114,8 +125,7 @@ impl Reading<'_> {
             hash = input.into_hash();
         }
         if !self.packer.is_empty() {
-            let batch = self.packer.finish_batch(end);
-            self.send(batch)?;
+            self.finish_batch(end)?;
         }
         Ok(())
     }
@@ -152,15 +162,13 @@ impl Reading<'_> {
                 Record::Valid => {
                     let position = Position { line, ..before.position };
                     if !self.packer.has_room_for(&text) {
-                        let batch = self.packer.finish_batch(before.resume_point());
-                        self.send(batch)?;
+                        self.finish_batch(before.resume_point())?;
                     }
                     self.packer.push(&source.identity.name, position, &text);
                 }
             }
             if self.packer.is_full() {
-                let batch = self.packer.finish_batch(input.resume_point());
-                self.send(batch)?;
+                self.finish_batch(input.resume_point())?;
             }
         }
     }
@@ -186,7 +194,9 @@ impl Reading<'_> {
         }
     }
 
-    fn send(&self, batch: PackedBatch) -> Result<(), Halt> {
+    fn finish_batch(&mut self, end: ResumePoint) -> Result<(), Halt> {
+        let read = self.plan.bytes_before(&end.position);
+        let batch = self.packer.finish_batch(end, read);
         self.batches.blocking_send(Ok(Some(batch))).map_err(|_| Halt::RunStopped)
     }
 }
@@ -228,10 +238,10 @@ mod tests {
         let rejected: Vec<_> = all.iter().flat_map(|batch| &batch.rejected).map(|event| event.line).collect();
         assert_eq!((valid, rejected), (16, vec![6, 16]));
         for (index, batch) in all.iter().enumerate() {
-            let start = ReadStart { batch: batch.number + 1, at: batch.end.clone() };
+            let start = ReadStart { batch: batch.number + 1, at: batch.end.clone(), ..ReadStart::default() };
             let rest = read(&files, &start).unwrap();
             let identities = |batches: &[PackedBatch]| -> Vec<_> {
-                batches.iter().map(|batch| (batch.number, batch.key(), batch.end.clone())).collect()
+                batches.iter().map(|batch| (batch.number, batch.key(), batch.end.clone(), batch.read.clone())).collect()
             };
             assert_eq!(identities(&rest), identities(&all[index + 1..]));
         }
@@ -242,7 +252,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = file(&directory, "events.ndjson", &lines(0, 7));
         let batches = read(&[&path], &ReadStart::default()).unwrap();
-        let start = ReadStart { batch: 1, at: batches[0].end.clone() };
+        let start = ReadStart { batch: 1, at: batches[0].end.clone(), ..ReadStart::default() };
         read(&[&path], &start).unwrap();
         for changed in [lines(0, 7).replacen("\"n\"", "\"m\"", 1), lines(1, 7), String::new()] {
             file(&directory, "events.ndjson", &changed);
