@@ -1,6 +1,6 @@
 //! The function's environment variables, parsed once at init (docs/contract.md, "Configuration").
 
-use contract::limits::MAX_EVENTS;
+use contract::limits::MAX_BULK_EVENTS;
 use contract::rate_limit::RateLimit;
 use std::fmt;
 use std::num::NonZeroU16;
@@ -16,7 +16,7 @@ pub struct Config {
     pub state_table: String,
     /// The `DynamoDB` table of API keys.
     pub api_keys_table: String,
-    /// The most events in one message, 1 to 500.
+    /// The most events in one message, 1 to 1,000.
     pub max_events_per_message: NonZeroU16,
     /// How long an idempotency key is remembered, at least 60 s.
     pub dedup_window: Duration,
@@ -137,8 +137,8 @@ fn queue_url(text: &str) -> Result<String, String> {
 }
 
 fn events_per_message(text: &str) -> Result<NonZeroU16, String> {
-    let parsed = text.parse().ok().filter(|count: &NonZeroU16| usize::from(count.get()) <= MAX_EVENTS);
-    parsed.ok_or_else(|| "must be a whole number from 1 to 500".to_owned())
+    let parsed = text.parse().ok().filter(|count: &NonZeroU16| usize::from(count.get()) <= MAX_BULK_EVENTS);
+    parsed.ok_or_else(|| "must be a whole number from 1 to 1000".to_owned())
 }
 
 fn dedup_window(text: &str) -> Result<Duration, String> {
@@ -208,7 +208,7 @@ mod tests {
             "EVENTS_QUEUE_URL is required",
             "STATE_TABLE must not be empty",
             "API_KEYS_TABLE is required",
-            "MAX_EVENTS_PER_MESSAGE must be a whole number from 1 to 500",
+            "MAX_EVENTS_PER_MESSAGE must be a whole number from 1 to 1000",
             "DEDUP_WINDOW_SECONDS must be a whole number of seconds, at least 60",
             "RATE_LIMIT_EVENTS_PER_SECOND must be 0 (no limit) or at least 100",
             "RUST_LOG must be a log level",
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn limits_are_exact() {
         let cases = [
-            ("MAX_EVENTS_PER_MESSAGE", ["1", "500"], ["0", "501"]),
+            ("MAX_EVENTS_PER_MESSAGE", ["1", "1000"], ["0", "1001"]),
             ("DEDUP_WINDOW_SECONDS", ["60", "86401"], ["59", "-60"]),
             ("RATE_LIMIT_EVENTS_PER_SECOND", ["0", "100"], ["99", "1"]),
         ];

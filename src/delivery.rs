@@ -4,6 +4,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::deadline::Deadline;
 use crate::idempotency::{BatchId, Delivered};
 use contract::batch::Batch;
+use contract::event::Event;
 use contract::tenant::Tenant;
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -69,14 +70,14 @@ impl Envelope {
         self.head.len() + Self::TAIL.len() + attributes.sum::<usize>()
     }
 
-    fn message(&self, batch: &Batch<'_>, planned: &PlannedMessage) -> Message {
+    fn message(&self, planned: &PlannedMessage<'_>) -> Message {
         let mut body = String::with_capacity(planned.bytes);
         body.push_str(&self.head);
-        for (position, &index) in planned.events.iter().enumerate() {
+        for (position, (index, event)) in planned.events.iter().enumerate() {
             let separator = if position == 0 { "" } else { "," };
             // Writing to a string cannot fail.
             let _ = write!(body, r#"{separator}{{"id":"{}-{index}","event":"#, self.batch_id);
-            batch.events()[index].write_to(&mut body);
+            event.write_to(&mut body);
             body.push('}');
         }
         body.push_str(Self::TAIL);
@@ -132,10 +133,10 @@ pub trait Queue {
     async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult>;
 }
 
-/// A message to be sent: events of one batch, by index.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct PlannedMessage {
-    events: Vec<usize>,
+/// A message to be sent.
+struct PlannedMessage<'body> {
+    /// Events of one batch, with their indexes in the request.
+    events: Vec<(usize, Event<'body>)>,
     /// The size that SQS will count.
     bytes: usize,
 }
@@ -145,39 +146,44 @@ struct PlannedMessage {
 /// Retries keep the original message boundaries, so a message that SQS never accepts takes no other
 /// events down with it. Calls are filled first and divided into messages second, so that there are as
 /// few calls as the size limits allow.
-fn plan(envelope: &Envelope, batch: &Batch<'_>, max_events: NonZeroU16, delivered: &Delivered) -> Vec<PlannedMessage> {
+fn plan<'body>(
+    envelope: &Envelope,
+    batch: &Batch<'body>,
+    max_events: NonZeroU16,
+    delivered: &Delivered,
+) -> Vec<PlannedMessage<'body>> {
     let max_events = usize::from(max_events.get());
     let fixed = envelope.fixed_bytes();
-    let mut messages: Vec<PlannedMessage> = Vec::new();
+    let mut messages: Vec<PlannedMessage<'_>> = Vec::new();
     let mut call = CallSize::default();
-    for index in 0..batch.events().len() {
-        let bytes = event_bytes(batch, index);
+    for (index, event) in batch.events() {
+        let bytes = event_bytes(index, event);
         match messages.last_mut() {
             Some(message) if message.events.len() < max_events && call.has_room_for(bytes) => {
                 call.bytes += bytes;
                 message.bytes += bytes;
-                message.events.push(index);
+                message.events.push((index, event));
             }
             _ => {
-                let message = PlannedMessage { events: vec![index], bytes: fixed + bytes };
+                let message = PlannedMessage { events: vec![(index, event)], bytes: fixed + bytes };
                 call.add(&message);
                 messages.push(message);
             }
         }
     }
     for message in &mut messages {
-        message.events.retain(|&index| !delivered.contains(index));
-        message.bytes = fixed + message.events.iter().map(|&index| event_bytes(batch, index)).sum::<usize>();
+        message.events.retain(|(index, _)| !delivered.contains(*index));
+        message.bytes = fixed + message.events.iter().map(|&(index, event)| event_bytes(index, event)).sum::<usize>();
     }
     messages.retain(|message| !message.events.is_empty());
     messages
 }
 
 /// The bytes that an event adds to a message, including its separator.
-fn event_bytes(batch: &Batch<'_>, index: usize) -> usize {
+fn event_bytes(index: usize, event: Event<'_>) -> usize {
     let digits = index.checked_ilog10().unwrap_or(0) as usize + 1;
     let around = r#"{"id":"-","event":},"#.len() + uuid::fmt::Hyphenated::LENGTH;
-    around + digits + batch.events()[index].message_len()
+    around + digits + event.message_len()
 }
 
 /// The messages and bytes in one `SendMessageBatch` call.
@@ -193,7 +199,7 @@ impl CallSize {
     }
 
     /// Adds a message to this call, or starts the next call with it. Returns whether it started one.
-    fn add(&mut self, message: &PlannedMessage) -> bool {
+    fn add(&mut self, message: &PlannedMessage<'_>) -> bool {
         let starts = self.messages == 0 || self.messages == MAX_CALL_MESSAGES || !self.has_room_for(message.bytes);
         if starts {
             *self = Self::default();
@@ -205,8 +211,8 @@ impl CallSize {
 }
 
 /// Groups planned messages into calls, in order.
-fn calls(messages: Vec<PlannedMessage>) -> Vec<Vec<PlannedMessage>> {
-    let mut calls: Vec<Vec<PlannedMessage>> = Vec::new();
+fn calls(messages: Vec<PlannedMessage<'_>>) -> Vec<Vec<PlannedMessage<'_>>> {
+    let mut calls: Vec<Vec<PlannedMessage<'_>>> = Vec::new();
     let mut size = CallSize::default();
     for message in messages {
         if size.add(&message) {
@@ -270,7 +276,7 @@ impl<Q: Queue, C: Clock> Sender<'_, Q, C> {
                     match result {
                         SendResult::Acknowledged => {
                             delivery.messages += 1;
-                            message.events.into_iter().for_each(|index| delivery.delivered.insert(index));
+                            message.events.iter().for_each(|&(index, _)| delivery.delivered.insert(index));
                         }
                         SendResult::Retryable | SendResult::Unknown => waiting.push(message),
                         SendResult::Permanent => delivery.permanent_failures += 1,
@@ -281,7 +287,7 @@ impl<Q: Queue, C: Clock> Sender<'_, Q, C> {
             if waiting.is_empty() || !self.deadline.may_send(self.clock.now() + pause) {
                 return delivery;
             }
-            waiting.sort_unstable_by_key(|message| message.events.first().copied());
+            waiting.sort_unstable_by_key(|message| message.events.first().map(|(index, _)| *index));
             delivery.retries += waiting.len();
             self.clock.sleep(pause).await;
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
@@ -289,12 +295,15 @@ impl<Q: Queue, C: Clock> Sender<'_, Q, C> {
     }
 
     /// Makes one call, unless too little time is left to record its result.
-    async fn send(&self, call: Vec<PlannedMessage>) -> Option<impl Iterator<Item = (PlannedMessage, SendResult)>> {
+    async fn send<'body>(
+        &self,
+        call: Vec<PlannedMessage<'body>>,
+    ) -> Option<impl Iterator<Item = (PlannedMessage<'body>, SendResult)>> {
         let now = self.clock.now();
         if !self.deadline.may_send(now) {
             return None;
         }
-        let messages: Vec<Message> = call.iter().map(|planned| self.envelope.message(self.batch, planned)).collect();
+        let messages: Vec<Message> = call.iter().map(|planned| self.envelope.message(planned)).collect();
         let results = self.queue.send(self.envelope, &messages, self.deadline.send_by(now)).await;
         Some(call.into_iter().zip(results.into_iter().chain(std::iter::repeat(SendResult::Unknown))))
     }

@@ -34,6 +34,8 @@ pub enum Error {
     MalformedJson(String),
     /// Check 9: 1 to 100 violations.
     ValidationFailed(Vec<Violation>),
+    /// Check 9 for a bulk request: the violations of `events` itself.
+    InvalidBulk(Vec<Violation>),
     /// Check 10: the rate limit of the tenant or of the API key is exceeded.
     RateLimited {
         /// The time until the next window starts.
@@ -53,7 +55,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The wire name, which also determines the HTTP status.
+    /// The wire name.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -67,7 +69,7 @@ impl Error {
             Self::PayloadTooLarge(_) => ErrorCode::PayloadTooLarge,
             Self::MalformedEncoding(_) => ErrorCode::MalformedEncoding,
             Self::MalformedJson(_) => ErrorCode::MalformedJson,
-            Self::ValidationFailed(_) => ErrorCode::ValidationFailed,
+            Self::ValidationFailed(_) | Self::InvalidBulk(_) => ErrorCode::ValidationFailed,
             Self::RateLimited { .. } => ErrorCode::RateLimited,
             Self::KeyReused => ErrorCode::IdempotencyKeyReuse,
             Self::InProgress { .. } => ErrorCode::RequestInProgress,
@@ -76,11 +78,23 @@ impl Error {
         }
     }
 
+    /// The HTTP status: that of the code, except that a bulk request without a list of events is
+    /// malformed (400), because its 422s would be about single events.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::InvalidBulk(_) => 400,
+            _ => self.code().status(),
+        }
+    }
+
     /// The message for the client. It contains no key, header or value, and for a 5xx no internals.
     #[must_use]
     pub fn message(&self) -> Cow<'static, str> {
         match self {
-            Self::NotFound => "no such resource; send events to POST /api/v1/events/batch or POST /api/v1/events",
+            Self::NotFound => {
+                "no such resource; send events to POST /api/v1/events/batch, /api/v1/events/bulk or /api/v1/events"
+            },
             Self::MethodNotAllowed => "this resource supports only POST",
             Self::AuthRequired => "an active API key is required, sent as `Authorization: Bearer <key>`",
             Self::Forbidden => "this API key may not send events; it lacks the scope events:write",
@@ -90,7 +104,7 @@ impl Error {
             Self::IdempotencyKeyInvalid => "the header Idempotency-Key must be 1 to 255 visible ASCII characters",
             Self::UnsupportedMediaType(what) | Self::PayloadTooLarge(what) | Self::MalformedEncoding(what) => what,
             Self::MalformedJson(what) => return format!("the body is not JSON: {what}").into(),
-            Self::ValidationFailed(_) => "the batch breaks a rule",
+            Self::ValidationFailed(_) | Self::InvalidBulk(_) => "the batch breaks a rule",
             Self::RateLimited { .. } => {
                 "the rate limit of this API key or its project is used up; retry with the same Idempotency-Key after the time in \
                  Retry-After"
@@ -138,9 +152,9 @@ impl Error {
     /// The field of the first violation, for the log. It is a name from the contract, never one of the
     /// client's own keys.
     #[must_use]
-    pub fn first_field(&self) -> Option<&str> {
+    pub fn first_field(&self) -> Option<String> {
         match self {
-            Self::ValidationFailed(violations) => violations.first()?.field.as_deref(),
+            Self::ValidationFailed(violations) | Self::InvalidBulk(violations) => violations.first()?.field(),
             _ => None,
         }
     }
@@ -155,9 +169,9 @@ impl Error {
         let code = self.code().as_str();
         let message = self.message();
         let errors = match self {
-            Self::ValidationFailed(violations) => violations
+            Self::ValidationFailed(violations) | Self::InvalidBulk(violations) => violations
                 .iter()
-                .map(|violation| Item { code, message: &violation.message, field: violation.field.as_deref() })
+                .map(|violation| Item { code, message: &violation.message, field: violation.field() })
                 .collect(),
             _ => vec![Item { code, message: &message, field: None }],
         };
@@ -171,7 +185,7 @@ struct Item<'a> {
     code: &'static str,
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<&'a str>,
+    field: Option<String>,
 }
 
 /// A value of `Retry-After`: whole seconds, rounded up, at least 1.

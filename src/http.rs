@@ -3,23 +3,25 @@
 
 use crate::auth::{AuthError, Authenticator, Caller, KeyStore};
 use crate::body::{self, Encoding};
+use crate::bulk::BulkResponse;
 use crate::clock::{Clock, Timestamp};
 use crate::deadline::Deadline;
 use crate::delivery::{Queue, TraceHeader};
 use crate::error::Error;
 use crate::gateway::{GatewayEvent, GatewayResponse, Header};
-use crate::idempotency::{Claimant, RecordKey, StateStore};
+use crate::idempotency::{Claimant, Fingerprint, RecordKey, StateStore};
 use crate::ingest::{Completion, Ingested, Pipeline, Request, Success};
 use crate::rate_limit::{Admission, Charge, RateLimiter, Window, WindowStore};
 use crate::telemetry::{Facts, Telemetry};
 use contract::api_key::ApiKey;
-use contract::batch::{Batch, BatchError};
+use contract::batch::{Batch, BatchError, Bulk};
 use contract::idempotency_key::IdempotencyKey;
 use contract::tenant::Tenant;
 use futures_util::FutureExt;
 use lambda_http::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use lambda_http::http::{Method, StatusCode};
 use lambda_runtime::LambdaEvent;
+use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
@@ -62,13 +64,18 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
         let result = AssertUnwindSafe(self.accept(event, &deadline, &mut facts)).catch_unwind().await;
         let result = result.unwrap_or_else(|_| Err(Error::Internal("panic".to_owned())));
 
-        let Response { status, mut headers, body } = Response::new(&result);
+        let (result, bulk) = match result {
+            Ok(Answer { success, bulk }) => (Ok(success), bulk),
+            Err(error) => (Err(error), None),
+        };
+        let Response { status, mut headers, body } = Response::new(&result, bulk);
+        facts.status = status.as_u16();
         headers.insert(REQUEST_ID, header_value(&facts.request_id));
         if let Some(batch_id) = facts.findings.batch_id {
             headers.insert(BATCH_ID, header_value(&batch_id.to_string()));
         }
         facts.duration = started.elapsed();
-        (GatewayResponse::new(version, status, headers, body), Unfinished { result, facts })
+        (GatewayResponse::new(version, status, headers, body.into_owned()), Unfinished { result, facts })
     }
 
     /// Completes the record of an accepted batch and writes the log line. The client waits for neither.
@@ -82,25 +89,28 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
         self.telemetry.write(facts, &result);
     }
 
-    async fn accept(&self, event: GatewayEvent, deadline: &Deadline, facts: &mut Facts) -> Result<Success, Error> {
+    async fn accept(&self, event: GatewayEvent, deadline: &Deadline, facts: &mut Facts) -> Result<Answer, Error> {
         let endpoint = Endpoint::of(&event)?;
         let caller = self.identify(&event, deadline, facts).await?;
         let encoding = Encoding::of(&event)?;
-        let record_key = endpoint.record_key(&caller.tenant, idempotency_key(&event)?);
+        let record_key = endpoint.record_key(&caller.tenant, &event)?;
 
         let started = Instant::now();
         let body = read(event, encoding, facts)?;
-        let batch = endpoint.parse(&body)?;
-        facts.events = Some(batch.events().len());
+        let parsed = endpoint.parse(&body)?;
+        let batch = parsed.batch();
+        let events = batch.events().count();
+        facts.events = Some(events);
         facts.decode_time = Some(started.elapsed());
 
         let arrived = self.pipeline.clock.now();
-        let charge = self.admit(&caller, &batch, deadline, facts).await?;
+        let charge = self.admit(&caller, events, deadline, facts).await?;
+        let fingerprint = Fingerprint::of(&body);
         let request = Request {
             tenant: &caller.tenant,
-            record_key: &record_key,
-            claimant: &Claimant::new(arrived, &body),
-            batch: &batch,
+            record_key: &record_key.unwrap_or_else(|| RecordKey::of_bulk_body(&caller.tenant, &fingerprint)),
+            claimant: &Claimant::new(arrived, fingerprint),
+            batch,
             trace: facts.trace_id.as_deref().and_then(TraceHeader::parse),
             deadline,
         };
@@ -111,7 +121,10 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
             None => {}
         }
         facts.findings = ingested.findings;
-        ingested.result
+        let success = ingested.result?;
+        let bulk = parsed.bulk_response(&success);
+        facts.rejected_events = bulk.as_ref().map(BulkResponse::rejected);
+        Ok(Answer { bulk: bulk.map(|bulk| bulk.to_json()), success })
     }
 
     /// Checks 3 and 4: the caller.
@@ -125,19 +138,18 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
         Ok(caller)
     }
 
-    /// Check 10: charges the batch against the caller's rate limit. Returns `None` if there is no limit
-    /// or the counter failed.
+    /// Check 10: charges the valid events against the caller's rate limit. Returns `None` if there is no
+    /// limit, no valid event, or the counter failed.
     async fn admit<'a>(
         &'a self,
         caller: &'a Caller,
-        batch: &Batch<'_>,
+        events: usize,
         deadline: &Deadline,
         facts: &mut Facts,
     ) -> Result<Option<Charge<'a, W>>, Error> {
-        let Some((limit, counter)) = &caller.rate_limit else { return Ok(None) };
+        let Some((limit, counter)) = caller.rate_limit.as_ref().filter(|_| events > 0) else { return Ok(None) };
         let clock = &self.pipeline.clock;
         let started = Instant::now();
-        let events = batch.events().len();
         let admission = self.limiter.admit(clock, counter, *limit, events, deadline.claim_by()).await;
         facts.limit_time = Some(started.elapsed());
         match admission {
@@ -156,7 +168,7 @@ impl<K: KeyStore, W: WindowStore, S: StateStore, Q: Queue, C: Clock> App<K, W, S
 /// The first attempt counts, even if it fails. Further attempts in the window of the first one do not.
 fn counts_in(window: Window, ingested: &Ingested) -> bool {
     match &ingested.result {
-        Ok(Success::Replayed) | Err(Error::KeyReused | Error::InProgress { .. }) => false,
+        Ok(Success::Replayed(_) | Success::NothingToQueue) | Err(Error::KeyReused | Error::InProgress { .. }) => false,
         Ok(Success::Accepted(_)) | Err(_) => {
             let findings = &ingested.findings;
             findings.attempt == Some(1) || findings.first_arrival.is_none_or(|first| Window::at(first) != window)
@@ -168,11 +180,13 @@ fn counts_in(window: Window, ingested: &Ingested) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Endpoint {
     Batch,
+    Bulk,
     Event,
 }
 
 impl Endpoint {
-    const PATHS: [(Self, &str); 2] = [(Self::Batch, "/api/v1/events/batch"), (Self::Event, "/api/v1/events")];
+    const PATHS: [(Self, &str); 3] =
+        [(Self::Batch, "/api/v1/events/batch"), (Self::Bulk, "/api/v1/events/bulk"), (Self::Event, "/api/v1/events")];
 
     /// Checks 1 and 2: the path, which may have a prefix, and the method.
     fn of(event: &GatewayEvent) -> Result<Self, Error> {
@@ -181,18 +195,56 @@ impl Endpoint {
         if event.method() == Method::POST.as_str() { Ok(endpoint) } else { Err(Error::MethodNotAllowed) }
     }
 
-    fn record_key(self, tenant: &Tenant, key: IdempotencyKey<'_>) -> RecordKey {
-        match self {
+    /// Check 6: the idempotency key. Returns `None` for a bulk request without one, whose body takes the
+    /// place of the key.
+    fn record_key(self, tenant: &Tenant, event: &GatewayEvent) -> Result<Option<RecordKey>, Error> {
+        let key = match event.header(Header::IdempotencyKey) {
+            Some(text) => IdempotencyKey::parse(text).ok_or(Error::IdempotencyKeyInvalid)?,
+            None if self == Self::Bulk => return Ok(None),
+            None => return Err(Error::IdempotencyKeyRequired),
+        };
+        Ok(Some(match self {
             Self::Batch => RecordKey::of_batch(tenant, key),
+            Self::Bulk => RecordKey::of_bulk(tenant, key),
             Self::Event => RecordKey::of_event(tenant, key),
-        }
+        }))
     }
 
     /// Checks 8 and 9: the body's syntax and rules.
-    fn parse(self, body: &[u8]) -> Result<Batch<'_>, BatchError> {
+    fn parse(self, body: &[u8]) -> Result<Parsed<'_>, Error> {
+        let invalid = |error| match (self, error) {
+            (_, BatchError::Malformed(what)) => Error::MalformedJson(what),
+            (Self::Bulk, BatchError::Invalid(violations)) => Error::InvalidBulk(violations),
+            (_, BatchError::Invalid(violations)) => Error::ValidationFailed(violations),
+        };
         match self {
-            Self::Batch => Batch::parse(body),
-            Self::Event => Batch::parse_single(body),
+            Self::Batch => Batch::parse(body).map(Parsed::AllOrNothing),
+            Self::Bulk => Bulk::parse(body).map(Parsed::Bulk),
+            Self::Event => Batch::parse_single(body).map(Parsed::AllOrNothing),
+        }
+        .map_err(invalid)
+    }
+}
+
+/// A body that passed check 9.
+enum Parsed<'body> {
+    /// The events of a batch, or a single event.
+    AllOrNothing(Batch<'body>),
+    /// The events of a bulk request, some of which may be invalid.
+    Bulk(Bulk<'body>),
+}
+
+impl<'body> Parsed<'body> {
+    fn batch(&self) -> &Batch<'body> {
+        match self {
+            Self::AllOrNothing(batch) | Self::Bulk(Bulk { batch, .. }) => batch,
+        }
+    }
+
+    fn bulk_response(&self, success: &Success) -> Option<BulkResponse<'_>> {
+        match self {
+            Self::AllOrNothing(_) => None,
+            Self::Bulk(bulk) => Some(BulkResponse::new(bulk, &success.delivered())),
         }
     }
 }
@@ -201,12 +253,6 @@ impl Endpoint {
 /// domain, which may have several segments. API Gateway passes on both as part of the path.
 fn is_prefix(prefix: &str) -> bool {
     prefix.is_empty() || prefix.strip_prefix('/').is_some_and(|path| path.split('/').all(|segment| !segment.is_empty()))
-}
-
-/// Check 6: the idempotency key.
-fn idempotency_key(event: &GatewayEvent) -> Result<IdempotencyKey<'_>, Error> {
-    let key = event.header(Header::IdempotencyKey).ok_or(Error::IdempotencyKeyRequired)?;
-    IdempotencyKey::parse(key).ok_or(Error::IdempotencyKeyInvalid)
 }
 
 /// Checks 7 and 8: the decoded body.
@@ -228,38 +274,39 @@ impl From<AuthError> for Error {
     }
 }
 
-impl From<BatchError> for Error {
-    fn from(error: BatchError) -> Self {
-        match error {
-            BatchError::Malformed(what) => Self::MalformedJson(what),
-            BatchError::Invalid(violations) => Self::ValidationFailed(violations),
-        }
-    }
+/// A successful result, and what the response says about it.
+struct Answer {
+    success: Success,
+    /// The body of the response to a bulk request.
+    bulk: Option<String>,
 }
 
 struct Response {
     status: StatusCode,
     headers: HeaderMap,
-    body: String,
+    body: Cow<'static, str>,
 }
 
 impl Response {
-    fn new(result: &Result<Success, Error>) -> Self {
+    fn new(result: &Result<Success, Error>, bulk: Option<String>) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match result {
             Ok(success) => {
-                if matches!(success, Success::Replayed) {
+                if matches!(success, Success::Replayed(_)) {
                     headers.insert(REPLAYED, HeaderValue::from_static("true"));
                 }
-                Self { status: StatusCode::ACCEPTED, headers, body: ACCEPTED_BODY.to_owned() }
+                match bulk {
+                    None => Self { status: StatusCode::ACCEPTED, headers, body: ACCEPTED_BODY.into() },
+                    Some(body) => Self { status: StatusCode::OK, headers, body: body.into() },
+                }
             }
             Err(error) => {
                 if let Some((name, value)) = error.header() {
                     headers.insert(HeaderName::from_static(name), header_value(&value));
                 }
-                let status = StatusCode::from_u16(error.code().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                Self { status, headers, body: error.body() }
+                let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                Self { status, headers, body: error.body().into() }
             }
         }
     }
@@ -272,6 +319,7 @@ fn header_value(text: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::idempotency::Delivered;
     use crate::ingest::Findings;
 
     #[test]
@@ -287,7 +335,7 @@ mod tests {
         assert!(!counts(Some(2), Some(now), failed()), "a further attempt does not");
         assert!(counts(Some(2), Some(earlier), failed()), "but it counts in the next window");
         assert!(counts(None, None, failed()), "an attempt without a claim counts");
-        assert!(!counts(None, None, Ok(Success::Replayed)));
+        assert!(!counts(None, None, Ok(Success::Replayed(Delivered::none(1)))));
         assert!(!counts(None, None, Err(Error::KeyReused)));
     }
 }

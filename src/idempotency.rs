@@ -10,7 +10,6 @@ use contract::idempotency_key::IdempotencyKey;
 use contract::tenant::Tenant;
 use sha2::{Digest, Sha256};
 use std::fmt;
-use std::ops::Range;
 use time::format_description::well_known::iso8601::{Config as Iso8601Config, EncodedConfig, TimePrecision};
 use time::{OffsetDateTime, UtcDateTime};
 use uuid::{NoContext, Uuid};
@@ -25,18 +24,31 @@ impl RecordKey {
     /// The key of a request to `POST /api/v1/events/batch`.
     #[must_use]
     pub fn of_batch(tenant: &Tenant, key: IdempotencyKey<'_>) -> Self {
-        Self::new("idem", tenant, key)
+        Self::new("idem", tenant, key.as_str())
     }
 
     /// The key of a request to `POST /api/v1/events`.
     #[must_use]
     pub fn of_event(tenant: &Tenant, key: IdempotencyKey<'_>) -> Self {
-        Self::new("idem-event", tenant, key)
+        Self::new("idem-event", tenant, key.as_str())
+    }
+
+    /// The key of a request to `POST /api/v1/events/bulk`.
+    #[must_use]
+    pub fn of_bulk(tenant: &Tenant, key: IdempotencyKey<'_>) -> Self {
+        Self::new("idem-bulk", tenant, key.as_str())
+    }
+
+    /// The key of a request to `POST /api/v1/events/bulk` without an idempotency key. The body's
+    /// fingerprint takes its place, so a retry of the same body has the same key.
+    #[must_use]
+    pub fn of_bulk_body(tenant: &Tenant, Fingerprint(body): &Fingerprint) -> Self {
+        Self::new("idem-bulk", tenant, &hex::encode(body))
     }
 
     /// The key is unambiguous, because neither a project nor a mode can contain a `#`.
-    fn new(prefix: &str, Tenant { project, mode }: &Tenant, key: IdempotencyKey<'_>) -> Self {
-        Self(format!("{prefix}#{project}#{mode}#{}", key.as_str()))
+    fn new(prefix: &str, Tenant { project, mode }: &Tenant, key: &str) -> Self {
+        Self(format!("{prefix}#{project}#{mode}#{key}"))
     }
 
     /// The value of the table's `pk` attribute.
@@ -164,10 +176,10 @@ impl Delivered {
         self.0[index / 8] |= 1 << (index % 8);
     }
 
-    /// Whether every event of a range was acknowledged.
+    /// Whether every event at one of `indexes` was acknowledged.
     #[must_use]
-    pub fn covers(&self, mut range: Range<usize>) -> bool {
-        range.all(|index| self.contains(index))
+    pub fn covers(&self, mut indexes: impl Iterator<Item = usize>) -> bool {
+        indexes.all(|index| self.contains(index))
     }
 
     /// The number of acknowledged events.
@@ -221,8 +233,8 @@ pub struct Claimant {
 impl Claimant {
     /// Creates a claimant for a body that arrived at `now`.
     #[must_use]
-    pub fn new(now: Timestamp, body: &[u8]) -> Self {
-        Self { owner: Owner::random(), batch_id: BatchId::new(now), fingerprint: Fingerprint::of(body) }
+    pub fn new(now: Timestamp, fingerprint: Fingerprint) -> Self {
+        Self { owner: Owner::random(), batch_id: BatchId::new(now), fingerprint }
     }
 }
 
@@ -237,6 +249,8 @@ pub enum Decision {
     Replay {
         /// The batch's id.
         batch_id: BatchId,
+        /// The events in the queue.
+        delivered: Delivered,
     },
     /// This request owns the key: send the events that are not delivered.
     Send(Record),
@@ -263,7 +277,7 @@ impl Decision {
         match self {
             Self::Claim | Self::KeyReused => None,
             Self::Send(record) => Some(record.batch_id),
-            Self::Replay { batch_id } | Self::Wait { batch_id, .. } | Self::TakeOver { batch_id, .. } => {
+            Self::Replay { batch_id, .. } | Self::Wait { batch_id, .. } | Self::TakeOver { batch_id, .. } => {
                 Some(*batch_id)
             }
         }
@@ -280,7 +294,7 @@ pub fn decide(record: Option<Record>, claimant: &Claimant, now: Timestamp) -> De
         None => Decision::Claim,
         Some(record) if record.expires_at <= now.seconds() => Decision::Claim,
         Some(record) if record.fingerprint != claimant.fingerprint => Decision::KeyReused,
-        Some(Record { state: State::Accepted, batch_id, .. }) => Decision::Replay { batch_id },
+        Some(Record { state: State::Accepted, batch_id, delivered, .. }) => Decision::Replay { batch_id, delivered },
         // A conditional write that was repeated after a lost response finds its own effect.
         Some(record) if record.owner == claimant.owner && now < record.lease_until => Decision::Send(record),
         Some(Record { lease_until, batch_id, .. }) if now < lease_until => {
@@ -347,11 +361,13 @@ pub trait StateStore {
         by: Timestamp,
     ) -> Result<Claimed, StoreError>;
 
-    /// Marks the batch accepted until `expires_at`, if `owner` still owns the key.
+    /// Marks the batch accepted until `expires_at` and records the events in the queue, if `owner` still
+    /// owns the key.
     async fn complete(
         &self,
         key: &RecordKey,
         owner: &Owner,
+        delivered: &Delivered,
         expires_at: u64,
         by: Timestamp,
     ) -> Result<Fenced, StoreError>;
@@ -429,8 +445,9 @@ mod tests {
     #[test]
     fn the_same_body_replays_sends_waits_or_takes_over() {
         for record in [own(), another()] {
-            let batch_id = record.batch_id;
-            assert_eq!(decided(Record { state: State::Accepted, ..record }), Decision::Replay { batch_id });
+            let (batch_id, delivered) = (record.batch_id, record.delivered.clone());
+            let accepted = Record { state: State::Accepted, ..record };
+            assert_eq!(decided(accepted), Decision::Replay { batch_id, delivered });
         }
         let record = own();
         assert_eq!(decided(record.clone()), Decision::Send(record));

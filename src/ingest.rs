@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const FIRST_POLL: Duration = Duration::from_millis(50);
 const LONGEST_POLL: Duration = Duration::from_millis(400);
 /// The most tries of one write. The limit keeps retries from multiplying the load during an outage of
-/// the table. The SDK makes up to two requests per try.
+/// the table. The SDK makes up to three requests per try.
 const WRITE_TRIES: u32 = 3;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// The factor by which the longest possible pause grows from one try to the next.
@@ -66,12 +66,34 @@ pub struct Ingested {
     pub findings: Findings,
 }
 
-/// How a request succeeded. In both cases every event of the batch is in the queue.
+/// How a request succeeded. In each case every event of the batch is in the queue.
 pub enum Success {
     /// This request queued the last events. The record is marked accepted afterwards.
     Accepted(PendingCompletion),
-    /// An earlier request queued the batch.
-    Replayed,
+    /// An earlier request queued the batch, which consists of these events.
+    Replayed(Delivered),
+    /// No event of a bulk request is valid. Nothing was claimed and nothing was sent.
+    NothingToQueue,
+}
+
+impl Success {
+    /// The events in the queue, including those that earlier attempts queued.
+    #[must_use]
+    pub fn delivered(&self) -> Delivered {
+        match self {
+            Self::Accepted(pending) => pending.delivered.clone(),
+            Self::Replayed(delivered) => delivered.clone(),
+            Self::NothingToQueue => Delivered::none(0),
+        }
+    }
+}
+
+/// The result of [`Pipeline::acquire`].
+enum Acquired {
+    /// This request owns the key, with this record.
+    Owned(Record),
+    /// The batch is in the queue. It consists of these events.
+    AlreadyQueued(Delivered),
 }
 
 /// The pending completion of a batch: every event is in the queue, but the record is not marked
@@ -82,6 +104,8 @@ pub struct PendingCompletion {
     pub record_key: RecordKey,
     /// The request that owns the key.
     pub owner: Owner,
+    /// The events in the queue.
+    pub delivered: Delivered,
     /// The deadline of that request.
     pub deadline: Deadline,
 }
@@ -133,11 +157,15 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
     }
 
     async fn run(&self, request: &Request<'_>, findings: &mut Findings) -> Result<Success, Error> {
+        if request.batch.events().next().is_none() {
+            return Ok(Success::NothingToQueue);
+        }
         let started = Instant::now();
         let acquired = self.acquire(request, &mut findings.batch_id).await;
         findings.claim_time = Some(started.elapsed());
-        let Some(record) = acquired? else {
-            return Ok(Success::Replayed);
+        let record = match acquired? {
+            Acquired::Owned(record) => record,
+            Acquired::AlreadyQueued(delivered) => return Ok(Success::Replayed(delivered)),
         };
         findings.attempt = Some(record.attempt);
         findings.first_arrival = Some(record.batch_id.arrival());
@@ -159,11 +187,12 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
         findings.send_calls = delivery.calls;
         findings.send_retries = delivery.retries;
 
-        if delivery.delivered.covers(0..request.batch.events().len()) {
+        if delivery.delivered.covers(request.batch.events().map(|(index, _)| index)) {
             let Request { record_key, claimant, deadline, .. } = *request;
             return Ok(Success::Accepted(PendingCompletion {
                 record_key: record_key.clone(),
                 owner: claimant.owner.clone(),
+                delivered: delivery.delivered,
                 deadline: *deadline,
             }));
         }
@@ -180,19 +209,19 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
     ///
     /// The response is correct whether or not this write succeeds, so the client does not wait for it.
     pub async fn complete(&self, pending: &PendingCompletion) -> Completion {
-        let PendingCompletion { record_key, owner, deadline } = pending;
+        let PendingCompletion { record_key, owner, delivered, deadline } = pending;
         let by = deadline.write_by();
         let expires_at = self.expires_at(self.clock.now());
-        match self.write(by, async || self.store.complete(record_key, owner, expires_at, by).await).await {
+        match self.write(by, async || self.store.complete(record_key, owner, delivered, expires_at, by).await).await {
             Ok(Fenced::Done) => Completion::Written,
             Ok(Fenced::Lost) => Completion::LostClaim,
             Err(_) => Completion::Failed,
         }
     }
 
-    /// Makes this request the owner of its key. Returns `None` if the batch is already in the queue.
-    /// Sets `batch_id` when the record is claimed or read.
-    async fn acquire(&self, request: &Request<'_>, batch_id: &mut Option<BatchId>) -> Result<Option<Record>, Error> {
+    /// Makes this request the owner of its key, unless the batch is already in the queue. Sets `batch_id`
+    /// when the record is claimed or read.
+    async fn acquire(&self, request: &Request<'_>, batch_id: &mut Option<BatchId>) -> Result<Acquired, Error> {
         let Request { record_key, claimant, deadline, .. } = request;
         let mut decision = Decision::Claim;
         let mut poll = FIRST_POLL;
@@ -201,8 +230,8 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
             *batch_id = decision.batch_id();
             decision = match decision {
                 Decision::KeyReused => return Err(Error::KeyReused),
-                Decision::Replay { .. } => return Ok(None),
-                Decision::Send(record) => return Ok(Some(record)),
+                Decision::Replay { delivered, .. } => return Ok(Acquired::AlreadyQueued(delivered)),
+                Decision::Send(record) => return Ok(Acquired::Owned(record)),
                 Decision::Claim | Decision::TakeOver { .. } if !deadline.may_send(now) => {
                     return Err(Error::Unavailable("no time is left to send".to_owned()));
                 }
@@ -247,7 +276,7 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
             owner: request.claimant.owner.clone(),
             attempt: 1,
             lease_until: request.deadline.lease_until(),
-            delivered: Delivered::none(request.batch.events().len()),
+            delivered: Delivered::none(request.batch.received()),
             expires_at: self.expires_at(now),
         }
     }

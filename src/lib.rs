@@ -8,6 +8,7 @@
 //!   gateway          API Gateway's JSON ⇄ our types
 //!   auth             API key → caller                        (API keys table, cached for 60 s)
 //!   body             base64, gzip, size
+//!   bulk             the response with a result per event
 //!   rate_limit       the tenant's limit, shared by all sandboxes           (state table)
 //!   telemetry        one log line per request, which is also its metrics
 //!   ingest           the protocol
@@ -24,6 +25,7 @@
 pub mod auth;
 pub mod aws;
 pub mod body;
+pub mod bulk;
 pub mod clock;
 pub mod config;
 pub mod deadline;

@@ -12,7 +12,7 @@
 use crate::clock::{Clock, Timestamp};
 use crate::store::StoreError;
 use contract::api_key::KeyHash;
-use contract::limits::MAX_EVENTS;
+use contract::limits::MAX_BULK_EVENTS;
 use contract::rate_limit::RateLimit;
 use contract::tenant::Tenant;
 use lru::LruCache;
@@ -26,7 +26,7 @@ pub const WINDOW: Duration = Duration::from_secs(10);
 const GRANT_TIMEOUT: Duration = Duration::from_millis(300);
 /// The most shares that a sandbox keeps, one per counter. Each takes about 100 bytes.
 const CACHED_SHARES: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
-const LARGEST_BATCH: u64 = MAX_EVENTS as u64;
+const LARGEST_BATCH: u64 = MAX_BULK_EVENTS as u64;
 
 /// A window, identified by its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl Capacity {
     ///
     /// No batch is refused while less than 60 % of the capacity has been spent. A refusal means that the
     /// granted events and the batch together exceed the capacity. Apart from refunded events, at most 40 %
-    /// of the capacity, less the largest batch, is granted but unspent. With a limit below 125 events per
+    /// of the capacity, less the largest batch, is granted but unspent. With a limit below 250 events per
     /// second, the bound is the capacity less the largest batch.
     #[must_use]
     pub fn of(limit: RateLimit) -> Self {

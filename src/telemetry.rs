@@ -9,7 +9,6 @@ use crate::error::Error;
 use crate::ingest::{Completion, Findings, Success};
 use metrique::emf::Emf;
 use metrique::emf::flags::NoMetric;
-use metrique::unit::{Byte, Count, Millisecond};
 use metrique::unit_of_work::metrics;
 use metrique::writer::format::Format;
 use metrique::{CloseValue, RootEntry};
@@ -27,7 +26,6 @@ pub const NAMESPACE: &str = "EventIngest";
 pub const METRICS: [&str; 23] = [
     "Accepted",
     "AuthTime",
-    "BatchEvents",
     "BodyBytes",
     "ClaimTime",
     "CompleteTime",
@@ -35,6 +33,7 @@ pub const METRICS: [&str; 23] = [
     "DecodeTime",
     "Duration",
     "EventsAccepted",
+    "EventsRejected",
     "LimitTime",
     "LimiterFailures",
     "RateLimited",
@@ -55,12 +54,16 @@ pub const METRICS: [&str; 23] = [
 pub struct Facts {
     /// The gateway's request id.
     pub request_id: String,
-    /// The X-Ray header, which connects this request to its trace.
+    /// The X-Ray header, which contains the id of the trace.
     pub trace_id: Option<String>,
     /// The caller, once it is authenticated.
     pub caller: Option<Caller>,
-    /// Events in the batch, once the batch is valid.
+    /// The HTTP status of the response.
+    pub status: u16,
+    /// Valid events in the request, once they are known.
     pub events: Option<usize>,
+    /// Rejected events of a bulk request that succeeded.
+    pub rejected_events: Option<usize>,
     /// Bytes of the body as received.
     pub bytes_in: Option<usize>,
     /// Bytes of the decoded body.
@@ -92,7 +95,8 @@ pub struct AwsCalls {
     pub retries: u32,
 }
 
-/// The log line. `story` is for people, and is left out if the log filter excludes the line's level.
+/// The log line. Members that would only say that all is as usual are left out, because operators pay for
+/// each byte. `story` is for people, and is left out if the log filter excludes the line's level.
 /// `numbers` contains the metrics, which are always written.
 #[metrics(emf::dimension_sets = [["FunctionName"]])]
 struct Line {
@@ -128,66 +132,45 @@ struct Story {
     #[metrics(flags(NoMetric))]
     attempt: Option<u64>,
     #[metrics(flags(NoMetric))]
-    resumed_events: usize,
+    resumed_events: Option<usize>,
     #[metrics(flags(NoMetric))]
     messages: usize,
     #[metrics(flags(NoMetric))]
     send_calls: usize,
     completion: Option<&'static str>,
     #[metrics(flags(NoMetric))]
-    aws_calls: u32,
+    aws_calls: Option<u32>,
     #[metrics(flags(NoMetric))]
-    aws_retries: u32,
+    aws_retries: Option<u32>,
 }
 
+/// The metrics. Times are in milliseconds. They declare no unit, because the declarations would be a quarter
+/// of the line.
 #[metrics(subfield_owned, rename_all = "PascalCase")]
 #[derive(Default)]
 struct Numbers {
-    #[metrics(unit = Count)]
     accepted: Option<u64>,
-    #[metrics(unit = Count)]
     replayed: Option<u64>,
-    #[metrics(unit = Count)]
     rejected_callers: Option<u64>,
-    #[metrics(unit = Count)]
     rejected_requests: Option<u64>,
-    #[metrics(unit = Count)]
     rejected_batches: Option<u64>,
-    #[metrics(unit = Count)]
     reused_keys: Option<u64>,
-    #[metrics(unit = Count)]
     rate_limited: Option<u64>,
-    #[metrics(unit = Count)]
     request_in_progress: Option<u64>,
-    #[metrics(unit = Count)]
     server_faults: Option<u64>,
-    #[metrics(unit = Count)]
     events_accepted: Option<usize>,
-    #[metrics(unit = Count)]
-    batch_events: Option<usize>,
-    #[metrics(unit = Byte)]
+    events_rejected: Option<usize>,
     body_bytes: Option<usize>,
-    #[metrics(unit = Millisecond)]
-    duration: Duration,
-    #[metrics(unit = Millisecond)]
-    auth_time: Option<Duration>,
-    #[metrics(unit = Millisecond)]
-    decode_time: Option<Duration>,
-    #[metrics(unit = Millisecond)]
-    limit_time: Option<Duration>,
-    #[metrics(unit = Millisecond)]
-    claim_time: Option<Duration>,
-    #[metrics(unit = Millisecond)]
-    send_time: Option<Duration>,
-    #[metrics(unit = Millisecond)]
-    complete_time: Option<Duration>,
-    #[metrics(unit = Count)]
+    duration: f64,
+    auth_time: Option<f64>,
+    decode_time: Option<f64>,
+    limit_time: Option<f64>,
+    claim_time: Option<f64>,
+    send_time: Option<f64>,
+    complete_time: Option<f64>,
     send_retries: Option<usize>,
-    #[metrics(unit = Count)]
     take_overs: Option<u64>,
-    #[metrics(unit = Count)]
     completion_failures: Option<u64>,
-    #[metrics(unit = Count)]
     limiter_failures: Option<u64>,
 }
 
@@ -247,37 +230,38 @@ fn story(level: Level, facts: Facts, result: &Result<Success, Error>, aws_calls:
         outcome: outcome(&facts, result),
         request_id: facts.request_id,
         batch_id: facts.findings.batch_id.map(|id| id.to_string()),
-        trace_id: facts.trace_id,
+        trace_id: facts.trace_id.as_deref().and_then(sampled_trace).map(ToOwned::to_owned),
         project_id: caller.map(|caller| caller.tenant.project.to_string()),
         mode: caller.map(|caller| caller.tenant.mode.as_str()),
         key_hint: caller.map(|caller| caller.key_hint.clone()),
-        status: error.map_or(202, |error| error.code().status()).into(),
+        status: facts.status.into(),
         code: error.map(|error| error.code().as_str()),
-        field: error.and_then(Error::first_field).map(ToOwned::to_owned),
+        field: error.and_then(Error::first_field),
         cause: error.and_then(Error::cause).map(ToOwned::to_owned),
         limiter_failure: facts.limiter_failure,
-        bytes_in: facts.bytes_in,
+        bytes_in: facts.bytes_in.filter(|_| facts.bytes_in != facts.bytes_decoded),
         attempt: facts.findings.attempt,
-        resumed_events: facts.findings.resumed_events,
+        resumed_events: Some(facts.findings.resumed_events).filter(|events| *events > 0),
         messages: facts.findings.messages,
         send_calls: facts.findings.send_calls,
-        completion: facts.completion.map(completion),
-        aws_calls: aws_calls.calls,
-        aws_retries: aws_calls.retries,
+        completion: facts.completion.and_then(completion),
+        aws_calls: Some(aws_calls.calls).filter(|_| aws_calls.retries > 0),
+        aws_retries: Some(aws_calls.retries).filter(|retries| *retries > 0),
     }
 }
 
-fn completion(completion: Completion) -> &'static str {
+fn completion(completion: Completion) -> Option<&'static str> {
     match completion {
-        Completion::Written => "written",
-        Completion::LostClaim => "lost_claim",
-        Completion::Failed => "failed",
+        Completion::Written => None,
+        Completion::LostClaim => Some("lost_claim"),
+        Completion::Failed => Some("failed"),
     }
 }
 
 fn outcome(facts: &Facts, result: &Result<Success, Error>) -> &'static str {
     match result {
-        Ok(Success::Replayed) => "replayed",
+        Ok(Success::Replayed(_)) => "replayed",
+        Ok(Success::NothingToQueue) => "nothing_queued",
         Ok(Success::Accepted(_)) if facts.findings.resumed_events > 0 => "resumed",
         Ok(Success::Accepted(_)) if facts.findings.attempt > Some(1) => "taken_over",
         Ok(Success::Accepted(_)) => "accepted",
@@ -295,26 +279,27 @@ fn numbers(facts: &Facts, result: &Result<Success, Error>) -> Numbers {
     let in_progress = matches!(result, Err(Error::InProgress { .. }));
     let rate_limited = matches!(result, Err(Error::RateLimited { .. }));
     let accepted = matches!(result, Ok(Success::Accepted(_)));
+    let replayed = matches!(result, Ok(Success::Replayed(_)));
     Numbers {
         accepted: one_if(accepted),
-        replayed: one_if(matches!(result, Ok(Success::Replayed))),
+        replayed: one_if(replayed),
         rejected_callers: one_if(matches!(result, Err(Error::AuthRequired | Error::Forbidden))),
         rejected_requests: one_if(result.as_ref().is_err_and(is_malformed_request)),
-        rejected_batches: one_if(matches!(result, Err(Error::ValidationFailed(_)))),
+        rejected_batches: one_if(matches!(result, Err(Error::ValidationFailed(_) | Error::InvalidBulk(_)))),
         reused_keys: one_if(matches!(result, Err(Error::KeyReused))),
         rate_limited: one_if(rate_limited),
         request_in_progress: one_if(in_progress),
         server_faults: one_if(server_fault && !in_progress),
         events_accepted: facts.events.filter(|_| accepted),
-        batch_events: facts.events,
+        events_rejected: facts.rejected_events.filter(|rejected| *rejected > 0 && !replayed),
         body_bytes: facts.bytes_decoded,
-        duration: facts.duration,
-        auth_time: facts.auth_time,
-        decode_time: facts.decode_time,
-        limit_time: facts.limit_time,
-        claim_time: findings.claim_time,
-        send_time: findings.send_time,
-        complete_time: facts.complete_time.or(findings.release_time),
+        duration: milliseconds(facts.duration),
+        auth_time: facts.auth_time.map(milliseconds),
+        decode_time: facts.decode_time.map(milliseconds),
+        limit_time: facts.limit_time.map(milliseconds),
+        claim_time: findings.claim_time.map(milliseconds),
+        send_time: findings.send_time.map(milliseconds),
+        complete_time: facts.complete_time.or(findings.release_time).map(milliseconds),
         send_retries: Some(findings.send_retries).filter(|retries| *retries > 0),
         take_overs: one_if(findings.attempt > Some(1)),
         completion_failures: one_if(facts.completion == Some(Completion::Failed)),
@@ -322,10 +307,24 @@ fn numbers(facts: &Facts, result: &Result<Success, Error>) -> Numbers {
     }
 }
 
+/// Milliseconds with two decimals.
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+/// The id of the trace, or `None` if X-Ray does not record the trace.
+fn sampled_trace(header: &str) -> Option<&str> {
+    let root = header.split(';').find_map(|part| part.strip_prefix("Root="));
+    root.filter(|_| header.contains("Sampled=1"))
+}
+
 /// Whether the request is rejected because of its path, method, headers, size or syntax, before its
 /// events are validated.
 fn is_malformed_request(error: &Error) -> bool {
-    let is_about_events = matches!(error, Error::ValidationFailed(_) | Error::KeyReused | Error::RateLimited { .. });
+    let is_about_events = matches!(
+        error,
+        Error::ValidationFailed(_) | Error::InvalidBulk(_) | Error::KeyReused | Error::RateLimited { .. }
+    );
     let is_about_caller = matches!(error, Error::AuthRequired | Error::Forbidden);
     !error.code().is_server_error() && !is_about_events && !is_about_caller
 }

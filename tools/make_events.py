@@ -13,6 +13,7 @@ from typing import Any
 EVENTS = Path(__file__).resolve().parent.parent / "events"
 ENDPOINT = "/api/v1/events/batch"
 SINGLE_ENDPOINT = "/api/v1/events"
+BULK_ENDPOINT = "/api/v1/events/bulk"
 JSON = "application/json"
 
 # These keys exist only on the local AWS; tools/local_keys.py adds them to its API keys table.
@@ -80,7 +81,7 @@ def http_api_event(
         "x-forwarded-port": "443",
         "x-forwarded-proto": "https",
     }
-    has_route = method == "POST" and path in (ENDPOINT, SINGLE_ENDPOINT)
+    has_route = method == "POST" and path in (ENDPOINT, SINGLE_ENDPOINT, BULK_ENDPOINT)
     route = f"POST {path}" if has_route else "$default"
     return {
         "version": "2.0",
@@ -228,6 +229,14 @@ def samples() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         sample(
             "invalid-single-event", 422, "validation_failed", text_body('{"name":"user_signed_up"}'),
             fields=["external_user_id"], path=SINGLE_ENDPOINT,
+        ),
+        sample("bulk", 200, None, text_body(compact({"events": faulty})), path=BULK_ENDPOINT),
+        sample(
+            "bulk-without-key", 200, None, text_body(compact({"events": faulty})),
+            idempotency_key=None, path=BULK_ENDPOINT,
+        ),
+        sample(
+            "empty-bulk", 400, "validation_failed", text_body('{"events":[]}'), fields=["events"], path=BULK_ENDPOINT,
         ),
         sample("not-found", 404, "not_found", text_body(one), path="/api/v1/event"),
         sample(

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import outage
+
 ROOT = Path(__file__).resolve().parent.parent
 
 Figures = dict[str, float]
@@ -374,6 +376,22 @@ def simulation_table(found: Figures) -> str:
     return table(head, [Simulation(scenario, found).run().row() for scenario in SCENARIOS])
 
 
+def outage_table(found: Figures) -> str:
+    """The retries of the function's writes during an incident of the table, before and after they were limited."""
+    service = outage.Service(
+        dynamodb_ms=DYNAMODB_MS,
+        sqs_ms=SQS_MS,
+        tail_sigma=TAIL_SIGMA,
+        cpu_ms=found["cpu_ms"] / CPU_SHARE,
+        cold_start_ms=COLD_START_PLATFORM_MS + found["init_cpu_ms"],
+        concurrency=LAMBDA_CONCURRENCY,
+        table_writes=NEW_TABLE_WRITES,
+        client_attempts=CLIENT_ATTEMPTS,
+        client_backoff_ms=CLIENT_BACKOFF_MS,
+    )
+    return table(outage.HEAD, outage.rows(service))
+
+
 # ── Output ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -388,6 +406,7 @@ def main() -> None:
         "cost": cost_table(found),
         "quotas": quota_table(found),
         "simulation": simulation_table(found),
+        "outage": outage_table(found),
     }
     document = ROOT / "docs/scale.md"
     text = document.read_text() if write else ""

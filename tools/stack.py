@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 ENDPOINT = "/api/v1/events/batch"
+BULK_ENDPOINT = "/api/v1/events/bulk"
 
 EXAMPLE_BATCH: dict[str, Any] = {
     "events": [
@@ -64,8 +65,8 @@ class Api:
     def host(self) -> str:
         return urlsplit(self.url).netloc
 
-    def post(self, batch: Any, headers: dict[str, str]) -> Answer:
-        address = urlsplit(self.address)
+    def post(self, batch: Any, headers: dict[str, str], endpoint: str = ENDPOINT) -> Answer:
+        address = urlsplit(self.base_url + endpoint)
         https = address.scheme == "https"
         kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
         headers = {"Content-Type": "application/json"} | headers

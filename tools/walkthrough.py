@@ -8,7 +8,7 @@ from typing import Any
 
 from local_aws import LocalAws
 from progress import Failure, run
-from stack import ENDPOINT, EXAMPLE_BATCH, Answer, Api
+from stack import BULK_ENDPOINT, ENDPOINT, EXAMPLE_BATCH, Answer, Api
 
 INVALID_BATCH: dict[str, Any] = {"events": [{"name": "user_signed_up"}]}
 
@@ -17,7 +17,7 @@ INVALID_BATCH: dict[str, Any] = {"events": [{"name": "user_signed_up"}]}
 
 
 def show_requests(aws: LocalAws, outputs: dict[str, str], project: str, key: str) -> None:
-    """Post a batch, the same batch again, and an invalid batch. Show the message that arrived in the queue."""
+    """Post a batch, the same batch again, an invalid batch, and a bulk request. Show the message of the first one."""
     api = Api(outputs["ApiUrl"], aws.url)
     # Messages of an earlier `make run` may still be there.
     aws.client("sqs").purge_queue(QueueUrl=outputs["QueueUrl"])
@@ -29,7 +29,17 @@ def show_requests(aws: LocalAws, outputs: dict[str, str], project: str, key: str
     expect(answer, 202, idempotency_replayed="true")
     title = "A batch whose event has no user:"
     expect(post_and_show(title, api, key, str(uuid.uuid4()), INVALID_BATCH), 422)
-    show_and_check_message(receive(aws, outputs["QueueUrl"]), project)
+    message = receive(aws, outputs["QueueUrl"])
+    show_bulk(api, key)
+    show_and_check_message(message, project)
+
+
+def show_bulk(api: Api, key: str) -> None:
+    """Post a valid and an invalid event to the bulk endpoint. The hash of the body is the idempotency key."""
+    events = EXAMPLE_BATCH["events"] + INVALID_BATCH["events"]
+    answer = api.post({"events": events}, {"Authorization": f"Bearer {key}"}, BULK_ENDPOINT)
+    print(f"\nBoth events in one bulk request: HTTP {answer.status}\n\n  POST {BULK_ENDPOINT}\n  {answer.body}")
+    expect(answer, 200)
 
 
 def post_and_show(title: str, api: Api, key: str, idempotency_key: str, batch: Any) -> Answer:

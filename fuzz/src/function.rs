@@ -1,9 +1,9 @@
 //! The function over ports in memory, and the checks that every response must pass.
 
-use super::KIB;
 use super::messages::MAX_EVENTS_PER_MESSAGE;
 use super::meter::Bound;
 use super::ports::{Calls, Keys, Log, MemoryQueue, StillClock, Table, Windows, block_on};
+use super::{KIB, MIB};
 use event_ingest::auth::Authenticator;
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
@@ -109,7 +109,7 @@ impl Response {
         let header = |name: &str| response["headers"][name].as_str();
         let text = response["body"].as_str().expect("a body");
         let body: Value = serde_json::from_str(text).expect("a JSON body");
-        assert!(text.len() < 64 * KIB, "a response of {} bytes", text.len());
+        assert!(text.len() < MIB, "a response of {} bytes", text.len());
         assert_eq!(response["isBase64Encoded"], false);
         assert_eq!(header("content-type"), Some("application/json"));
         assert!(header("x-request-id").is_some());
@@ -117,12 +117,19 @@ impl Response {
         let status = response["statusCode"].as_u64().and_then(|status| u16::try_from(status).ok()).expect("a status");
         assert_eq!(header("allow"), (status == 405).then_some("POST"));
         assert_eq!(header("www-authenticate"), (status == 401).then_some("Bearer"));
-        if status == 202 {
-            assert_eq!(body, json!({ "data": { "accepted": true } }));
-        } else {
-            let errors = body["errors"].as_array().expect("errors");
-            assert!((1..=100).contains(&errors.len()));
-            assert!(errors.iter().all(|error| error["code"] == errors[0]["code"] && error["message"].is_string()));
+        match status {
+            200 => {
+                let (data, received) = (&body["data"], body["meta"]["received"].as_u64());
+                assert_eq!(data["accepted"].as_u64().zip(data["rejected"].as_u64()).map(|(a, r)| a + r), received);
+                let errors = data["errors"].as_array().expect("errors");
+                assert!(errors.iter().all(|error| error["code"] == "validation" && error["message"].is_string()));
+            }
+            202 => assert_eq!(body, json!({ "data": { "accepted": true } })),
+            _ => {
+                let errors = body["errors"].as_array().expect("errors");
+                assert!((1..=100).contains(&errors.len()) && text.len() < 64 * KIB);
+                assert!(errors.iter().all(|error| error["code"] == errors[0]["code"] && error["message"].is_string()));
+            }
         }
         Self { status, replayed: header("idempotency-replayed") == Some("true"), body }
     }

@@ -54,7 +54,7 @@ impl Packing {
         let queue = MemoryQueue::default();
         queue.results.replace(results.to_vec());
         let clock = StillClock::default();
-        let mut before = Delivered::none(batch.events().len());
+        let mut before = Delivered::none(batch.received());
         for &index in delivered {
             before.insert(index);
         }
@@ -102,14 +102,15 @@ fn read(message: &str) -> Vec<(usize, String)> {
     events
 }
 
-/// Asserts that the messages contain every event once, in order, and unchanged.
-pub fn assert_same_events(events: &[impl AsRef<str>], messages: &[String]) {
+/// Asserts that the messages contain every event once, in order, and unchanged. The events are given with
+/// their indexes in the request.
+pub fn assert_same_events<T: AsRef<str>>(events: &[(usize, T)], messages: &[String]) {
     let mut runs: Vec<_> = messages.iter().map(|message| read(message)).collect();
     runs.sort_by_key(|run| run[0].0);
     let received = runs.concat();
     assert_eq!(received.len(), events.len(), "events in the messages");
-    for (place, (sent, (index, event))) in events.iter().zip(received).enumerate() {
-        assert_eq!(index, place, "events are out of order");
+    for ((place, sent), (index, event)) in events.iter().zip(received) {
+        assert_eq!(index, *place, "events are out of order");
         assert_eq!(event, in_message(sent.as_ref()), "event {index} was changed");
         let value = |text: &str| serde_json::from_str::<Value>(text).expect("a strict parser accepts it");
         assert_eq!(value(&event), value(sent.as_ref()), "event {index} has another meaning");

@@ -46,7 +46,8 @@ pub fn run(input: &[u8], meter: Meter) {
     // Sending the events that a consumer decodes gives the same messages again.
     let (queue, _) = plan.packing.deliver(&batch, &[], &[]);
     let messages = queue.messages();
-    assert_same_events(&plan.events, &messages);
+    let indexed: Vec<_> = plan.events.iter().enumerate().collect();
+    assert_same_events(&indexed, &messages);
     assert_few(&queue, plan.events.len(), plan.max_events_per_message);
     if !body.contains(['\u{FFFE}', '\u{FFFF}']) {
         let events = messages.iter().flat_map(|message| plan.packing.read(message)).map(|(_, event)| event);

@@ -139,8 +139,19 @@ impl StateStore for Table {
         Ok(Claimed::Refused(self.call().borrow().get(key).cloned()))
     }
 
-    async fn complete(&self, key: &RecordKey, owner: &Owner, _: u64, _: Timestamp) -> Result<Fenced, StoreError> {
-        Ok(self.fenced(key, owner, |record| record.state = State::Accepted))
+    async fn complete(
+        &self,
+        key: &RecordKey,
+        owner: &Owner,
+        delivered: &Delivered,
+        _: u64,
+        _: Timestamp,
+    ) -> Result<Fenced, StoreError> {
+        let change = |record: &mut Record| {
+            record.state = State::Accepted;
+            record.delivered = delivered.clone();
+        };
+        Ok(self.fenced(key, owner, change))
     }
 
     async fn release(

@@ -23,6 +23,24 @@ pub enum Verdict<'body> {
     Events(Vec<&'body str>),
 }
 
+/// The result of checking the body of a bulk request.
+pub enum BulkVerdict<'body> {
+    /// 400 `malformed_json`: the body is not JSON.
+    Malformed,
+    /// 400 `validation_failed`: a rule that `events` itself breaks.
+    Invalid(&'static str),
+    /// 200: each event.
+    Events(Vec<BulkEvent<'body>>),
+}
+
+/// An event of a bulk request.
+pub enum BulkEvent<'body> {
+    /// The text of a valid event.
+    Valid(&'body str),
+    /// The violations of an invalid event, by member.
+    Invalid(Vec<Violation>),
+}
+
 /// The violations of one field, of which a response reports one.
 #[derive(Debug)]
 pub struct Violation {
@@ -33,9 +51,9 @@ pub struct Violation {
 }
 
 /// Asserts that the violations found, as fields and messages, are the expected ones.
-pub fn assert_violations(found: &[(Option<&str>, &str)], expected: &[Violation]) {
-    let is_one = |(field, message): &(Option<&str>, &str), violation: &Violation| {
-        *field == violation.field.as_deref() && violation.rules.iter().any(|rule| message.contains(rule))
+pub fn assert_violations(found: &[(Option<String>, &str)], expected: &[Violation]) {
+    let is_one = |(field, message): &(Option<String>, &str), violation: &Violation| {
+        *field == violation.field && violation.rules.iter().any(|rule| message.contains(rule))
     };
     let same = found.len() == expected.len() && found.iter().zip(expected).all(|(found, one)| is_one(found, one));
     assert!(same, "found {found:?}, but the reference found {expected:?}");
@@ -50,23 +68,10 @@ const MEMBERS: [&str; 4] = ["external_user_id", "name", "properties", "timestamp
 pub fn batch(body: &[u8]) -> Verdict<'_> {
     let Some(tape) = read(body) else { return Verdict::Malformed };
     let of_events = |rule| Violation { field: Some("events".to_owned()), rules: vec![rule] };
-    let on_batch = |rule| Verdict::Invalid(vec![of_events(rule)]);
-    if tape.entry(0).kind != b'{' {
-        return on_batch("must be an object");
-    }
-    let members = tape.members(0);
-    let mut named_events = members.iter().filter(|(name, _)| tape.string(*name).as_deref() == Some("events"));
-    let Some(&(_, events)) = named_events.next() else { return on_batch("is required") };
-    if tape.entry(events).kind != b'[' {
-        return on_batch("must be an array");
-    }
-    if named_events.next().is_some() {
-        return on_batch("duplicate field `events`");
-    }
-    let events = tape.children(events);
-    if events.is_empty() {
-        return on_batch("at least 1 event");
-    }
+    let events = match list(&tape) {
+        Ok(events) => events,
+        Err(rule) => return Verdict::Invalid(vec![of_events(rule)]),
+    };
     let mut violations = Vec::new();
     if events.len() > 500 {
         violations.push(of_events("at most 500 events"));
@@ -84,6 +89,39 @@ pub fn batch(body: &[u8]) -> Verdict<'_> {
     Verdict::Invalid(violations)
 }
 
+/// The body of `POST /api/v1/events/bulk`.
+pub fn bulk(body: &[u8]) -> BulkVerdict<'_> {
+    let Some(tape) = read(body) else { return BulkVerdict::Malformed };
+    let events = match list(&tape) {
+        Ok(events) if events.len() > 1000 => return BulkVerdict::Invalid("at most 1000 events"),
+        Ok(events) => events,
+        Err(rule) => return BulkVerdict::Invalid(rule),
+    };
+    let check = |event: usize| match event_violations(&tape, event) {
+        violations if violations.is_empty() => BulkEvent::Valid(tape.text(event)),
+        violations => BulkEvent::Invalid(violations.into_iter().map(by_member).collect()),
+    };
+    BulkVerdict::Events(events.into_iter().map(check).collect())
+}
+
+/// The elements of `events`, at least one, or the rule that the list breaks.
+fn list(tape: &Tape<'_>) -> Result<Vec<usize>, &'static str> {
+    if tape.entry(0).kind != b'{' {
+        return Err("must be an object");
+    }
+    let members = tape.members(0);
+    let mut named_events = members.iter().filter(|(name, _)| tape.string(*name).as_deref() == Some("events"));
+    let Some(&(_, events)) = named_events.next() else { return Err("is required") };
+    if tape.entry(events).kind != b'[' {
+        return Err("must be an array");
+    }
+    if named_events.next().is_some() {
+        return Err("duplicate field `events`");
+    }
+    let events = tape.children(events);
+    if events.is_empty() { Err("at least 1 event") } else { Ok(events) }
+}
+
 /// The body of `POST /api/v1/events`.
 pub fn single(body: &[u8]) -> Verdict<'_> {
     let Some(tape) = read(body) else { return Verdict::Malformed };
@@ -91,8 +129,11 @@ pub fn single(body: &[u8]) -> Verdict<'_> {
     if violations.is_empty() {
         return Verdict::Events(vec![tape.text(0)]);
     }
-    let named = |(member, rules): (Member, _)| Violation { field: member.map(str::to_owned), rules };
-    Verdict::Invalid(violations.into_iter().map(named).collect())
+    Verdict::Invalid(violations.into_iter().map(by_member).collect())
+}
+
+fn by_member((member, rules): (Member, Vec<&'static str>)) -> Violation {
+    Violation { field: member.map(str::to_owned), rules }
 }
 
 fn read(body: &[u8]) -> Option<Tape<'_>> {
@@ -266,8 +307,9 @@ pub struct Headers<'a> {
 }
 
 impl Headers<'_> {
-    /// The response to these headers if the rest of the request is valid.
-    pub fn response(&self) -> (u16, Option<&'static str>) {
+    /// The response to these headers if the rest of the request is valid. A bulk request needs no
+    /// idempotency key.
+    pub fn response(&self, needs_key: bool) -> (u16, Option<&'static str>) {
         match self.authorization.filter(|value| is_authorization(value)).map(|value| &value[7..]) {
             None | Some(REVOKED_KEY) => return (401, Some("auth_required")),
             Some(READ_ONLY_KEY) => return (403, Some("forbidden")),
@@ -285,9 +327,9 @@ impl Headers<'_> {
             return (415, Some("unsupported_media_type"));
         }
         match self.idempotency_key {
-            None => (400, Some("idempotency_key_required")),
+            None if needs_key => (400, Some("idempotency_key_required")),
             Some(key) if !is_idempotency_key(key) => (400, Some("idempotency_key_invalid")),
-            Some(_) => (202, None),
+            None | Some(_) => (202, None),
         }
     }
 }

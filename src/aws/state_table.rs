@@ -140,16 +140,18 @@ impl StateStore for StateTable {
         &self,
         key: &RecordKey,
         owner: &Owner,
+        delivered: &Delivered,
         expires_at: u64,
         by: Timestamp,
     ) -> Result<Fenced, StoreError> {
         let call = self
             .update(key.as_str())
-            .update_expression("SET #state = :accepted, expires_at = :expires")
+            .update_expression("SET #state = :accepted, delivered = :delivered, expires_at = :expires")
             .condition_expression("#owner = :owner")
             .expression_attribute_names("#owner", OWNER)
             .expression_attribute_names("#state", STATE)
             .expression_attribute_values(":accepted", text(ACCEPTED))
+            .expression_attribute_values(":delivered", binary(delivered.as_bytes()))
             .expression_attribute_values(":expires", number(expires_at))
             .expression_attribute_values(":owner", text(owner.as_str()));
         fenced("UpdateItem (complete) on the state table", call, by).await

@@ -7,6 +7,7 @@
 //! then wait for a reply in a tree. A node of the tree stands for the complete state of a request.
 //! Futures cannot be cloned, but nodes can be stored, compared, and branched.
 
+use crate::guarantees::bits;
 use crate::memory::check_call;
 use crate::scenario::{Attempt, AttemptId, Jitter};
 use event_ingest::clock::{Clock, Timestamp};
@@ -31,7 +32,7 @@ pub enum Op {
     Get,
     Claim { record: Record, now: Timestamp },
     TakeOver { take_over: TakeOver, now: Timestamp },
-    Complete { owner: Owner, expires_at: u64 },
+    Complete { owner: Owner, delivered: Delivered, expires_at: u64 },
     Release { owner: Owner, delivered: Option<Delivered>, expires_at: u64 },
     Send { messages: Vec<SentMessage> },
     Sleep,
@@ -68,11 +69,11 @@ pub enum Reply {
     Woke,
 }
 
-/// A request's response.
+/// A request's response. A success reports these events as accepted, as a bitmap by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Response {
-    Accepted,
-    Replayed,
+    Accepted(u32),
+    Replayed(u32),
     KeyReused,
     InProgress,
     Unavailable,
@@ -209,8 +210,9 @@ async fn run(attempt: Rc<Attempt>, port: Port, started: Timestamp, response: Rc<
     };
     let result = pipeline.ingest(&request).await.result;
     response.set(Some(match &result {
-        Ok(Success::Accepted(_)) => Response::Accepted,
-        Ok(Success::Replayed) => Response::Replayed,
+        Ok(Success::Accepted(pending)) => Response::Accepted(bits(&pending.delivered)),
+        Ok(Success::Replayed(delivered)) => Response::Replayed(bits(delivered)),
+        Ok(Success::NothingToQueue) => panic!("every body has a valid event"),
         Err(Error::KeyReused) => Response::KeyReused,
         Err(Error::InProgress { .. }) => Response::InProgress,
         Err(Error::Unavailable(_)) => Response::Unavailable,
@@ -361,11 +363,13 @@ impl StateStore for Port {
         &self,
         key: &RecordKey,
         owner: &Owner,
+        delivered: &Delivered,
         expires_at: u64,
         by: Timestamp,
     ) -> Result<Fenced, StoreError> {
         self.check_key(key);
-        match self.call(Op::Complete { owner: owner.clone(), expires_at }, by).await {
+        let (owner, delivered) = (owner.clone(), delivered.clone());
+        match self.call(Op::Complete { owner, delivered, expires_at }, by).await {
             Reply::Fenced(fenced) => Ok(fenced),
             _ => unavailable(),
         }

@@ -89,7 +89,7 @@ fn number(batch: BatchId) -> u8 {
     u8::from_str_radix(&batch.to_string()[34..], 16).expect("two digits")
 }
 
-fn bits(delivered: &Delivered) -> u32 {
+pub fn bits(delivered: &Delivered) -> u32 {
     (0..32).filter(|&index| delivered.contains(index)).map(|index| 1 << index).sum()
 }
 
@@ -260,8 +260,9 @@ impl World {
                     return Ok(());
                 }
                 let recorded = match op {
+                    Op::Complete { delivered, .. } => bits(delivered),
                     Op::Release { delivered, .. } => delivered.as_ref().map_or(0, bits),
-                    _ => u32::MAX,
+                    _ => 0,
                 };
                 self.remember(key, until, no_longer);
                 self.record(attempt, key, recorded);
@@ -305,18 +306,31 @@ impl World {
         let promise = self.promises[client.key].as_ref();
         let name = &spec.name;
         let slack = 1000 + rules.skew;
-        if matches!(response, Response::Replayed | Response::KeyReused)
+        if matches!(response, Response::Replayed(_) | Response::KeyReused)
             && promise.is_none_or(|promise| running.started >= promise.no_longer + slack)
         {
             return violation(format!("a key is forgotten after the window: the response to {name} is {response:?}"));
         }
         match response {
-            Response::Accepted | Response::Replayed => {
-                if !self.all_in_queue(client.body, spec.events.len()) {
-                    return violation(format!("1: 202 means queued: the response to {name} is {response:?}"));
+            Response::Accepted(reported) | Response::Replayed(reported) => {
+                if !self.all_in_queue(client.body, reported) {
+                    return violation(format!("1: success means queued: the response to {name} is {response:?}"));
                 }
-                if response == Response::Replayed && running.sent {
+                let recorded = promise.map_or(0, |promise| promise.recorded);
+                if reported == 0 || recorded & !reported != 0 {
+                    return violation(format!(
+                        "1: no recorded event is reported as rejected: the response to {name} is {response:?}"
+                    ));
+                }
+                let is_replay = matches!(response, Response::Replayed(_));
+                if is_replay && running.sent {
                     return violation(format!("a replay sends nothing: {name} sent events"));
+                }
+                let missing = spec.valid & !reported;
+                if missing != 0 && !(is_replay && rules.scenario.rules_change()) {
+                    return violation(format!(
+                        "1: every valid event is reported as accepted: the response to {name} is {response:?}"
+                    ));
                 }
             }
             Response::KeyReused => {
@@ -343,14 +357,15 @@ impl World {
         Ok(())
     }
 
-    /// Whether SQS acknowledged every event of a body, with one batch id (guarantee 1).
-    fn all_in_queue(&self, body: usize, events: usize) -> bool {
+    /// Whether SQS acknowledged the events of a body in the bitmap, with one batch id (guarantee 1).
+    fn all_in_queue(&self, body: usize, events: u32) -> bool {
         let has = |batch, event| {
             self.copies
                 .iter()
                 .any(|copy| copy.batch == batch && copy.event == event && copy.body == body && copy.acknowledged)
         };
-        self.copies.iter().any(|first| (0..events).all(|event| has(first.batch, event)))
+        let is_reported = |event: &usize| events >> event & 1 == 1;
+        self.copies.iter().any(|first| (0..32).filter(is_reported).all(|event| has(first.batch, event)))
     }
 
     /// The response that a request must get if it starts now and nothing fails.
@@ -365,10 +380,8 @@ impl World {
     /// Checks that a request got the expected response. `check_response` has checked the response itself.
     pub fn check_expected(&self, rules: &Rules, attempt: AttemptId, expected: Expected) -> Result<(), Violation> {
         let spec = rules.attempt(attempt);
-        let client = &rules.scenario.clients[spec.client];
         let refused = self.clients[spec.client].begun == u8::MAX;
-        let in_queue = self.all_in_queue(client.body, spec.events.len());
-        if (expected == Expected::KeyReused) != refused || (expected == Expected::Accepted && !in_queue) {
+        if (expected == Expected::KeyReused) != refused {
             return violation(format!("3: the response to the final retry {} is not {expected}", spec.name));
         }
         Ok(())

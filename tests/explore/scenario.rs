@@ -1,6 +1,6 @@
 //! The clients, their attempts, and the faults of one exploration.
 
-use contract::batch::Batch;
+use contract::batch::{Batch, Bulk};
 use contract::idempotency_key::IdempotencyKey;
 use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::Timestamp;
@@ -13,13 +13,20 @@ use std::time::Duration;
 pub const BEGIN: u64 = 1_800_000_000_250;
 
 /// The bodies that the clients send.
-pub const BODIES: [&str; 4] = [
+pub const BODIES: [&str; 5] = [
     r#"{"events":[{"external_user_id":"a","name":"one"},{"external_user_id":"a","name":"two"}]}"#,
     r#"{"events":[{"external_user_id":"b","name":"other"},{"external_user_id":"b","name":"another"}]}"#,
     r#"{"events":[{"external_user_id":"c","name":"single"}]}"#,
     // Eleven messages of one event take two calls, which run concurrently.
     r#"{"events":[{"external_user_id":"d","name":"0"},{"external_user_id":"d","name":"1"},{"external_user_id":"d","name":"2"},{"external_user_id":"d","name":"3"},{"external_user_id":"d","name":"4"},{"external_user_id":"d","name":"5"},{"external_user_id":"d","name":"6"},{"external_user_id":"d","name":"7"},{"external_user_id":"d","name":"8"},{"external_user_id":"d","name":"9"},{"external_user_id":"d","name":"10"}]}"#,
+    // A bulk request, whose second event is invalid.
+    r#"{"events":[{"external_user_id":"e","name":"0"},{"external_user_id":"e"},{"external_user_id":"e","name":"2"}]}"#,
 ];
+
+/// How the rules before a deployment see the bulk request: its first event is invalid, and the second one
+/// is valid.
+const BULK_BEFORE_DEPLOYMENT: &str =
+    r#"{"events":[{"name":"0"},{"external_user_id":"e","name":"1"},{"external_user_id":"e","name":"2"}]}"#;
 
 /// The result of `Clock::jitter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +48,8 @@ pub struct Client {
     pub attempts: Vec<u16>,
     /// How far the clocks of its sandboxes are ahead, in milliseconds.
     pub ahead: u64,
+    /// The number of its first attempts that run before a deployment that changes the rules.
+    pub before_deployment: usize,
 }
 
 /// One exploration: every schedule of these clients within the limits.
@@ -75,6 +84,8 @@ pub struct Attempt {
     pub key: RecordKey,
     pub claimant: Claimant,
     pub batch: Batch<'static>,
+    /// A bitmap of the valid events.
+    pub valid: u32,
     pub events: Vec<Value>,
     pub max_events_per_message: u16,
     pub window: Duration,
@@ -83,7 +94,7 @@ pub struct Attempt {
 
 /// A client that uses key 0.
 pub fn client(body: usize, attempts: &[u16]) -> Client {
-    Client { key: 0, body, attempts: attempts.to_vec(), ahead: 0 }
+    Client { key: 0, body, attempts: attempts.to_vec(), ahead: 0, before_deployment: 0 }
 }
 
 impl Client {
@@ -93,6 +104,10 @@ impl Client {
 
     pub fn ahead(self, ahead: u64) -> Self {
         Self { ahead, ..self }
+    }
+
+    pub fn before_deployment(self, before_deployment: usize) -> Self {
+        Self { before_deployment, ..self }
     }
 }
 
@@ -150,6 +165,11 @@ impl Scenario {
         Self { left_behind: Some(body), ..self }
     }
 
+    /// Whether a deployment changes the rules between the attempts.
+    pub fn rules_change(&self) -> bool {
+        self.clients.iter().any(|client| client.before_deployment > 0)
+    }
+
     /// The attempts of all clients, each followed by the final retry of its client.
     pub fn attempts(&self) -> Vec<Rc<Attempt>> {
         let mut attempts = Vec::new();
@@ -161,15 +181,27 @@ impl Scenario {
                     format!("c{number}.last")
                 };
                 let id = attempts.len();
-                attempts.push(Rc::new(self.attempt(client, number, name, max_events_per_message, id)));
+                let body = BODIES[client.body];
+                let seen = if try_number < client.before_deployment { BULK_BEFORE_DEPLOYMENT } else { body };
+                attempts.push(Rc::new(self.attempt(client, number, name, max_events_per_message, id, seen)));
             }
         }
         attempts
     }
 
-    fn attempt(&self, client: &Client, number: usize, name: String, max_events_per_message: u16, id: usize) -> Attempt {
+    /// `seen` is the body as the rules of the attempt see it.
+    fn attempt(
+        &self,
+        client: &Client,
+        number: usize,
+        name: String,
+        max_events_per_message: u16,
+        id: usize,
+        seen: &'static str,
+    ) -> Attempt {
         let body = BODIES[client.body];
-        let parsed: Value = serde_json::from_str(body).expect("JSON");
+        let parsed: Value = serde_json::from_str(seen).expect("JSON");
+        let batch = Bulk::parse(seen.as_bytes()).expect("a list of events").batch;
         Attempt {
             client: number,
             tenant: tenant(),
@@ -179,7 +211,8 @@ impl Scenario {
                 batch_id: batch_id(id),
                 fingerprint: Fingerprint::of(body.as_bytes()),
             },
-            batch: Batch::parse(body.as_bytes()).expect("a valid batch"),
+            valid: batch.events().map(|(index, _)| 1 << index).sum(),
+            batch,
             events: parsed["events"].as_array().expect("events").clone(),
             max_events_per_message,
             window: self.window,

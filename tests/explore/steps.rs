@@ -165,7 +165,7 @@ impl Rules {
         let running = world.clients[client].running.as_ref().expect("a running request");
         world.check_response(self, running, response)?;
         world.clients[client].satisfied =
-            matches!(response, Response::Accepted | Response::Replayed | Response::KeyReused);
+            matches!(response, Response::Accepted(_) | Response::Replayed(_) | Response::KeyReused);
         if response == Response::KeyReused {
             world.clients[client].begun = u8::MAX;
         }
@@ -236,8 +236,9 @@ impl Rules {
             Op::TakeOver { take_over, now } => {
                 Reply::Claimed(Rc::make_mut(&mut world.table).take_over(record_key, take_over, *now))
             }
-            Op::Complete { owner, expires_at } => {
-                Reply::Fenced(Rc::make_mut(&mut world.table).complete(record_key, owner, *expires_at))
+            Op::Complete { owner, delivered, expires_at } => {
+                let table = Rc::make_mut(&mut world.table);
+                Reply::Fenced(table.complete(record_key, owner, delivered, *expires_at))
             }
             Op::Release { owner, delivered, expires_at } => {
                 let table = Rc::make_mut(&mut world.table);

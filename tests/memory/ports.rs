@@ -63,10 +63,11 @@ impl Table {
     }
 
     /// Condition: `owner = :owner`
-    pub fn complete(&mut self, key: &RecordKey, owner: &Owner, expires_at: u64) -> Fenced {
+    pub fn complete(&mut self, key: &RecordKey, owner: &Owner, delivered: &Delivered, expires_at: u64) -> Fenced {
         match self.items.get_mut(key.as_str()) {
             Some(old) if old.owner == *owner => {
                 old.state = State::Accepted;
+                old.delivered = delivered.clone();
                 old.expires_at = expires_at;
                 Fenced::Done
             }
@@ -131,10 +132,11 @@ impl StateStore for MemoryStore {
         &self,
         key: &RecordKey,
         owner: &Owner,
+        delivered: &Delivered,
         expires_at: u64,
         _by: Timestamp,
     ) -> Result<Fenced, StoreError> {
-        Ok(self.table.borrow_mut().complete(key, owner, expires_at))
+        Ok(self.table.borrow_mut().complete(key, owner, delivered, expires_at))
     }
 
     async fn release(

@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 
 mod audit;
+mod bulk;
 mod chaos;
 mod checks;
 mod conformance;

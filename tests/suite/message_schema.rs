@@ -1,7 +1,7 @@
 //! Checks queue messages against schema/event-batch-1.schema.json.
 
 use contract::batch::Batch;
-use contract::limits::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_EVENTS, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
+use contract::limits::{MAX_BULK_EVENTS, MAX_DEPTH, MAX_EVENT_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
 use contract::tenant::{Mode, ProjectId};
 use event_ingest::delivery::SCHEMA;
 use event_ingest::idempotency::BatchId;
@@ -62,7 +62,7 @@ fn the_schema_and_the_code_have_the_same_limits() {
     let properties = &SCHEMA_FILE["properties"];
     assert_eq!(properties["schema"]["const"], SCHEMA);
     assert_eq!(properties["mode"]["enum"], json!([Mode::Live.as_str(), Mode::Test.as_str()]));
-    assert_eq!(properties["events"]["maxItems"], MAX_EVENTS);
+    assert_eq!(properties["events"]["maxItems"], MAX_BULK_EVENTS);
     let event = &properties["events"]["items"]["properties"]["event"];
     for text in ["external_user_id", "name"] {
         assert_eq!(event["properties"][text]["maxLength"], MAX_TEXT_CHARS);
@@ -73,8 +73,8 @@ fn the_schema_and_the_code_have_the_same_limits() {
 
     let id = |index: usize| format!("{}-{index}", example()["batch_id"].as_str().unwrap());
     let accepts_id = |id: String| accepts(|message| message["events"][0]["id"] = id.into());
-    assert!((0..MAX_EVENTS).all(|index| accepts_id(id(index))));
-    assert!(!accepts_id(id(MAX_EVENTS)) && !accepts_id(id(0).replace("-0", "-00")));
+    assert!((0..MAX_BULK_EVENTS).all(|index| accepts_id(id(index))));
+    assert!(!accepts_id(id(MAX_BULK_EVENTS)) && !accepts_id(id(0).replace("-0", "-00")));
     for project in ["a", "a-b_9", &"x".repeat(64), "", "A", "é", "a b", &"x".repeat(65)] {
         let is_valid = ProjectId::parse(project).is_some();
         assert_eq!(accepts(|message| message["project_id"] = (*project).into()), is_valid, "{project:?}");

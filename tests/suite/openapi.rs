@@ -4,9 +4,9 @@ use crate::gateway_event::{GatewayEventBuilder, gzip, post};
 use crate::test_app::{KEY, PROJECT, Resources, Response, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
 use contract::api_key::ApiKey;
-use contract::batch::Batch;
+use contract::batch::{Batch, Bulk};
 use contract::idempotency_key::IdempotencyKey;
-use contract::limits::{MAX_BODY_BYTES, MAX_EVENTS, MAX_IDEMPOTENCY_KEY_LEN, MAX_VIOLATIONS};
+use contract::limits::{MAX_BODY_BYTES, MAX_BULK_EVENTS, MAX_EVENTS, MAX_IDEMPOTENCY_KEY_LEN, MAX_VIOLATIONS};
 use contract::limits::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_PROPERTIES_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
 use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::Clock;
@@ -22,14 +22,25 @@ use std::time::Duration;
 static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| yaml_serde::from_str(include_str!("../../openapi.yaml")).expect("the document is YAML"));
 
-fn operation() -> &'static Value {
+fn batch() -> &'static Value {
     at("/paths/~1api~1v1~1events~1batch/post")
 }
 
-/// The documented responses by status.
-fn responses() -> impl Iterator<Item = (u64, &'static Value)> {
-    let responses = operation()["responses"].as_object().expect("responses").iter();
+fn bulk() -> &'static Value {
+    at("/paths/~1api~1v1~1events~1bulk/post")
+}
+
+/// The documented responses of an operation by status.
+fn responses(operation: &'static Value) -> impl Iterator<Item = (u64, &'static Value)> {
+    let responses = operation["responses"].as_object().expect("responses").iter();
     responses.map(|(status, response)| (status.parse().expect("a status"), response))
+}
+
+/// Whether an operation responds with an error.
+fn can_respond(operation: &'static Value, error: &Error) -> bool {
+    let only_bulk = matches!(error, Error::InvalidBulk(_));
+    let only_others = matches!(error, Error::ValidationFailed(_) | Error::IdempotencyKeyRequired);
+    if operation == bulk() { !only_others } else { !only_bulk }
 }
 
 #[track_caller]
@@ -58,7 +69,8 @@ fn every_error() -> impl Iterator<Item = Error> {
             Error::PayloadTooLarge(_) => Error::MalformedEncoding(""),
             Error::MalformedEncoding(_) => Error::MalformedJson(String::new()),
             Error::MalformedJson(_) => Error::ValidationFailed(Vec::new()),
-            Error::ValidationFailed(_) => Error::RateLimited { wait: Duration::ZERO },
+            Error::ValidationFailed(_) => Error::InvalidBulk(Vec::new()),
+            Error::InvalidBulk(_) => Error::RateLimited { wait: Duration::ZERO },
             Error::RateLimited { .. } => Error::KeyReused,
             Error::KeyReused => Error::InProgress { lease_left: Duration::ZERO },
             Error::InProgress { .. } => Error::Unavailable(String::new()),
@@ -70,36 +82,41 @@ fn every_error() -> impl Iterator<Item = Error> {
 
 #[test]
 fn every_code_is_documented_with_its_status_and_header() {
-    let mut codes = BTreeMap::<u64, BTreeSet<&str>>::new();
-    for error in every_error() {
-        let status = error.code().status().into();
-        codes.entry(status).or_default().insert(error.code().as_str());
-        if let Some((header, _)) = error.header() {
-            let headers = &operation()["responses"][status.to_string()]["headers"];
-            assert!(headers.get(header).is_some(), "{header} is not documented for {status}");
+    for operation in [batch(), bulk()] {
+        let mut codes = BTreeMap::<u64, BTreeSet<&str>>::new();
+        for error in every_error().filter(|error| can_respond(operation, error)) {
+            let status = error.status().into();
+            codes.entry(status).or_default().insert(error.code().as_str());
+            if let Some((header, _)) = error.header() {
+                let headers = &operation["responses"][status.to_string()]["headers"];
+                assert!(headers.get(header).is_some(), "{header} is not documented for {status}");
+            }
         }
+        let documented = responses(operation).filter(|(status, _)| *status > 202).map(|(status, response)| {
+            let schema = &response["content"]["application/json"]["schema"];
+            let codes = schema["properties"]["errors"]["items"]["properties"]["code"]["enum"].as_array();
+            (status, codes.expect("codes").iter().map(|code| code.as_str().expect("text")).collect())
+        });
+        assert_eq!(documented.collect::<BTreeMap<_, BTreeSet<_>>>(), codes);
     }
-    let documented = responses().filter(|(status, _)| *status != 202).map(|(status, response)| {
-        let schema = &response["content"]["application/json"]["schema"];
-        let codes = schema["properties"]["errors"]["items"]["properties"]["code"]["enum"].as_array().expect("codes");
-        (status, codes.iter().map(|code| code.as_str().expect("text")).collect())
-    });
-    assert_eq!(documented.collect::<BTreeMap<_, BTreeSet<_>>>(), codes);
 }
 
 #[test]
 fn the_document_and_the_code_have_the_same_limits() {
     let limits = [
         ("/paths/~1api~1v1~1events~1batch/post/requestBody/x-max-bytes", MAX_BODY_BYTES),
+        ("/paths/~1api~1v1~1events~1bulk/post/requestBody/x-max-bytes", MAX_BODY_BYTES),
         ("/components/schemas/EventBatch/properties/events/maxItems", MAX_EVENTS),
+        ("/components/schemas/EventBulk/properties/events/maxItems", MAX_BULK_EVENTS),
         ("/components/schemas/Event/x-max-bytes", MAX_EVENT_BYTES),
         ("/components/schemas/Event/x-max-depth", MAX_DEPTH),
         ("/components/schemas/Event/properties/external_user_id/maxLength", MAX_TEXT_CHARS),
         ("/components/schemas/Event/properties/name/maxLength", MAX_TEXT_CHARS),
         ("/components/schemas/Event/properties/properties/maxProperties", MAX_PROPERTIES_KEYS),
         ("/components/schemas/Event/properties/properties/x-max-bytes", MAX_PROPERTIES_BYTES),
-        ("/components/schemas/Errors/properties/errors/maxItems", MAX_VIOLATIONS),
+        ("/components/schemas/ErrorResponse/properties/errors/maxItems", MAX_VIOLATIONS),
         ("/components/parameters/IdempotencyKey/schema/maxLength", MAX_IDEMPOTENCY_KEY_LEN),
+        ("/components/parameters/OptionalIdempotencyKey/schema/maxLength", MAX_IDEMPOTENCY_KEY_LEN),
     ];
     for (pointer, limit) in limits {
         assert_eq!(*at(pointer), limit, "{pointer}");
@@ -137,7 +154,8 @@ fn the_document_and_the_code_accept_the_same_keys() {
 
 #[test]
 fn the_schema_of_a_batch_and_the_code_accept_the_same_batches() {
-    let schema = validator(&operation()["requestBody"]["content"]["application/json"]["schema"]);
+    let bulk = validator(&bulk()["requestBody"]["content"]["application/json"]["schema"]);
+    let schema = validator(&batch()["requestBody"]["content"]["application/json"]["schema"]);
     let single = validator(at("/paths/~1api~1v1~1events/post/requestBody/content/application~1json/schema"));
     let event = |member: &str, value: Value| {
         let mut event = json!({"external_user_id": "u", "name": "n"});
@@ -146,7 +164,8 @@ fn the_schema_of_a_batch_and_the_code_accept_the_same_batches() {
     };
     let events = |count: usize| json!({ "events": vec![json!({"external_user_id": "u", "name": "n"}); count] });
     let keys = |count: usize| (0..count).map(|key| (format!("k{key}"), Value::Null)).collect::<Value>();
-    let mut batches: Vec<Value> = [0, 1, MAX_EVENTS, MAX_EVENTS + 1].map(events).into();
+    let counts = [0, 1, MAX_EVENTS, MAX_EVENTS + 1, MAX_BULK_EVENTS, MAX_BULK_EVENTS + 1];
+    let mut batches: Vec<Value> = counts.map(events).into();
     for text in ["external_user_id", "name"] {
         batches.extend([0, 1, MAX_TEXT_CHARS, MAX_TEXT_CHARS + 1].map(|length| event(text, "é".repeat(length).into())));
         batches.push(json!({ "events": [{ text: "x" }] }));
@@ -166,6 +185,8 @@ fn the_schema_of_a_batch_and_the_code_accept_the_same_batches() {
         let body = batch.to_string();
         let shown = body.get(..200).unwrap_or(&body);
         assert_eq!(schema.is_valid(&batch), Batch::parse(body.as_bytes()).is_ok(), "{shown}");
+        let all_valid = Bulk::parse(body.as_bytes()).is_ok_and(|bulk| bulk.violations.is_empty());
+        assert_eq!(bulk.is_valid(&batch), all_valid, "{shown}");
         let event = &batch["events"][0];
         assert_eq!(single.is_valid(event), Batch::parse_single(event.to_string().as_bytes()).is_ok(), "{event}");
     }
@@ -174,7 +195,7 @@ fn the_schema_of_a_batch_and_the_code_accept_the_same_batches() {
 #[test]
 fn every_example_matches_its_schema_and_every_code_has_an_example() {
     let mut shown = BTreeSet::new();
-    for (status, response) in responses() {
+    for (status, response) in responses(batch()).chain(responses(bulk())) {
         let content = &response["content"]["application/json"];
         let schema = validator(&content["schema"]);
         for (name, example) in content["examples"].as_object().expect("examples") {
@@ -189,13 +210,16 @@ fn every_example_matches_its_schema_and_every_code_has_an_example() {
 #[tokio::test]
 async fn the_function_accepts_every_request_example_and_sends_every_response_example() {
     let test = TestApp::start().await;
-    let content = &operation()["requestBody"]["content"]["application/json"];
-    for (name, example) in content["examples"].as_object().expect("examples") {
-        assert_eq!(test.send(&post().body(&example["value"].to_string())).await.status, 202, "{name}");
+    for (operation, path, status) in [(batch(), post(), 202), (bulk(), post().path(BULK), 200)] {
+        let content = &operation["requestBody"]["content"]["application/json"];
+        for (name, example) in content["examples"].as_object().expect("examples") {
+            let request = path.clone().key(name).body(&example["value"].to_string());
+            assert_eq!(test.send(&request).await.status, status, "{name}");
+        }
     }
     let single = at("/paths/~1api~1v1~1events/post/requestBody/content/application~1json/examples/one_event/value");
     assert_eq!(test.send(&post().path("/api/v1/events").body(&single.to_string())).await.status, 202);
-    for (status, response) in responses() {
+    for (status, response) in responses(batch()).chain(responses(bulk())) {
         for (name, example) in response["content"]["application/json"]["examples"].as_object().expect("examples") {
             let actual = response_to(name).await;
             assert_eq!((actual.status, &actual.body), (status, &example["value"]), "{name}");
@@ -224,12 +248,27 @@ fn assert_headers_are_documented(response: &Response, documented: &Value, name: 
     assert_eq!(response.header("idempotency-replayed"), (name == "replayed").then_some("true"), "{name}");
 }
 
+const BULK: &str = "/api/v1/events/bulk";
+
+fn event() -> Value {
+    json!({"external_user_id": "usr_42", "name": "user_signed_up"})
+}
+
 /// The response of the function to the request of an example.
 async fn response_to(name: &str) -> Response {
     let test = TestApp::start().await;
     let too_large = " ".repeat(MAX_BODY_BYTES + 1);
     let request = match name {
         "accepted" => post(),
+        "bulk_accepted" => post().path(BULK),
+        "bulk_partly_accepted" => post().path(BULK).events(&[event(), json!({"external_user_id": "usr_42"})]),
+        "bulk_rejected" => post().path(BULK).events(&[json!("user_signed_up")]),
+        "bulk_validation_failed" => post().path(BULK).events(&[]),
+        "bulk_idempotency_key_reuse" => {
+            let request = post().path(BULK);
+            test.send(&request).await;
+            request.events(&[event()])
+        }
         "replayed" | "idempotency_key_reuse" => return response_to_a_used_key(&test, name).await,
         "idempotency_key_required" => post().without("idempotency-key"),
         "idempotency_key_invalid" => post().key(&"k".repeat(256)),
@@ -247,7 +286,7 @@ async fn response_to(name: &str) -> Response {
         "unsupported_content_type" => post().header("content-type", "text/csv"),
         "unsupported_content_encoding" => post().header("content-encoding", "br"),
         "validation_failed" => post().events(&[
-            json!({"external_user_id": "usr_42", "name": "user_signed_up"}),
+            event(),
             json!({"name": "user_signed_up", "properties": ["plan", "trial"]}),
             json!("user_signed_up"),
         ]),
@@ -299,10 +338,11 @@ async fn owned_by_another(test: &TestApp) -> GatewayEventBuilder {
     test.clock.advance(Duration::from_hours(1));
     let now = test.clock.now();
     let body = br#"{"events":[{"external_user_id":"usr_42","name":"user_signed_up"}]}"#;
-    let owner = Claimant::new(now, body);
+    let fingerprint = Fingerprint::of(body);
+    let owner = Claimant::new(now, fingerprint);
     let record = Record {
         state: State::InProgress,
-        fingerprint: Fingerprint::of(body),
+        fingerprint,
         batch_id: owner.batch_id,
         owner: owner.owner,
         attempt: 1,

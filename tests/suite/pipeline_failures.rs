@@ -8,7 +8,9 @@ use event_ingest::clock::Timestamp;
 use event_ingest::deadline::Deadline;
 use event_ingest::delivery::{Envelope, Message, Queue, SendResult};
 use event_ingest::error::Error;
-use event_ingest::idempotency::{Claimant, Claimed, Delivered, Fenced, Owner, Record, RecordKey, StateStore, TakeOver};
+use event_ingest::idempotency::{
+    Claimant, Claimed, Delivered, Fenced, Fingerprint, Owner, Record, RecordKey, StateStore, TakeOver,
+};
 use event_ingest::ingest::{Completion, Ingested, Pipeline, Request, Success};
 use event_ingest::store::StoreError;
 use std::cell::Cell;
@@ -44,7 +46,14 @@ impl StateStore for FailingTable {
         unreachable!("nobody takes over")
     }
 
-    async fn complete(&self, _: &RecordKey, _: &Owner, _: u64, _: Timestamp) -> Result<Fenced, StoreError> {
+    async fn complete(
+        &self,
+        _: &RecordKey,
+        _: &Owner,
+        _: &Delivered,
+        _: u64,
+        _: Timestamp,
+    ) -> Result<Fenced, StoreError> {
         self.fail()
     }
 
@@ -93,7 +102,7 @@ async fn ingest(pipeline: &Pipeline<FailingTable, FakeQueue, StillClock>) -> Ing
     let request = Request {
         tenant: &tenant,
         record_key: &RecordKey::of_batch(&tenant, IdempotencyKey::parse("key").unwrap()),
-        claimant: &Claimant::new(START, BODY),
+        claimant: &Claimant::new(START, Fingerprint::of(BODY)),
         batch: &Batch::parse(BODY).unwrap(),
         trace: None,
         deadline: &Deadline::new(START, START + Duration::from_secs(4)),

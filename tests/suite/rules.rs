@@ -46,7 +46,7 @@ fn violation(body: impl AsRef<[u8]>, says: &str) -> String {
 }
 
 fn field(violation: &Violation) -> String {
-    violation.field.clone().expect("a field")
+    violation.field().expect("a field")
 }
 
 #[track_caller]
@@ -378,8 +378,10 @@ fn a_million_invalid_events_give_a_hundred_violations() {
 #[test]
 fn a_single_event_has_the_same_rules_and_its_own_field_names() {
     let single = |body: &str| match Batch::parse_single(body.as_bytes()) {
-        Ok(batch) => Ok(batch.events().len()),
-        Err(BatchError::Invalid(violations)) => Err(violations.into_iter().map(|violation| violation.field).collect()),
+        Ok(batch) => Ok(batch.received()),
+        Err(BatchError::Invalid(violations)) => {
+            Err(violations.into_iter().map(|violation| violation.field()).collect())
+        }
         Err(BatchError::Malformed(what)) => Err(vec![Some(what)]),
     };
     let named = |names: &[&str]| -> Result<usize, Vec<Option<String>>> {

@@ -6,10 +6,11 @@ use crate::test_app::{KEY, PROJECT, Resources, TRACE, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
 use contract::idempotency_key::IdempotencyKey;
 use contract::tenant::{Mode, ProjectId, Tenant};
+use event_ingest::auth::Caller;
 use event_ingest::clock::{Clock, SystemClock};
 use event_ingest::deadline::Deadline;
 use event_ingest::error::Error;
-use event_ingest::idempotency::{Owner, RecordKey};
+use event_ingest::idempotency::{BatchId, Delivered, Owner, RecordKey};
 use event_ingest::ingest::{Completion, Findings, PendingCompletion, Success};
 use event_ingest::telemetry::{AwsCalls, Facts, METRICS, NAMESPACE, Telemetry};
 use serde_json::{Value, json};
@@ -57,15 +58,15 @@ async fn each_request_writes_one_line_with_its_outcome_and_metrics() {
     for (name, value) in [
         ("level", json!("INFO")),
         ("request_id", json!("gateway-request-id")),
-        ("trace_id", json!(TRACE)),
+        ("trace_id", json!("1-5e988e0a-3f2b1c4d5e6f708192a3b4c5")),
         ("project_id", json!(PROJECT)),
         ("mode", json!("live")),
         ("key_hint", json!(format!("{}{}", &KEY[..8], &KEY[KEY.len() - 4..]))),
         ("attempt", json!(1)),
         ("messages", json!(1)),
-        ("completion", json!("written")),
+        ("completion", Value::Null),
+        ("bytes_in", Value::Null),
         ("EventsAccepted", json!(1)),
-        ("BatchEvents", json!(1)),
         ("Accepted", json!(1)),
     ] {
         assert_eq!(first[name], value, "{name}");
@@ -77,6 +78,58 @@ async fn each_request_writes_one_line_with_its_outcome_and_metrics() {
             && declared(&lines[2]).contains("RejectedBatches")
             && declared(&lines[3]).contains("RejectedCallers")
     );
+}
+
+/// A line costs about as much as the request itself, so operators notice its length.
+#[test]
+fn the_line_of_an_accepted_batch_is_short() {
+    let time = |millis| Some(Duration::from_secs_f64(millis / 1000.0));
+    let facts = Facts {
+        request_id: "JKJaXmPLvHcESHA=".to_owned(),
+        trace_id: Some(TRACE.to_owned()),
+        caller: Some(Caller { tenant: tenant(), key_hint: "sk_live_ABCD".to_owned(), rate_limit: None }),
+        status: 202,
+        events: Some(500),
+        bytes_in: Some(1_234_567),
+        bytes_decoded: Some(1_234_567),
+        findings: Findings {
+            batch_id: Some(BatchId::new(SystemClock.now())),
+            attempt: Some(1),
+            messages: 10,
+            send_calls: 2,
+            claim_time: time(12.34),
+            send_time: time(23.45),
+            ..Findings::default()
+        },
+        completion: Some(Completion::Written),
+        duration: Duration::from_micros(56_780),
+        auth_time: time(12.34),
+        decode_time: time(12.34),
+        complete_time: time(12.34),
+        ..Facts::default()
+    };
+    let log = crate::test_app::Log::default();
+    event_ingest::telemetry::init(&"info".parse().unwrap());
+    let function_name = "event-ingest-prod-Function-AbCdEfGhIjKl".to_owned();
+    let telemetry = Telemetry::new(function_name, Box::new(log.clone()), AwsCalls::default);
+    telemetry.write(facts, &Ok(Success::Accepted(pending())));
+    let line = log.take_text();
+    assert!(line.len() < 900, "{} bytes: {line}", line.len());
+}
+
+fn tenant() -> Tenant {
+    Tenant { project: ProjectId::parse(PROJECT).unwrap(), mode: Mode::Live }
+}
+
+fn pending() -> PendingCompletion {
+    let now = SystemClock.now();
+    let key = IdempotencyKey::parse("key").unwrap();
+    PendingCompletion {
+        record_key: RecordKey::of_batch(&tenant(), key),
+        owner: Owner::random(),
+        delivered: Delivered::none(3),
+        deadline: Deadline::new(now, now),
+    }
 }
 
 /// Writes one line about `facts` and `result`.
@@ -92,6 +145,7 @@ fn every_metric_is_written_by_some_outcome() {
     let time = Some(Duration::from_millis(1));
     let facts = Facts {
         events: Some(3),
+        rejected_events: Some(1),
         bytes_decoded: Some(100),
         findings: Findings {
             attempt: Some(2),
@@ -109,21 +163,15 @@ fn every_metric_is_written_by_some_outcome() {
         ..Facts::default()
     };
     let wait = Duration::from_secs(1);
-    let now = SystemClock.now();
-    let key = IdempotencyKey::parse("key").unwrap();
-    let tenant = Tenant { project: ProjectId::parse(PROJECT).unwrap(), mode: Mode::Live };
-    let pending = PendingCompletion {
-        record_key: RecordKey::of_batch(&tenant, key),
-        owner: Owner::random(),
-        deadline: Deadline::new(now, now),
-    };
     let outcomes = [
-        (Ok(Success::Accepted(pending)), "taken_over", "WARN"),
-        (Ok(Success::Replayed), "replayed", "WARN"),
+        (Ok(Success::Accepted(pending())), "taken_over", "WARN"),
+        (Ok(Success::Replayed(Delivered::none(3))), "replayed", "WARN"),
+        (Ok(Success::NothingToQueue), "nothing_queued", "WARN"),
         (Err(Error::KeyReused), "rejected", "WARN"),
         (Err(Error::AuthRequired), "rejected", "WARN"),
         (Err(Error::NotFound), "rejected", "WARN"),
         (Err(Error::ValidationFailed(Vec::new())), "rejected", "WARN"),
+        (Err(Error::InvalidBulk(Vec::new())), "rejected", "WARN"),
         (Err(Error::RateLimited { wait }), "rate_limited", "WARN"),
         (Err(Error::InProgress { lease_left: wait }), "in_progress", "WARN"),
         (Err(Error::Internal("a defect".to_owned())), "failed", "ERROR"),

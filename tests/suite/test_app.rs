@@ -3,6 +3,7 @@
 use crate::gateway_event::GatewayEventBuilder;
 use crate::message_schema;
 use aws_config::SdkConfig;
+use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
 use event_ingest::auth::Authenticator;
@@ -130,13 +131,21 @@ impl Resources {
         put.expect("the item is put");
     }
 
+    pub async fn update_state_item(&self, pk: &str, name: &str, value: AttributeValue) {
+        let pk = AttributeValue::S(pk.to_owned());
+        let update = aws_sdk_dynamodb::Client::new(&self.sdk).update_item().table_name(&self.state_table).key("pk", pk);
+        let update = update.update_expression("SET #name = :value").expression_attribute_names("#name", name);
+        update.expression_attribute_values(":value", value).send().await.expect("the item is updated");
+    }
+
     /// Changes the record of an accepted batch to that of an owner that died before the completion.
     pub async fn undo_completion(&self, idempotency_key: &str) {
         let pk = AttributeValue::S(format!("idem#{PROJECT}#live#{idempotency_key}"));
         let update = aws_sdk_dynamodb::Client::new(&self.sdk).update_item().table_name(&self.state_table).key("pk", pk);
-        let update = update.update_expression("SET #state = :in_progress, lease_until = :zero");
+        let update = update.update_expression("SET #state = :in_progress, lease_until = :zero, delivered = :none");
         let update = update.expression_attribute_names("#state", "state");
         let update = update.expression_attribute_values(":in_progress", AttributeValue::S("in_progress".to_owned()));
+        let update = update.expression_attribute_values(":none", AttributeValue::B(Blob::new([0])));
         let updated = update.expression_attribute_values(":zero", AttributeValue::N("0".to_owned())).send().await;
         updated.expect("the record is updated");
     }
@@ -202,8 +211,14 @@ pub struct Log(Rc<RefCell<Vec<u8>>>);
 impl Log {
     /// Removes and returns the lines. Each is a JSON object.
     pub fn take(&self) -> Vec<Value> {
-        let text = String::from_utf8(self.0.take()).expect("UTF-8");
-        text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+        self.take_text().lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+    }
+}
+
+impl Log {
+    /// Removes and returns the lines as they were written.
+    pub fn take_text(&self) -> String {
+        String::from_utf8(self.0.take()).expect("UTF-8")
     }
 }
 

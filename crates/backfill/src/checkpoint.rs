@@ -2,6 +2,7 @@
 
 use crate::input::InputIdentity;
 use crate::position::ResumePoint;
+use crate::reader::ReadPlan;
 use crate::records::ReadOptions;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -21,6 +22,11 @@ pub struct Checkpoint {
     /// What is sent, and where. Another run can resume only if it has the same job.
     #[serde(flatten)]
     pub job: Job,
+    /// What enters the keys of all batches: `--run-name`, or a random text for standard input and other streams, which
+    /// have no name of their own.
+    pub key_name: String,
+    /// Whether it is certain that no event of this run is in the queue. Such a checkpoint binds nobody.
+    pub nothing_queued: bool,
     /// The number of the first batch that is not done.
     pub next_batch: u64,
     /// Where that batch begins.
@@ -28,6 +34,8 @@ pub struct Checkpoint {
     pub resume_point: ResumePoint,
     /// The keys of later batches that are done, by number.
     pub done_beyond: BTreeMap<u64, String>,
+    /// The number of parts of each batch that is sent in parts and not done.
+    pub split: BTreeMap<u64, usize>,
     /// The absolute path of the rejects file.
     #[serde(rename = "rejects")]
     pub rejects_path: PathBuf,
@@ -35,6 +43,8 @@ pub struct Checkpoint {
     pub rejects_bytes: u64,
     /// The events accepted so far.
     pub accepted: u64,
+    /// How many of these the service had accepted before they were sent.
+    pub replayed: u64,
     /// The events rejected so far.
     pub rejected: u64,
     /// The requests retried so far.
@@ -54,6 +64,11 @@ pub struct Job {
     pub host: Option<String>,
     /// `live` or `test`, from the API key's prefix. The service keeps the two apart.
     pub mode: String,
+    /// The hint of the API key, as `event-ingest-keys list` shows it: its first 8 and last 4 characters. It stands for
+    /// the project, which only the service knows.
+    pub api_key: String,
+    /// `--run-name`.
+    pub run_name: Option<String>,
     /// The inputs.
     pub inputs: Vec<InputIdentity>,
     /// The most events in a batch.
@@ -62,12 +77,33 @@ pub struct Job {
     pub reading: ReadOptions,
 }
 
+impl Job {
+    /// The job of `plan` without a destination.
+    pub fn of(plan: &ReadPlan) -> Self {
+        Self {
+            url: String::new(),
+            host: None,
+            mode: String::new(),
+            api_key: String::new(),
+            run_name: None,
+            inputs: plan.sources.iter().map(|source| source.identity.clone()).collect(),
+            max_events: plan.max_events,
+            reading: plan.options.clone(),
+        }
+    }
+}
+
 impl Checkpoint {
     /// The checkpoint of a job before its first run.
     pub fn new(job: Job) -> Self {
         Self {
             format: FORMAT.to_owned(),
+            key_name: key_name(&job),
             job,
+            // A run that is killed may have sent something.
+            nothing_queued: false,
+            split: BTreeMap::new(),
+            replayed: 0,
             rejects_path: PathBuf::new(),
             next_batch: 0,
             resume_point: ResumePoint::default(),
@@ -115,11 +151,11 @@ impl Checkpoint {
         (!self.complete && age >= DEDUP_WINDOW_SECONDS).then_some(age / 3600)
     }
 
-    /// Checks that this is a checkpoint of `job`.
+    /// Checks that this is a checkpoint of `job`. With `same_project`, the API key may be another.
     ///
     /// # Errors
     /// The message says what differs.
-    pub fn check_job(&self, job: &Job) -> Result<(), String> {
+    pub fn check_job(&self, job: &Job, same_project: bool) -> Result<(), String> {
         let saved = &self.job;
         if saved.inputs.len() != job.inputs.len() {
             return Err(format!("it is for {} files, not {}", saved.inputs.len(), job.inputs.len()));
@@ -146,6 +182,16 @@ impl Checkpoint {
         if saved.mode != job.mode {
             return Err(format!("the API key was a {} key, not a {} key", saved.mode, job.mode));
         }
+        if saved.api_key != job.api_key && !same_project {
+            return Err(format!(
+                "it is for the API key {}, not {}. If both keys are of the same project, pass --same-project",
+                saved.api_key, job.api_key
+            ));
+        }
+        if saved.run_name != job.run_name {
+            let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "not given".to_owned());
+            return Err(format!("--run-name was {}, and is {}", name(&saved.run_name), name(&job.run_name)));
+        }
         if saved.url != job.url {
             return Err(format!(
                 "--url was {}. If the new URL leads to the same service, change `url` in the checkpoint",
@@ -160,6 +206,13 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
+
+fn key_name(job: &Job) -> String {
+    let is_stream = job.inputs.iter().any(|input| input.bytes.is_none());
+    // The first events of two streams may be equal.
+    let random = || format!("stream {:032x}", fastrand::u128(..));
+    job.run_name.clone().unwrap_or_else(|| if is_stream { random() } else { String::new() })
 }
 
 fn now() -> u64 {
@@ -177,6 +230,8 @@ pub(crate) mod tests {
             url: "https://a".to_owned(),
             host: None,
             mode: "test".to_owned(),
+            api_key: "sk_test_…aaaa".to_owned(),
+            run_name: None,
             inputs: vec![input],
             max_events: 500,
             reading: ReadOptions::default(),
@@ -186,11 +241,11 @@ pub(crate) mod tests {
     #[test]
     fn another_job_is_refused() {
         let checkpoint = Checkpoint::new(job());
-        assert_eq!(checkpoint.check_job(&job()), Ok(()));
+        assert_eq!(checkpoint.check_job(&job(), false), Ok(()));
         let refusal = |change: fn(&mut Job)| {
             let mut other = job();
             change(&mut other);
-            checkpoint.check_job(&other).unwrap_err()
+            checkpoint.check_job(&other, false).unwrap_err()
         };
         assert!(refusal(|job| job.inputs.clear()).contains("1 files, not 0"));
         assert!(refusal(|job| job.inputs[0].name = "g".to_owned()).contains("file f, not g"));
@@ -201,6 +256,22 @@ pub(crate) mod tests {
         assert!(refusal(|job| job.url = "https://b".to_owned()).contains("https://a"));
         assert!(refusal(|job| job.host = Some("b".to_owned())).contains("--host was not given"));
         assert!(refusal(|job| job.mode = "live".to_owned()).contains("a test key, not a live key"));
+        assert!(refusal(|job| job.run_name = Some("again".to_owned())).contains("not given, and is again"));
+        assert!(refusal(|job| job.api_key = "sk_test_…bbbb".to_owned()).contains("sk_test_…aaaa, not sk_test_…bbbb"));
+        let rotated = Job { api_key: "sk_test_…bbbb".to_owned(), ..job() };
+        assert_eq!(checkpoint.check_job(&rotated, true), Ok(()));
+        let mode = Job { mode: "live".to_owned(), ..rotated };
+        assert!(checkpoint.check_job(&mode, true).is_err());
+    }
+
+    #[test]
+    fn only_streams_without_a_name_have_random_keys() {
+        let key_name = |job: Job| Checkpoint::new(job).key_name;
+        assert_eq!(key_name(job()), "");
+        let mut stream = job();
+        stream.inputs[0].bytes = None;
+        assert_ne!(key_name(stream.clone()), key_name(stream.clone()));
+        assert_eq!(key_name(Job { run_name: Some("night".to_owned()), ..stream }), "night");
     }
 
     #[test]

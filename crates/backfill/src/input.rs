@@ -6,10 +6,12 @@ use crate::error::Error;
 use crate::format::Format;
 use crate::parquet_rows::ParquetRows;
 use crate::position::{Position, ResumePoint};
+use crate::sized_file::SizedFile;
 use crate::sniff::{self, Compression, MAX_HEAD_BYTES, MAX_SIGNATURE_BYTES};
 use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -34,10 +36,12 @@ pub struct Source {
     pub format: Format,
     /// What the checkpoint records about the input.
     pub identity: InputIdentity,
-    /// The bytes read so far, before decompression. Compare it with the size in `identity`.
-    pub bytes_read: Arc<AtomicU64>,
-    /// A pipe, which can be read only once and is open already.
-    pipe: Arc<Mutex<Option<Stream>>>,
+    /// Whether a position in the input is one in the file.
+    is_plain: bool,
+    /// The bytes of the file that were read so far.
+    bytes_read: Arc<AtomicU64>,
+    /// A stream, which can be read only once and is open already.
+    stream: Arc<Mutex<Option<Stream>>>,
 }
 
 /// What the checkpoint records about an input, to recognize it.
@@ -60,33 +64,65 @@ impl Source {
         let is_stdin = path == Path::new("-");
         let display_name = if is_stdin { "standard input".to_owned() } else { path.display().to_string() };
         let usage = |reason: String| Error::Usage(format!("{display_name}: {reason}"));
+        let unreadable = |error: io::Error| usage(error.to_string());
         let mut bytes = None;
+        let mut is_stream = is_stdin;
         if !is_stdin {
-            let metadata = std::fs::metadata(path).map_err(|error| usage(error.to_string()))?;
+            let metadata = std::fs::metadata(path).map_err(unreadable)?;
             if metadata.is_dir() {
                 return Err(usage("is a directory".to_owned()));
             }
             bytes = metadata.is_file().then_some(metadata.len());
+            // `/dev/stdin` or a process substitution, `/dev/fd/63`. If it leads to a regular file, it is that file.
+            // Otherwise it is a stream like standard input, whose name means nothing.
+            if path.starts_with("/dev") || path.starts_with("/proc") {
+                let file = path.canonicalize().ok().filter(|file| bytes.is_some() && !file.starts_with("/proc"));
+                if let Some(file) = file.filter(|file| file != path) {
+                    return Self::new(&file, format);
+                }
+                (bytes, is_stream) = (None, true);
+            }
         }
-        let name = path.file_name().map_or_else(|| path.to_string_lossy(), OsStr::to_string_lossy).into_owned();
-        let path = (!is_stdin).then(|| path.to_owned());
+        let name = if is_stream { Cow::Borrowed("-") } else { path.file_name().unwrap_or(path.as_os_str()).to_string_lossy() };
+        let path = (!is_stdin).then_some(path);
         let bytes_read = Arc::default();
-        let raw = raw(path.as_deref(), bytes, &bytes_read).map_err(|error| usage(error.to_string()))?;
-        let (head, mut stream) = decompressed(raw).and_then(first_line).map_err(|error| usage(error.to_string()))?;
-        let extension = path.as_deref().and_then(Path::extension).and_then(OsStr::to_str);
-        let format = sniff::format(&head, format, extension).map_err(&usage)?;
-        if format == Format::Parquet && (bytes.is_none() || Compression::of(&head_of(path.as_deref())) != Compression::None) {
-            return Err(usage("Parquet can be read only from a file that is not compressed as a whole".to_owned()));
+        let raw = Opened::new(raw(path, bytes, &bytes_read).map_err(unreadable)?).map_err(unreadable)?;
+        let compression = raw.compression;
+        let (head, stream) = raw.decompressed().and_then(first_line).map_err(unreadable)?;
+        let extension = path.and_then(Path::extension).and_then(OsStr::to_str);
+        let format = sniff::format(&head, format, extension).map_err(usage)?;
+        let is_plain = compression == Compression::None && format != Format::Parquet;
+        if format == Format::Parquet && (bytes.is_none() || compression != Compression::None) {
+            return Err(usage("a Parquet file can be read neither from a stream nor from within gzip or Zstandard; save it as a file".to_owned()));
         }
-        let pipe = if bytes.is_none() {
-            stream = Box::new(io::Cursor::new(head).chain(stream));
-            Some(stream)
-        } else {
-            None
-        };
-        bytes_read.store(0, Ordering::Relaxed);
-        let identity = InputIdentity { name, bytes, format };
-        Ok(Self { path, format, identity, bytes_read, pipe: Arc::new(Mutex::new(pipe)) })
+        let stream: Option<Stream> = bytes.is_none().then(|| Box::new(io::Cursor::new(head).chain(stream)) as _);
+        let identity = InputIdentity { name: name.into_owned(), bytes, format };
+        let (path, stream) = (path.map(Path::to_owned), Arc::new(Mutex::new(stream)));
+        Ok(Self { path, format, identity, is_plain, bytes_read, stream })
+    }
+
+    /// The bytes of the file before `offset`, if the reader is there now. Of compressed and Parquet files, only the
+    /// reader knows this, and only approximately.
+    pub fn bytes_before(&self, offset: u64) -> u64 {
+        if self.is_plain { offset } else { self.bytes_read.load(Ordering::Relaxed) }
+    }
+
+    /// The path after which the checkpoint is named; `None` for standard input and its like.
+    pub fn state_path(&self) -> Option<&Path> {
+        self.path.as_deref().filter(|_| self.identity.name != "-")
+    }
+
+    /// If the file has grown since the beginning of the run: what was sent, and how to send the rest.
+    pub fn growth(&self) -> Option<String> {
+        let (path, size) = (self.path.as_ref()?, self.identity.bytes?);
+        let now = std::fs::metadata(path).ok().filter(|metadata| metadata.len() > size)?.len();
+        let path = path.display();
+        Some(format!(
+            "{path} has grown by {} bytes since the beginning of the run. Only its first {size} bytes were read. To send \
+             the rest, write it to a file of its own: tail -c +{} {path}",
+            now - size,
+            size + 1
+        ))
     }
 
     /// The input's name for messages, as on the command line.
@@ -95,13 +131,13 @@ impl Source {
     }
 
     fn open(&self) -> io::Result<Stream> {
-        if let Some(pipe) = self.pipe.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Ok(pipe);
+        if let Some(stream) = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(stream);
         }
         if let (Format::Parquet, Some(path)) = (self.format, &self.path) {
             return Ok(Box::new(ParquetRows::open(path, Arc::clone(&self.bytes_read))?));
         }
-        decompressed(raw(self.path.as_deref(), self.identity.bytes, &self.bytes_read)?)
+        Opened::new(raw(self.path.as_deref(), self.identity.bytes, &self.bytes_read)?)?.decompressed()
     }
 }
 
@@ -109,58 +145,37 @@ impl Source {
 fn raw(path: Option<&Path>, size: Option<u64>, bytes_read: &Arc<AtomicU64>) -> io::Result<Stream> {
     let Some(path) = path else { return Ok(Box::new(io::stdin())) };
     let file = File::open(path)?;
-    let bytes_read = Arc::clone(bytes_read);
     Ok(match size {
         None => Box::new(file),
-        Some(size) => Box::new(SizedFile { file, size, left: size, bytes_read }),
+        Some(size) => Box::new(SizedFile::new(file, size, Arc::clone(bytes_read))),
     })
 }
 
-fn head_of(path: Option<&Path>) -> Vec<u8> {
-    let mut head = Vec::new();
-    if let Some(Ok(file)) = path.map(File::open) {
-        // A file that cannot be read is reported when its content is.
-        let _ = file.take(MAX_SIGNATURE_BYTES as u64).read_to_end(&mut head);
+/// An input whose compression is known.
+struct Opened {
+    compression: Compression,
+    raw: Stream,
+}
+
+impl Opened {
+    fn new(mut raw: Stream) -> io::Result<Self> {
+        // One read of a pipe can return fewer bytes than a signature has.
+        let mut head = Vec::new();
+        raw.by_ref().take(MAX_SIGNATURE_BYTES as u64).read_to_end(&mut head)?;
+        Ok(Self { compression: Compression::of(&head), raw: Box::new(io::Cursor::new(head).chain(raw)) })
     }
-    head
-}
 
-/// A regular file, which must keep its size while it is read. What is appended meanwhile is not read.
-struct SizedFile {
-    file: File,
-    size: u64,
-    left: u64,
-    bytes_read: Arc<AtomicU64>,
-}
-
-impl Read for SizedFile {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let read = self.file.read(&mut buffer[..wanted])?;
-        if read == 0 && wanted > 0 {
-            let (size, present) = (self.size, self.size - self.left);
-            let reason = format!("it had {size} bytes when the run started, and now has {present}");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
-        }
-        self.left -= read as u64;
-        self.bytes_read.store(self.size - self.left, Ordering::Relaxed);
-        Ok(read)
+    fn decompressed(self) -> io::Result<Stream> {
+        let Self { compression, raw } = self;
+        Ok(match compression {
+            Compression::None => raw,
+            Compression::Gzip => {
+                let reader = MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, raw));
+                Box::new(Decompressing { reader, name: "gzip" })
+            }
+            Compression::Zstd => Box::new(Decompressing { reader: zstd::Decoder::new(raw)?, name: "Zstandard" }),
+        })
     }
-}
-
-fn decompressed(mut raw: Stream) -> io::Result<Stream> {
-    // One read of a pipe can return fewer bytes than a signature has.
-    let mut head = Vec::new();
-    raw.by_ref().take(MAX_SIGNATURE_BYTES as u64).read_to_end(&mut head)?;
-    let compression = Compression::of(&head);
-    let raw = io::Cursor::new(head).chain(raw);
-    Ok(match compression {
-        Compression::None => Box::new(raw),
-        Compression::Gzip => {
-            Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, raw)).map_error("gzip"))
-        }
-        Compression::Zstd => Box::new(zstd::Decoder::new(raw)?.map_error("Zstandard")),
-    })
 }
 
 /// Reads the first line, or as much as is needed to know the format.
@@ -188,14 +203,6 @@ struct Decompressing<R> {
     reader: R,
     name: &'static str,
 }
-
-trait MapError: Sized {
-    fn map_error(self, name: &'static str) -> Decompressing<Self> {
-        Decompressing { reader: self, name }
-    }
-}
-
-impl<R: Read> MapError for R {}
 
 impl<R: Read> Read for Decompressing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -317,7 +324,7 @@ impl InputReader {
 
 /// The error for an input that cannot be read.
 pub fn read_error(source: &Source, error: &io::Error) -> Error {
-    Error::Aborted(format!("cannot read {}: {error}", source.display_name()))
+    Error::Input(format!("cannot read {}: {error}", source.display_name()))
 }
 
 #[cfg(test)]

@@ -45,7 +45,15 @@ impl ReadPlan {
     pub fn new(sources: Vec<Source>, options: ReadOptions, max_events: usize) -> Self {
         Self { sources, options, max_events, max_rejects: None, limit: None, events_per_second: None }
     }
+
+    /// The bytes of all inputs before `position`, of those whose size is known, where the reader is there.
+    fn bytes_before(&self, position: &Position) -> u64 {
+        let earlier = self.sources.iter().take(position.file).filter_map(|source| source.identity.bytes);
+        let last = self.sources.get(position.file);
+        earlier.sum::<u64>() + last.map_or(position.offset, |source| source.bytes_before(position.offset))
+    }
 }
+
 
 /// Where to start reading.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +62,8 @@ pub struct ReadStart {
     pub batch: u64,
     /// Where that batch begins.
     pub at: ResumePoint,
+    /// What enters the keys of all batches.
+    pub key_name: String,
 }
 
 /// The batches of a run, in order.
@@ -151,7 +161,8 @@ struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     fn new(plan: &'a ReadPlan, start: &'a ReadStart, batches: &'a Sender<Message>, counts: &'a Counts) -> Self {
-        let packer = Packer::new(plan.max_events, start.batch);
+        let read = plan.bytes_before(&start.at.position);
+        let packer = Packer::new(plan.max_events, start.key_name.clone(), start.batch, read);
         let held = (start.batch == 0 && plan.max_rejects.is_none()).then(Vec::new);
         Self { plan, start, batches, counts, packer, events: 0, rejected: 0, held, due: Instant::now() }
     }
@@ -173,8 +184,7 @@ impl<'a> Reading<'a> {
             }
         }
         if !self.packer.is_empty() {
-            let batch = self.packer.finish_batch(end);
-            self.send(batch)?;
+            self.finish_batch(end)?;
         }
         for batch in self.held.take().unwrap_or_default() {
             self.send(batch)?;
@@ -200,6 +210,7 @@ impl<'a> Reading<'a> {
         let mut records = RecordReader::open(input, source, &self.plan.options)?;
         if input.position().file == self.start.at.position.file {
             self.resume(input, source)?;
+            self.packer.begin_after(self.plan.bytes_before(input.position()));
         }
         let name = source.display_name();
         let (mut text, mut line) = (Vec::new(), 0);
@@ -219,8 +230,7 @@ impl<'a> Reading<'a> {
                 Record::Valid => {
                     let position = Position { line, ..before.position };
                     if !self.packer.has_room_for(&text) {
-                        let batch = self.packer.finish_batch(before.resume_point());
-                        self.send(batch)?;
+                        self.finish_batch(before.resume_point())?;
                     }
                     self.packer.push(&source.identity.name, position, &text);
                 }
@@ -228,8 +238,7 @@ impl<'a> Reading<'a> {
             self.events += 1;
             let is_over = self.plan.max_rejects.is_some_and(|max| self.rejected > max);
             if self.packer.is_full() || is_over {
-                let batch = self.packer.finish_batch(input.resume_point());
-                self.send(batch)?;
+                self.finish_batch(input.resume_point())?;
             }
             if let (true, Some(max)) = (is_over, self.plan.max_rejects) {
                 return Err(Error::Aborted(format!("more than {max} events are rejected (--max-rejects)")).into());
@@ -260,6 +269,12 @@ impl<'a> Reading<'a> {
             Ok(()) if input.resume_point() != *at => Err(changed().into()),
             Ok(()) => Ok(()),
         }
+    }
+
+    fn finish_batch(&mut self, end: ResumePoint) -> Result<(), Halt> {
+        let read = self.plan.bytes_before(&end.position);
+        let batch = self.packer.finish_batch(end, read);
+        self.send(batch)
     }
 
     fn send(&mut self, batch: PackedBatch) -> Result<(), Halt> {
@@ -336,10 +351,10 @@ mod tests {
         let rejected: Vec<_> = all.iter().flat_map(|batch| &batch.rejected).map(|event| event.line).collect();
         assert_eq!((valid, rejected), (16, vec![6, 16]));
         for (index, batch) in all.iter().enumerate() {
-            let start = ReadStart { batch: batch.number + 1, at: batch.end.clone() };
+            let start = ReadStart { batch: batch.number + 1, at: batch.end.clone(), ..ReadStart::default() };
             let rest = read(&files, &start).unwrap();
             let identities = |batches: &[PackedBatch]| -> Vec<_> {
-                batches.iter().map(|batch| (batch.number, batch.key(), batch.end.clone())).collect()
+                batches.iter().map(|batch| (batch.number, batch.key(), batch.end.clone(), batch.read.clone())).collect()
             };
             assert_eq!(identities(&rest), identities(&all[index + 1..]));
         }
@@ -350,7 +365,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = file(&directory, "events.ndjson", &lines(0, 7));
         let batches = read(&[&path], &ReadStart::default()).unwrap();
-        let start = ReadStart { batch: 1, at: batches[0].end.clone() };
+        let start = ReadStart { batch: 1, at: batches[0].end.clone(), ..ReadStart::default() };
         read(&[&path], &start).unwrap();
         for changed in [lines(0, 7).replacen("\"n\"", "\"m\"", 1), lines(1, 7), String::new()] {
             file(&directory, "events.ndjson", &changed);

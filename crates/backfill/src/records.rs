@@ -167,7 +167,7 @@ fn validated(mut problems: Vec<Problem>, text: &[u8]) -> Record {
         }
         Err(BatchError::Invalid(violations)) => {
             // A time that could not be converted breaks a rule of the service, too. One problem is enough.
-            let is_known = |violation: &Violation| problems.iter().any(|problem| problem.field == violation.field);
+            let is_known = |violation: &Violation| problems.iter().any(|problem| problem.field == violation.field());
             let new: Vec<_> = violations.into_iter().filter(|violation| !is_known(violation)).map(problem).collect();
             problems.extend(new);
         }
@@ -176,9 +176,10 @@ fn validated(mut problems: Vec<Problem>, text: &[u8]) -> Record {
 }
 
 fn problem(violation: Violation) -> Problem {
+    let field = violation.field();
     let mut reason = violation.message.into_owned();
-    if violation.field.as_deref() == Some("timestamp") && reason.contains("RFC 3339") {
+    if violation.member == Some("timestamp") && reason.contains("RFC 3339") {
         reason.push_str("; if the input has other times, pass --timestamp-format");
     }
-    Problem { field: violation.field, code: "validation_failed".into(), reason }
+    Problem { field, code: "validation_failed".into(), reason }
 }

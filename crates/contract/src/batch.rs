@@ -1,19 +1,32 @@
-//! The bodies of both endpoints → a [`Batch`] (docs/contract.md, "Requests").
+//! The bodies of the endpoints → a [`Batch`] (docs/contract.md, "Requests").
 //!
 //! Nothing is copied: an [`Event`] is a slice of the body. One scan of the whole body checks its
 //! syntax and finds each event; each event is then walked once.
 
 use crate::event::{Event, Violation};
-use crate::limits::{MAX_EVENTS, MAX_VIOLATIONS};
+use crate::limits::{MAX_BULK_EVENTS, MAX_EVENTS, MAX_VIOLATIONS};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// 1 to [`MAX_EVENTS`] valid events.
+/// The valid events of a request, by their index in the request.
+///
+/// A batch has 1 to [`MAX_EVENTS`] events, all of them valid. A bulk request has up to
+/// [`MAX_BULK_EVENTS`], and any of them can be invalid.
 #[derive(Debug)]
 pub struct Batch<'body> {
-    events: Vec<Event<'body>>,
+    /// An invalid event is `None`.
+    events: Vec<Option<Event<'body>>>,
+}
+
+/// A bulk request: its valid events, and the violations of the others.
+#[derive(Debug)]
+pub struct Bulk<'body> {
+    /// The valid events.
+    pub batch: Batch<'body>,
+    /// Every violation, in order of event index. Each event that is not in `batch` has at least one.
+    pub violations: Vec<Violation>,
 }
 
 /// Why a body is not a batch.
@@ -31,17 +44,16 @@ impl<'body> Batch<'body> {
     /// # Errors
     /// If the syntax is invalid, or else if the body breaks a rule.
     pub fn parse(body: &'body [u8]) -> Result<Self, BatchError> {
-        let text = std::str::from_utf8(body).map_err(|error| not_utf8(body, error.valid_up_to()))?;
-        let Outline { events, count, violation } = outline(text)?;
+        let Outline { events, count, violation, .. } = outline(text(body)?, MAX_EVENTS)?;
         let mut violations: Vec<Violation> = violation.into_iter().collect();
         if count > MAX_EVENTS {
-            violations.push(violation_of_events(format!("must contain at most {MAX_EVENTS} events, contains {count}")));
+            violations.push(too_many_events(MAX_EVENTS, count));
         }
         let mut valid = Vec::with_capacity(events.len());
         for (index, raw) in events.iter().enumerate() {
             match Event::parse(raw.get()) {
-                Ok(event) => valid.push(event),
-                Err(found) => violations.extend(found.at(Some(index))),
+                Ok(event) => valid.push(Some(event)),
+                Err(found) => violations.extend(found.of_event(Some(index))),
             }
             if violations.len() >= MAX_VIOLATIONS {
                 violations.truncate(MAX_VIOLATIONS);
@@ -55,25 +67,68 @@ impl<'body> Batch<'body> {
     /// those of a batch of one event.
     ///
     /// # Errors
-    /// As for [`Self::parse`]. The fields have no `events[0].` prefix.
+    /// As for [`Self::parse`]. The violations have no event index.
     pub fn parse_single(body: &'body [u8]) -> Result<Self, BatchError> {
-        let text = std::str::from_utf8(body).map_err(|error| not_utf8(body, error.valid_up_to()))?;
-        serde_json::from_str::<IgnoredAny>(text).map_err(|error| BatchError::Malformed(error.to_string()))?;
+        let text = text(body)?;
+        check_syntax(text)?;
         match Event::parse(text.trim_ascii()) {
-            Ok(event) => Ok(Self { events: vec![event] }),
-            Err(found) => Err(BatchError::Invalid(found.at(None).collect())),
+            Ok(event) => Ok(Self { events: vec![Some(event)] }),
+            Err(found) => Err(BatchError::Invalid(found.of_event(None).collect())),
         }
     }
 
-    /// The events in the order sent, 1 to [`MAX_EVENTS`].
+    /// The number of events in the request, valid or not.
     #[must_use]
-    pub fn events(&self) -> &[Event<'body>] {
-        &self.events
+    pub fn received(&self) -> usize {
+        self.events.len()
+    }
+
+    /// The valid events and their indexes, in the order sent.
+    pub fn events(&self) -> impl Iterator<Item = (usize, Event<'body>)> {
+        self.events.iter().enumerate().filter_map(|(index, event)| Some((index, (*event)?)))
     }
 }
 
+impl<'body> Bulk<'body> {
+    /// Parses the decoded body of `POST /api/v1/events/bulk` and validates each of its events.
+    ///
+    /// # Errors
+    /// If the syntax is invalid, or else if the body is not an object with an array `events` of 1 to
+    /// [`MAX_BULK_EVENTS`] elements. Invalid events are not an error.
+    pub fn parse(body: &'body [u8]) -> Result<Self, BatchError> {
+        let Outline { events, count, violation, .. } = outline(text(body)?, MAX_BULK_EVENTS)?;
+        let too_many = (count > MAX_BULK_EVENTS).then(|| too_many_events(MAX_BULK_EVENTS, count));
+        if let Some(violation) = violation.or(too_many) {
+            return Err(BatchError::Invalid(vec![violation]));
+        }
+        let mut violations = Vec::new();
+        let validate = |(index, raw): (usize, &&'body RawValue)| match Event::parse(raw.get()) {
+            Ok(event) => Some(event),
+            Err(found) => {
+                violations.extend(found.of_event(Some(index)));
+                None
+            }
+        };
+        let events = events.iter().enumerate().map(validate).collect();
+        Ok(Self { batch: Batch { events }, violations })
+    }
+}
+
+fn text(body: &[u8]) -> Result<&str, BatchError> {
+    std::str::from_utf8(body).map_err(|error| not_utf8(body, error.valid_up_to()))
+}
+
+fn check_syntax(text: &str) -> Result<(), BatchError> {
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| BatchError::Malformed(error.to_string()))?;
+    Ok(())
+}
+
+fn too_many_events(most: usize, count: usize) -> Violation {
+    violation_of_events(format!("must contain at most {most} events, contains {count}"))
+}
+
 fn violation_of_events(message: impl Into<Cow<'static, str>>) -> Violation {
-    Violation { field: Some("events".to_owned()), message: message.into() }
+    Violation { event: None, member: Some("events"), message: message.into() }
 }
 
 fn not_utf8(body: &[u8], valid_up_to: usize) -> BatchError {
@@ -84,21 +139,21 @@ fn not_utf8(body: &[u8], valid_up_to: usize) -> BatchError {
 }
 
 /// The result of the scan of the whole body: the text of each event.
-#[derive(Default)]
 struct Outline<'body> {
-    /// At most [`MAX_EVENTS`], so that a body of a million tiny events costs little.
+    /// At most `most`, so that a body of a million tiny events costs little.
     events: Vec<&'body RawValue>,
+    most: usize,
     count: usize,
     violation: Option<Violation>,
 }
 
-fn outline(text: &str) -> Result<Outline<'_>, BatchError> {
-    let mut outline = Outline::default();
+fn outline(text: &str, most: usize) -> Result<Outline<'_>, BatchError> {
+    let mut outline = Outline { events: Vec::new(), most, count: 0, violation: None };
     let mut json = serde_json::Deserializer::from_str(text);
     let parsed = json.deserialize_map(TopLevel(&mut outline)).and_then(|()| json.end());
     if parsed.is_err() {
         // A body of the wrong shape stops the scan early. Its syntax is still reported first.
-        serde_json::from_str::<IgnoredAny>(text).map_err(|error| BatchError::Malformed(error.to_string()))?;
+        check_syntax(text)?;
         let is_object = text.trim_ascii_start().starts_with('{');
         let message = if is_object { "must be an array" } else { "the body must be an object with an array `events`" };
         outline.violation = Some(violation_of_events(message));
@@ -162,7 +217,7 @@ impl<'body> Visitor<'body> for EventsArray<'_, 'body> {
 
     fn visit_seq<A: SeqAccess<'body>>(self, mut seq: A) -> Result<(), A::Error> {
         let Self(outline) = self;
-        while outline.count < MAX_EVENTS {
+        while outline.count < outline.most {
             let Some(event) = seq.next_element()? else { return Ok(()) };
             outline.events.push(event);
             outline.count += 1;

@@ -29,7 +29,7 @@ impl<'body> Event<'body> {
             // A strict parser stops at the first value that it refuses. Reading member by member
             // finds the other violations.
             .or_else(|_| EventViolations::find(text, Reading::ByMember))
-            .unwrap_or_else(|refusal| EventViolations::of_event(walk::refusal_message(&refusal)));
+            .unwrap_or_else(|refusal| EventViolations::event_as_a_whole(walk::refusal_message(&refusal)));
         let event = Self { text, refused_characters: refused_characters(text).count() };
         if event.message_len() > MAX_EVENT_BYTES {
             violations.add(Place::Event, Some(format!("must be at most {MAX_EVENT_BYTES} bytes of JSON text").into()));
@@ -63,11 +63,27 @@ impl<'body> Event<'body> {
 /// A rule that the body breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The invalid member, such as `events[3].name`; never one of the client's own keys. `None` if the
-    /// body is a single event that breaks a rule as a whole.
-    pub field: Option<String>,
+    /// The index of the event in the request. `None` if the body is a single event, or if the violation
+    /// is about `events` itself.
+    pub event: Option<usize>,
+    /// The invalid member, such as `name`; never one of the client's own keys. `None` if the event as a
+    /// whole breaks the rule.
+    pub member: Option<&'static str>,
     /// The broken rule; never a value.
     pub message: Cow<'static, str>,
+}
+
+impl Violation {
+    /// The path to the invalid member, such as `events[3].name`. `None` if the body is a single event
+    /// that breaks a rule as a whole.
+    #[must_use]
+    pub fn field(&self) -> Option<String> {
+        match (self.event, self.member) {
+            (Some(index), None) => Some(format!("events[{index}]")),
+            (Some(index), Some(member)) => Some(format!("events[{index}].{member}")),
+            (None, member) => member.map(str::to_owned),
+        }
+    }
 }
 
 /// The positions of U+FFFE and U+FFFF in `text`. Both are valid in JSON, and SQS refuses both. In
@@ -106,14 +122,6 @@ impl Place {
             Self::Timestamp => Some("timestamp"),
         }
     }
-
-    fn field(self, index: Option<usize>) -> Option<String> {
-        match (index, self.member()) {
-            (Some(index), None) => Some(format!("events[{index}]")),
-            (Some(index), Some(member)) => Some(format!("events[{index}].{member}")),
-            (None, member) => member.map(str::to_owned),
-        }
-    }
 }
 
 /// The first violation at each place of one event.
@@ -128,7 +136,7 @@ impl EventViolations {
         Ok(violations)
     }
 
-    fn of_event(message: Message) -> Self {
+    fn event_as_a_whole(message: Message) -> Self {
         let mut violations = Self::default();
         violations.add(Place::Event, Some(message));
         violations
@@ -149,10 +157,10 @@ impl EventViolations {
         self.0.iter().all(Option::is_none)
     }
 
-    /// The violations of the event at `index` of a batch, or of a body that is a single event.
-    pub(crate) fn at(self, index: Option<usize>) -> impl Iterator<Item = Violation> {
+    /// The violations of the event at index `event` of the request, or of a body that is a single event.
+    pub(crate) fn of_event(self, event: Option<usize>) -> impl Iterator<Item = Violation> {
         let places = Place::ALL.into_iter().zip(self.0);
-        places.filter_map(move |(place, message)| Some(Violation { field: place.field(index), message: message? }))
+        places.filter_map(move |(place, message)| Some(Violation { event, member: place.member(), message: message? }))
     }
 }
 

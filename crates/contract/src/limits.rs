@@ -4,11 +4,13 @@ use std::time::Duration;
 
 /// The most events in a batch.
 pub const MAX_EVENTS: usize = 500;
+/// The most events in a bulk request.
+pub const MAX_BULK_EVENTS: usize = 1000;
 /// The most bytes of a decoded body: 5 MB.
 pub const MAX_BODY_BYTES: usize = 5 * 1024 * 1024;
 /// The most members of a gzip body. Each member costs CPU time even if it is empty.
 pub const MAX_GZIP_MEMBERS: usize = 1024;
-/// The most violations that one response lists.
+/// The most violations that one response lists, except the response to a bulk request.
 pub const MAX_VIOLATIONS: usize = 100;
 
 /// The most bytes of one event in a queue message: 1 MiB less 1 KiB for the rest of the message.

@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 pub struct RateLimit(NonZeroU32);
 
 impl RateLimit {
-    /// The lowest limit. It admits 1,000 events per window of 10 s, so a batch always fits an empty window.
+    /// The lowest limit. It admits 1,000 events per window of 10 s, so every request fits an empty window.
     pub const MIN: u32 = 100;
 
     /// Parses a configured limit. 0 means no limit; 1 to [`Self::MIN`] − 1 is an error.

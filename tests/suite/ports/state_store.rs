@@ -27,7 +27,7 @@ port_tests! {
     a_take_over_of_an_absent_key_is_refused
     a_repeated_take_over_is_refused_and_returns_its_own_record
     each_take_over_increments_the_attempt
-    complete_marks_the_record_accepted_and_sets_the_expiry
+    complete_records_the_acceptance_its_events_and_the_expiry
     only_the_owner_can_complete
     a_repeated_complete_changes_nothing
     a_complete_of_an_absent_key_writes_nothing
@@ -99,7 +99,10 @@ impl<S: StateStore, Q> Subject<S, Q> {
     }
 
     async fn complete(&self, name: &str) -> Fenced {
-        self.store.complete(&key(), &owner(name), NOW.seconds() + 300, by()).await.expect("a response")
+        self.store
+            .complete(&key(), &owner(name), &delivered(&[0, 2], 3), NOW.seconds() + 300, by())
+            .await
+            .expect("a response")
     }
 
     async fn release(&self, name: &str, delivered: Option<&Delivered>) -> Fenced {
@@ -243,10 +246,11 @@ async fn each_take_over_increments_the_attempt<S: StateStore, Q>(subject: Subjec
     }
 }
 
-async fn complete_marks_the_record_accepted_and_sets_the_expiry<S: StateStore, Q>(subject: Subject<S, Q>) {
+async fn complete_records_the_acceptance_its_events_and_the_expiry<S: StateStore, Q>(subject: Subject<S, Q>) {
     let first = subject.after_claim_by("a").await;
     assert_eq!(subject.complete("a").await, Fenced::Done);
-    let accepted = Record { state: State::Accepted, expires_at: NOW.seconds() + 300, ..first };
+    let delivered = delivered(&[0, 2], 3);
+    let accepted = Record { state: State::Accepted, delivered, expires_at: NOW.seconds() + 300, ..first };
     assert_eq!(subject.get().await, Some(accepted));
 }
 

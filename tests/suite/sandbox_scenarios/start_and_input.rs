@@ -43,7 +43,7 @@ async fn an_invalid_configuration_ends_the_process_with_one_line_that_names_ever
         .without("EVENTS_QUEUE_URL")
         .with("STATE_TABLE", "")
         .without("API_KEYS_TABLE")
-        .with("MAX_EVENTS_PER_MESSAGE", "501")
+        .with("MAX_EVENTS_PER_MESSAGE", "1001")
         .with("DEDUP_WINDOW_SECONDS", "59")
         .with("RATE_LIMIT_EVENTS_PER_SECOND", "-1");
     let mut sandbox = Sandbox::start(settings).await;

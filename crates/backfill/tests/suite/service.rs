@@ -3,6 +3,7 @@
 use contract::batch::{Batch, BatchError};
 use flate2::read::GzDecoder;
 use hyper::body::Bytes;
+use hyper::header::HeaderValue;
 use hyper::{Request, Response};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
@@ -142,34 +143,52 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().expect("no thread panicked while holding the lock")
 }
 
-/// Validates the batch, and accepts each idempotency key once.
+/// Validates each event, and accepts each idempotency key once.
 fn process(state: &Mutex<State>, request: &ReceivedRequest) -> Response<Bytes> {
-    let mut fields = match Batch::parse(&request.body) {
-        Ok(_) => Vec::new(),
-        Err(BatchError::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
-        Err(BatchError::Malformed(message)) => return errors(400, "malformed_json", [None], &message),
+    let received = request.events.len();
+    let problem = |event: &Value| {
+        // A rule that only the service knows, as a newer version could have.
+        if event["name"] == "forbidden" {
+            return Some((Some("name".to_owned()), "is not allowed".to_owned()));
+        }
+        let Err(BatchError::Invalid(violations)) = Batch::parse_single(event.to_string().as_bytes()) else {
+            return None;
+        };
+        let first = violations.into_iter().next().expect("a violation");
+        Some((first.field(), first.message.into_owned()))
     };
-    // A rule that only the service knows, as a newer version could have.
-    let forbidden = request.events.iter().enumerate().filter(|(_, event)| event["name"] == "forbidden");
-    fields.extend(forbidden.map(|(index, _)| Some(format!("events[{index}].name"))));
-    if !fields.is_empty() {
-        return errors(422, "validation_failed", fields.into_iter().take(100), "is not allowed");
-    }
+    let problems: Vec<_> = request.events.iter().map(problem).collect();
+    let errors: Vec<_> = problems
+        .iter()
+        .enumerate()
+        .filter_map(|(index, problem)| {
+            let (field, message) = problem.as_ref()?;
+            Some(json!({"index": index, "code": "validation", "message": message, "field": field}))
+        })
+        .collect();
+    let (rejected, mut is_replay) = (errors.len(), false);
     let mut state = lock(state);
     match state.accepted.get(&request.key) {
-        Some(body) if *body != request.body => return errors(422, "idempotency_key_reuse", [None], "reused"),
-        Some(_) => {}
+        Some(body) if *body != request.body => return reused(),
+        Some(_) => is_replay = true,
+        None if rejected == received => {}
         None => {
             state.accepted.insert(request.key.clone(), request.body.clone());
-            state.queue.extend(request.events.iter().cloned());
+            let valid = request.events.iter().zip(&problems).filter(|(_, problem)| problem.is_none());
+            state.queue.extend(valid.map(|(event, _)| event.clone()));
         }
     }
-    response(202, None, &json!({"data": {"accepted": true}}))
+    let data = json!({"accepted": received - rejected, "rejected": rejected, "errors": errors});
+    let mut response = response(200, None, &json!({"data": data, "meta": {"received": received}}));
+    if is_replay {
+        response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    }
+    response
 }
 
 fn receive(request: &Request<Bytes>) -> ReceivedRequest {
     let header = |name: &str| request.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
-    assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/api/v1/events/batch"));
+    assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/api/v1/events/bulk"));
     assert_eq!(header("content-encoding"), "gzip");
     let mut body = Vec::new();
     GzDecoder::new(request.body().as_ref()).read_to_end(&mut body).expect("gzip");
@@ -187,8 +206,6 @@ fn response(status: u16, retry_after: Option<u64>, body: &Value) -> Response<Byt
     response.body(Bytes::from(body.to_string())).expect("a response")
 }
 
-fn errors(status: u16, code: &str, fields: impl IntoIterator<Item = Option<String>>, message: &str) -> Response<Bytes> {
-    let errors: Vec<_> =
-        fields.into_iter().map(|field| json!({"code": code, "message": message, "field": field})).collect();
-    response(status, None, &json!({"errors": errors}))
+fn reused() -> Response<Bytes> {
+    response(422, None, &json!({"errors": [{"code": "idempotency_key_reuse", "message": "reused"}]}))
 }
