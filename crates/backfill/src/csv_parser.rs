@@ -127,7 +127,8 @@ impl CsvParser {
 
     /// The last row as written, without its line end; empty if it was too long.
     pub fn raw(&self) -> &[u8] {
-        self.raw.trim_ascii_end()
+        let end = self.raw.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n'));
+        end.map_or(&[], |end| &self.raw[..=end])
     }
 
     /// Reads a row. The input must not begin with a blank line.

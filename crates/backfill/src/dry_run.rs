@@ -50,6 +50,7 @@ pub async fn run(plan: ReadPlan, rejects: Option<PathBuf>, allow_empty: bool) ->
     progress.finish();
     tracker.check_events(allow_empty)?;
     let mut summary = Summary::new(Status::DryRun, tracker.checkpoint(), 0, progress.elapsed());
+    summary.skipped = batches.skipped();
     if file.is_none() && summary.rejected > MAX_PRINTED {
         let unprinted = summary.rejected - MAX_PRINTED;
         progress.print(&format!("… and {unprinted} more; --rejects PATH writes all of them to a file"));

@@ -114,7 +114,7 @@ impl Source {
 
     /// If the file has grown since the beginning of the run: what was sent, and how to send the rest.
     pub fn growth(&self) -> Option<String> {
-        let (path, size) = (self.path.as_ref()?, self.identity.bytes?);
+        let (path, size) = (self.path.as_ref().filter(|_| self.is_plain)?, self.identity.bytes?);
         let now = std::fs::metadata(path).ok().filter(|metadata| metadata.len() > size)?.len();
         let path = path.display();
         Some(format!(
@@ -246,11 +246,10 @@ impl InputReader {
         source.open().and_then(|stream| Self::new(stream, file, hash)).map_err(|error| read_error(source, &error))
     }
 
-    fn new(mut input: Stream, file: usize, hash: Sha256) -> io::Result<Self> {
-        // One read of a pipe can return fewer bytes than a byte order mark has.
-        let mut start = Vec::new();
-        input.by_ref().take(BYTE_ORDER_MARK.len() as u64).read_to_end(&mut start)?;
-        let has_byte_order_mark = start == BYTE_ORDER_MARK;
+    fn new(input: Stream, file: usize, hash: Sha256) -> io::Result<Self> {
+        // The first peek returns the first line, if that is not too long, also where a pipe has it in pieces.
+        let (start, input) = first_line(input)?;
+        let has_byte_order_mark = start.starts_with(BYTE_ORDER_MARK);
         let input: Stream = Box::new(io::Cursor::new(start).chain(input));
         let position = Position { file, offset: 0, line: 1 };
         let mut reader = Self { reader: BufReader::with_capacity(BUFFER_BYTES, input), hash, position };

@@ -7,6 +7,7 @@
 //! args · read_args          command-line arguments
 //! run · dry_run · preview   a run that sends, one that only validates, and one that only prints
 //! print_rejects             the events of a rejects file
+//! expand                    directories and patterns → files
 //! forecast                  what is known before sending
 //! progress · summary        what the user sees during a run, and at its end
 //! run_files                 the checkpoint, rejects and lock files on disk
@@ -38,6 +39,7 @@ mod csv;
 mod csv_parser;
 mod dry_run;
 mod error;
+mod expand;
 mod forecast;
 mod format;
 mod input;
@@ -201,14 +203,13 @@ fn read_plan(args: &Args) -> Result<ReadPlan, Error> {
         return Err(Error::Usage("standard input (`-`) can be given only once".to_owned()));
     }
     let options = args.reading.options()?;
+    let files = expand::expand(files)?;
     let sources = files.iter().map(|path| Source::new(path, args.reading.format)).collect::<Result<_, _>>()?;
     let plan = ReadPlan {
-        sources,
-        options,
-        max_events: args.max_events,
         max_rejects: args.max_rejects,
         limit: args.limit,
         events_per_second: args.events_per_second,
+        ..ReadPlan::new(sources, options, args.max_events)
     };
     reader::check_headers(&plan)?;
     Ok(plan)

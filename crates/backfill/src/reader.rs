@@ -132,6 +132,11 @@ pub fn spawn(plan: ReadPlan, start: ReadStart) -> Batches {
     Batches { receiver, counts }
 }
 
+/// The error for more than `max` rejected events.
+pub fn too_many_rejects(max: u64) -> Error {
+    Error::Aborted(format!("more than {max} events are rejected (--max-rejects)"))
+}
+
 /// Why reading ends early.
 enum Halt {
     Error(Error),
@@ -241,7 +246,7 @@ impl<'a> Reading<'a> {
                 self.finish_batch(input.resume_point())?;
             }
             if let (true, Some(max)) = (is_over, self.plan.max_rejects) {
-                return Err(Error::Aborted(format!("more than {max} events are rejected (--max-rejects)")).into());
+                return Err(too_many_rejects(max).into());
             }
             if self.plan.limit == Some(self.events) {
                 self.counts.has_reached_limit.store(true, Ordering::Relaxed);

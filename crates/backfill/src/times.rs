@@ -56,8 +56,10 @@ impl Times {
         let format = match (format, &zone) {
             (None, None) => TimestampFormat::Rfc3339,
             (None | Some(TimestampFormat::Sql), _) => TimestampFormat::Sql,
-            (Some(_), Some(_)) => return Err("--tz is only for --timestamp-format sql".to_owned()),
-            (Some(format), None) => format,
+            (Some(TimestampFormat::Rfc3339), Some(_)) => {
+                return Err("--tz has no effect on RFC 3339 times; leave out --timestamp-format".to_owned());
+            }
+            (Some(format), _) => format,
         };
         Ok(Self { format, zone })
     }
@@ -70,13 +72,18 @@ impl Times {
         match self.format {
             TimestampFormat::Rfc3339 => Ok(text.into()),
             TimestampFormat::Sql => self.sql(text.trim()).map(Cow::Owned),
-            TimestampFormat::EpochSeconds => epoch(text.trim(), 0).ok_or("must be a number of seconds since 1970").map(Cow::Owned),
-            TimestampFormat::EpochMilliseconds => {
-                epoch(text.trim(), 3).ok_or("must be a number of milliseconds since 1970").map(Cow::Owned)
-            }
-            TimestampFormat::EpochMicroseconds => {
-                epoch(text.trim(), 6).ok_or("must be a number of microseconds since 1970").map(Cow::Owned)
-            }
+            TimestampFormat::EpochSeconds => self.epoch(text, 0, "must be a number of seconds since 1970"),
+            TimestampFormat::EpochMilliseconds => self.epoch(text, 3, "must be a number of milliseconds since 1970"),
+            TimestampFormat::EpochMicroseconds => self.epoch(text, 6, "must be a number of microseconds since 1970"),
+        }
+    }
+
+    /// With a time zone, the seconds are counted from 1970 in local time, as some exports do.
+    fn epoch<'a>(&self, text: &str, decimals: usize, reason: &'static str) -> Result<Cow<'a, str>, &'static str> {
+        let time = epoch(text.trim(), decimals).ok_or(reason)?;
+        match self.zone {
+            None => Ok(time.into()),
+            Some(_) => self.sql(time.trim_end_matches('Z')).map(Cow::Owned),
         }
     }
 
@@ -200,7 +207,9 @@ mod tests {
         // A zone in the text wins.
         assert_eq!(convert("Europe/Berlin", "2025-03-01 08:00:00 UTC"), "2025-03-01T08:00:00Z");
         assert!(time_zone("Mars/Olympus").is_err());
-        assert!(Times::new(Some(TimestampFormat::EpochSeconds), Some("UTC")).is_err());
+        assert!(Times::new(Some(TimestampFormat::Rfc3339), Some("UTC")).is_err());
+        let seconds = times(Some(TimestampFormat::EpochSeconds), Some("America/Los_Angeles"));
+        assert_eq!(seconds("1740816000.5").unwrap(), "2025-03-01T08:00:00.5-08:00");
     }
 
     #[test]

@@ -34,11 +34,11 @@ async fn csv_rows_become_events() {
     backfill.run("closed.csv").await.assert(0, &["1 events accepted"]);
 
     backfill.write("bad.csv", "external_user_id,name,age\n1,n,2\n");
-    backfill.run("bad.csv").await.assert(2, &["`age`", "`properties.age`"]);
+    backfill.run("bad.csv").await.assert(2, &["`age`", "--map properties.age=age"]);
     // A bad header in a later file is reported before an earlier file is sent.
     let sent = service.requests().len();
     backfill.write("good.csv", "external_user_id,name\n7,n\n");
-    backfill.run("good.csv bad.csv --max-events 1").await.assert(2, &["`properties.age`"]);
+    backfill.run("good.csv bad.csv --max-events 1").await.assert(2, &["--map properties.age=age"]);
     assert_eq!(service.requests().len(), sent);
 }
 

@@ -1,11 +1,14 @@
 //! The formats of inputs, recognized by their first bytes.
 
-use crate::command::{Backfill, lines};
+use crate::command::{Backfill, lines, wait, wait_until};
+use crate::parquet_files;
 use crate::service::{Reply, Service};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::Value;
+use std::fmt::Write as _;
 use std::io::Write;
+use tokio::io::AsyncWriteExt;
 
 pub fn gzip(text: impl AsRef<[u8]>) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
@@ -100,4 +103,142 @@ async fn a_run_stops_when_its_first_1000_records_are_all_bad() {
     let run = backfill.run("events.ndjson --restart --max-rejects 7").await;
     run.assert(3, &["more than 7", "--max-rejects"]);
     backfill.run("events.ndjson --restart --max-rejects 0 --dry-run").await.assert(3, &["more than 0"]);
+}
+
+/// A file of 1,000 events, and the options that load it.
+struct Export {
+    name: &'static str,
+    content: Vec<u8>,
+    options: &'static str,
+}
+
+fn rows(row: impl Fn(usize) -> String) -> String {
+    (0..1000).map(row).collect()
+}
+
+/// What data engineers have: a Parquet file, a compressed dump with its own column names and times, a Segment export,
+/// and each other format.
+fn exports() -> Vec<Export> {
+    let event = |id: usize| format!("{{\"external_user_id\":\"{id}\",\"name\":\"n\"}}");
+    let dump = rows(|id| format!("{id},sign up,2025-03-01 08:{:02}:{:02}.5,\"a, \"\"{id}\"\"\",NULL\n", id / 60, id % 60));
+    let tsv = rows(|id| format!("{id}\tn\tpro\\tx\t\\N\n"));
+    let segment = rows(|id| {
+        let kind = if id % 10 == 9 { "identify" } else { "track" };
+        let track = format!("{{\"userId\":\"{id}\",\"type\":\"{kind}\",\"event\":\"Signed Up\",\"properties\":{{\"plan\":\"Pro\"}}");
+        // Only the tracked events are loaded, so the others are written twice.
+        format!("{track},\"context\":{{\"ip\":\"::1\"}},\"timestamp\":\"2025-03-01T08:00:00.000Z\"}}\n").repeat(1 + usize::from(id % 10 == 9))
+    });
+    let mut array = String::from("[");
+    (0..1000).for_each(|id| write!(array, "{}{}", if id > 0 { " ,\n" } else { "" }, event(id)).unwrap());
+    array.push_str("]\n");
+    let ndjson = rows(|id| event(id) + "\n");
+    vec![
+        Export {
+            name: "events.parquet",
+            content: parquet_files::EVENTS.to_vec(),
+            options: "--map external_user_id=user_id,name=event,timestamp=ts --remaining-as-properties",
+        },
+        Export {
+            name: "dump.csv.gz",
+            content: gzip(format!("user_id,event,ts,note,none\n{dump}")),
+            options: "--map external_user_id=user_id,name=event,timestamp=ts --remaining-as-properties --tz Europe/Berlin",
+        },
+        Export {
+            name: "segment.gz",
+            content: segment.as_bytes().chunks(9_000).flat_map(gzip).collect(),
+            options: "--where type=track --map external_user_id=userId|anonymousId,name=event --drop-remaining",
+        },
+        Export { name: "events.json", content: array.into_bytes(), options: "" },
+        Export {
+            name: "events.zst",
+            content: ndjson.as_bytes().chunks(9_000).flat_map(|part| zstd::encode_all(part, 1).unwrap()).collect(),
+            options: "",
+        },
+        Export {
+            name: "dump.tsv",
+            content: format!("external_user_id\tevent\tplan\tnone\n{tsv}").into_bytes(),
+            options: "--quote none --escape \\ --map name=event --remaining-as-properties",
+        },
+        Export { name: "-", content: zstd::encode_all(ndjson.as_bytes(), 1).unwrap(), options: "" },
+    ]
+}
+
+/// As `resume::a_run_killed_at_any_request_resumes_without_loss_or_duplicates`, for every format. The run is killed
+/// while the service processes a request without answering, and then resumed.
+#[tokio::test]
+async fn a_run_of_any_format_killed_at_any_request_resumes_without_loss_or_duplicates() {
+    for export in exports() {
+        let mut uninterrupted = None;
+        for kill_at in [None, Some(2), Some(9), Some(16)] {
+            let service = Service::start(move |number, _| match kill_at {
+                Some(kill_at) if number + 2 == kill_at => Reply::ProcessAndHang,
+                Some(kill_at) if number + 1 == kill_at => Reply::Hang,
+                _ => Reply::Process,
+            })
+            .await;
+            let backfill = Backfill::new(&service);
+            let is_stdin = export.name == "-";
+            if !is_stdin {
+                backfill.write(export.name, &export.content);
+            }
+            let arguments = format!("{} --max-events 50 --concurrency 4 {}", export.name, export.options);
+            let start = async || {
+                let mut child = backfill.command(&arguments).stdin(std::process::Stdio::piped()).spawn().expect("it starts");
+                let mut stdin = child.stdin.take().expect("piped");
+                if is_stdin {
+                    // Writing fails if the command ends before it has read everything.
+                    let _ = stdin.write_all(&export.content).await;
+                }
+                child
+            };
+            if let Some(kill_at) = kill_at {
+                let mut child = start().await;
+                wait_until("the request", || service.requests().len() >= kill_at).await;
+                child.kill().await.expect("killed");
+            }
+            wait(start().await).await.assert(0, &["Done"]);
+            let ids = service.queued_ids();
+            let expected = if export.name == "segment.gz" { (0..1000).filter(|id| id % 10 != 9).collect() } else { (0..1000).collect() };
+            assert_eq!(ids, expected, "{} killed at {kill_at:?}", export.name);
+            let mut queue = service.queue();
+            queue.sort_by_key(|event| event["external_user_id"].as_str().unwrap().parse::<u64>().unwrap());
+            let first = (queue, service.distinct_keys());
+            assert_eq!(uninterrupted.get_or_insert(first.clone()), &first, "{} killed at {kill_at:?}", export.name);
+        }
+    }
+}
+
+/// A file that was cut off is never reported as complete.
+#[tokio::test]
+async fn a_file_that_was_cut_off_is_not_complete() {
+    for export in exports() {
+        let service = Service::start(|_, _| Reply::Process).await;
+        let backfill = Backfill::new(&service);
+        if export.name == "-" || export.name == "dump.tsv" {
+            continue;
+        }
+        backfill.write(export.name, &export.content[..export.content.len() * 2 / 3]);
+        let run = backfill.run(&format!("{} --max-events 50 {}", export.name, export.options)).await;
+        assert!(matches!(run.code, Some(2 | 3)), "{}: {run:?}", export.name);
+        assert!(run.stderr.contains(&format!("cannot read {}", export.name)), "{run:?}");
+    }
+}
+
+#[tokio::test]
+async fn directories_and_patterns_mean_the_files_in_them() {
+    let service = Service::start(|_, _| Reply::Process).await;
+    let backfill = Backfill::new(&service);
+    std::fs::create_dir_all(backfill.path("export/day=1")).unwrap();
+    let event = |id: usize| format!("{{\"external_user_id\":\"{id}\",\"name\":\"n\"}}\n");
+    backfill.write("export/day=1/b.ndjson", event(1));
+    backfill.write("export/day=1/a.gz", gzip(event(0)));
+    backfill.write("export/day=1/_SUCCESS", "");
+    backfill.run("export").await.assert(2, &["contains the directory", "'export/**/*'"]);
+    backfill.run("export/*.csv").await.assert(2, &["export/*.csv: there are no files"]);
+    for files in ["export/day=1", "export/**/*"] {
+        backfill.run(files).await.assert(0, &["2 events accepted"]);
+        assert_eq!(service.queued_ids(), [0, 1].into());
+    }
+    // The second run found only the inputs, and the first run's checkpoint.
+    assert_eq!(service.requests().len(), 1);
 }
