@@ -11,7 +11,7 @@ async fn load(name: &str, content: impl AsRef<[u8]>, product: &str) -> Vec<Value
     let row = docs.lines().find(|line| line.starts_with(&format!("| {product} |"))).expect("a row in docs/backfill.md");
     // Markdown escapes `|` in tables.
     let options = row.split('`').nth(1).expect("options").replace("\\|", "|");
-    let backfill = Backfill::at(String::new());
+    let backfill = Backfill::at("localhost:1".to_owned());
     backfill.write(name, content);
     let run = backfill.run(&format!("{name} --preview 10 {options}")).await;
     run.assert(0, &[]);

@@ -9,7 +9,7 @@ const TYPES: &[u8] = include_bytes!("data/types.parquet");
 const INT96: &[u8] = include_bytes!("data/int96.parquet");
 
 async fn preview(content: &[u8], arguments: &str) -> Vec<Value> {
-    let backfill = Backfill::at(String::new());
+    let backfill = Backfill::at("localhost:1".to_owned());
     backfill.write("t", content);
     let run = backfill.run(&format!("t --preview 10 {arguments}")).await;
     run.assert(0, &[]);
@@ -20,7 +20,7 @@ async fn preview(content: &[u8], arguments: &str) -> Vec<Value> {
 async fn every_type_has_its_json() {
     let events = preview(TYPES, "--remaining-as-properties").await;
     let expected = json!({
-        "boolean": true, "i8": -8, "u64": u64::MAX, "i64": i64::MIN, "f32": 0.1, "f64": 1e300, "nan": null,
+        "boolean": true, "i8": -8, "u64": u64::MAX, "i64": i64::MIN, "f32": 0.1, "f64": 1e300,
         "date": "2025-03-01", "old": "1969-12-31",
         "time_ms": "08:00:00.005", "time_us": "08:00:00", "time_ns": "08:00:00.000007",
         "utc_ms": "2025-03-01T08:00:00.123Z", "utc_us": "2025-03-01T08:00:00.123456Z",
@@ -40,7 +40,7 @@ async fn every_type_has_its_json() {
     assert_eq!(events[1], json!({"external_user_id": "8", "name": "b"}));
 
     // The digits of decimals, which `Value` does not keep.
-    let backfill = Backfill::at(String::new());
+    let backfill = Backfill::at("localhost:1".to_owned());
     backfill.write("t", TYPES);
     let text = backfill.run("t --preview 1 --remaining-as-properties").await.stdout;
     for digits in ["\"decimal\":42.50,", "\"small\":-0.05,", "\"big\":-123456789012345678901234567890.12345678,"] {
@@ -53,7 +53,7 @@ async fn timestamps_without_a_zone_need_one() {
     let events = preview(TYPES, "--map timestamp=local_ns --tz Europe/Berlin --drop-remaining").await;
     assert_eq!(events[0]["timestamp"], "2025-03-01T08:00:00.123456+01:00");
     assert_eq!(preview(INT96, "").await[0]["timestamp"], "2025-03-01T08:00:00.123Z");
-    let backfill = Backfill::at(String::new());
+    let backfill = Backfill::at("localhost:1".to_owned());
     backfill.write("t", TYPES);
     backfill.run("t --dry-run --map timestamp=local_us --drop-remaining").await.assert(1, &["pass --timestamp-format"]);
 }
@@ -84,7 +84,7 @@ async fn a_parquet_file_that_cannot_be_read_is_refused() {
     backfill.write("cut.parquet", &EVENTS[..EVENTS.len() - 9]);
     backfill.run(&format!("cut.parquet {map} --drop-remaining")).await.assert(2, &["cut.parquet", "Parquet data cannot be read"]);
     let mut damaged = EVENTS.to_vec();
-    damaged[3000..3100].fill(0xaa);
+    damaged[100..1100].fill(0xaa);
     backfill.write("damaged.parquet", damaged);
     let run = backfill.run(&format!("damaged.parquet {map} --drop-remaining")).await;
     assert!(matches!(run.code, Some(2 | 3)) && run.stderr.contains("damaged.parquet"), "{run:?}");
