@@ -104,5 +104,5 @@ fn validated(mut problems: Vec<Problem>, text: &[u8]) -> Record {
 }
 
 fn problem(violation: Violation) -> Problem {
-    Problem { field: violation.field, code: "validation_failed".into(), reason: violation.message.into_owned() }
+    Problem { field: violation.field(), code: "validation_failed".into(), reason: violation.message.into_owned() }
 }
