@@ -4,11 +4,10 @@ use crate::read_args::ReadArgs;
 use crate::target::Target;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Parser, Subcommand, value_parser};
+use contract::limits::MAX_BULK_EVENTS;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The most events in a request to the bulk endpoint (docs/contract.md, "Bulk").
-const MAX_EVENTS: usize = 1000;
 /// The default of `--max-events`.
 const DEFAULT_EVENTS: usize = 500;
 /// The most characters of `--run-name`, which becomes a part of file names.
@@ -132,7 +131,7 @@ fn run_name(text: &str) -> Result<String, String> {
 }
 
 fn max_events(text: &str) -> Result<usize, String> {
-    number_up_to(MAX_EVENTS, text)
+    number_up_to(MAX_BULK_EVENTS, text)
 }
 
 fn concurrency(text: &str) -> Result<usize, String> {

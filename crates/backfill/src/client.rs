@@ -184,7 +184,8 @@ impl Client {
     fn advice(&self, error: &reqwest::Error, cause: &str) -> Option<String> {
         let host = &self.host;
         // The resolver's codes for a failure that may pass, in the words of glibc and musl.
-        if error.is_dns() && !["Temporary failure", "Try again"].iter().any(|text| cause.contains(text)) {
+        let may_pass = ["Temporary failure", "Try again"].iter().any(|text| cause.contains(text));
+        if (error.is_dns() && !may_pass) || cause == "invalid dns name" {
             return Some(format!("There is no host {host}. Is --url right?"));
         }
         match tls_error(error)? {
@@ -214,12 +215,15 @@ fn innermost(error: &reqwest::Error) -> String {
     causes(error).last().map_or_else(String::new, ToString::to_string)
 }
 
-/// The TLS error among the causes. An `io::Error` contains it, but does not report it as its source.
+/// The TLS error among the causes.
 fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
-    causes(error).find_map(|cause| {
-        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        inner.map_or_else(|| cause.downcast_ref(), |inner| inner.downcast_ref())
-    })
+    causes(error).find_map(within)
+}
+
+/// The TLS error within `cause`. An `io::Error` contains another error, but does not report it as its source.
+fn within<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    let inner = || cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    cause.downcast_ref().or_else(|| within(inner()?))
 }
 
 fn interpret(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {

@@ -24,17 +24,17 @@ pub struct RunPaths {
 }
 
 impl RunPaths {
-    /// Resolves links, and checks that the files of the run and its inputs are different files.
+    /// Follows links, and checks that the files of the run and its inputs are different files.
     ///
     /// # Errors
     /// The message names two paths that lead to the same file.
     pub fn resolve(&self, inputs: &[&Path]) -> Result<Self, Error> {
-        let resolved = Self { checkpoint: resolve(&self.checkpoint), rejects: resolve(&self.rejects) };
+        let (checkpoint, rejects) = (resolve(&self.checkpoint), resolve(&self.rejects));
         let outputs = [
-            ("--checkpoint", resolved.checkpoint.clone()),
-            ("the checkpoint's lock", lock_path(&resolved.checkpoint)),
-            ("the new checkpoint", temporary_path(&resolved.checkpoint)),
-            ("--rejects", resolved.rejects.clone()),
+            ("--checkpoint", checkpoint.clone()),
+            ("the checkpoint's lock", lock_path(&checkpoint)),
+            ("the new checkpoint", temporary_path(&checkpoint)),
+            ("--rejects", rejects.clone()),
         ];
         for (index, (name, path)) in outputs.iter().enumerate() {
             if let Some((other, _)) = outputs[..index].iter().find(|(_, other)| is_same_file(other, path)) {
@@ -45,7 +45,9 @@ impl RunPaths {
                 return Err(Error::Usage(format!("{path} is an input file and would be overwritten by {name}")));
             }
         }
-        Ok(resolved)
+        // A path that is no link stays as the user wrote it, for messages.
+        let followed = |path: &Path, resolved| if path.is_symlink() { resolved } else { path.to_owned() };
+        Ok(Self { checkpoint: followed(&self.checkpoint, checkpoint), rejects: followed(&self.rejects, rejects) })
     }
 }
 
@@ -103,7 +105,7 @@ pub struct RunFiles {
 }
 
 impl RunFiles {
-    /// Opens the files of an earlier run of `job`, or creates new ones. `paths` must be resolved.
+    /// Opens the files of an earlier run of `job`, or creates new ones. `paths` must not be links.
     ///
     /// # Errors
     /// If another run has locked the files, they belong to another job, or they cannot be written.
@@ -149,7 +151,7 @@ impl RunFiles {
             )));
         }
         // Only the file of the earlier run can have events that the checkpoint does not count.
-        if present > counted && saved.rejects_path != self.paths.rejects {
+        if present > counted && saved.rejects_path != absolute(&self.paths.rejects) {
             return Err(Error::Usage(format!(
                 "{rejects} is longer than the {counted} bytes that the checkpoint {path} counts, and would be \
                  truncated. The run that wrote the checkpoint used {}",
@@ -158,14 +160,14 @@ impl RunFiles {
         }
         file.truncate(counted)?;
         self.rejects = Some(file);
-        saved.rejects_path.clone_from(&self.paths.rejects);
+        saved.rejects_path = absolute(&self.paths.rejects);
         Ok(saved)
     }
 
     /// Begins after a run that queued nothing. Its rejected events will be found again, so they need not be kept.
     fn begin_again(&mut self, saved: &Checkpoint, job: Job) -> Result<Checkpoint, Error> {
         let mut file = RejectsFile::open(&self.paths.rejects)?;
-        let is_its_own = saved.rejects_path == self.paths.rejects && saved.rejects_bytes == file.size()?;
+        let is_its_own = saved.rejects_path == absolute(&self.paths.rejects) && saved.rejects_bytes == file.size()?;
         if is_its_own {
             file.truncate(0)?;
         }
@@ -188,7 +190,7 @@ impl RunFiles {
         }
         self.rejects = Some(file);
         let mut checkpoint = Checkpoint::new(job);
-        checkpoint.rejects_path.clone_from(path);
+        checkpoint.rejects_path = absolute(path);
         self.save(&checkpoint, &[])?;
         Ok(checkpoint)
     }
@@ -473,7 +475,7 @@ mod tests {
         }
         let root = directory.path().canonicalize().unwrap();
         let found = resolve("link", "d/up/r").unwrap();
-        assert_eq!((found.checkpoint, found.rejects), (root.join("c.json"), root.join("r")));
+        assert_eq!((found.checkpoint, found.rejects), (root.join("c.json"), path("d/up/r")));
     }
 
     #[test]

@@ -29,10 +29,9 @@ async fn a_complete_run_is_complete_only_for_the_same_input() {
     let service = Service::start(|_, _| Reply::Process).await;
     let backfill = Backfill::new(&service);
     // A producer that fails may leave no input, or only a part.
-    backfill.run_with_stdin("", "").await.assert(0, &["0 events accepted"]);
-    backfill.run_with_stdin("", &lines(3)).await.assert(2, &["the input continues", "--restart"]);
-    backfill.run_with_stdin("--restart", &lines(3)).await.assert(0, &["3 events accepted"]);
-    backfill.run_with_stdin("", &lines(5)).await.assert(2, &["the input continues"]);
+    backfill.run_with_stdin("", "").await.assert(2, &["the input has no events", "--allow-empty"]);
+    backfill.run_with_stdin("", &lines(3)).await.assert(0, &["3 events accepted"]);
+    backfill.run_with_stdin("", &lines(5)).await.assert(2, &["the input continues", "--run-name"]);
     backfill.run_with_stdin("", &lines(3)).await.assert(0, &["Already complete"]);
     // A file that was corrected in place.
     backfill.write("events.ndjson", lines(10) + "{}\n");
@@ -53,7 +52,8 @@ async fn another_host_or_mode_does_not_resume() {
     backfill.run("events.ndjson --host one.example").await.assert(0, &["3 events accepted"]);
     backfill.run("events.ndjson --host two.example").await.assert(2, &["--host was one.example"]);
     let live = API_KEY.replacen("sk_test_", "sk_live_", 1);
-    let mut command = backfill.command("events.ndjson --host one.example");
+    // The mode is checked even if the key is said to be of the same project.
+    let mut command = backfill.command("events.ndjson --host one.example --same-project");
     run(command.env("VIBEFOLLOW_API_KEY", live)).await.assert(2, &["a test key, not a live key"]);
     assert_eq!(service.requests().len(), 1);
 }

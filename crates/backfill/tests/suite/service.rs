@@ -1,6 +1,6 @@
 //! An in-memory service that follows docs/contract.md, and fails where a test wants it to.
 
-use contract::batch::{Batch, BatchError};
+use contract::batch::Bulk;
 use flate2::read::GzDecoder;
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use test_support::http_server::{Cut, HttpServer};
 
 /// A request as the service received it.
@@ -38,6 +38,8 @@ pub enum Reply {
     Hang,
     /// Processes the request, but never answers.
     ProcessAndHang,
+    /// Processes the request after this time for each event, in which all requests in flight share one line.
+    SharedLine(Duration),
 }
 
 /// A 403 without a body, which ends a run.
@@ -63,9 +65,9 @@ impl Service {
     /// Starts the service. `script` gets the number of each request, counted from 0, and the request.
     pub async fn start(script: impl Fn(usize, &ReceivedRequest) -> Reply + Send + Sync + 'static) -> Self {
         let state = Arc::<Mutex<State>>::default();
-        let (shared, script) = (Arc::clone(&state), Arc::new(script));
+        let (shared, script, line) = (Arc::clone(&state), Arc::new(script), Arc::<tokio::sync::Mutex<()>>::default());
         let server = HttpServer::start(move |request: Request<Bytes>| {
-            let (state, script) = (Arc::clone(&shared), Arc::clone(&script));
+            let (state, script, line) = (Arc::clone(&shared), Arc::clone(&script), Arc::clone(&line));
             async move {
                 let received = receive(&request);
                 let number = {
@@ -86,6 +88,14 @@ impl Service {
                     Reply::ProcessAndHang => {
                         process(&state, &received);
                         pending().await
+                    }
+                    Reply::SharedLine(per_event) => {
+                        // The lock is fair, so that the requests take turns.
+                        for _ in &received.events {
+                            let _line = line.lock().await;
+                            tokio::time::sleep(per_event).await;
+                        }
+                        Ok(process(&state, &received))
                     }
                 }
             }
@@ -146,39 +156,33 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 /// Validates each event, and accepts each idempotency key once.
 fn process(state: &Mutex<State>, request: &ReceivedRequest) -> Response<Bytes> {
     let received = request.events.len();
-    let problem = |event: &Value| {
-        // A rule that only the service knows, as a newer version could have.
-        if event["name"] == "forbidden" {
-            return Some((Some("name".to_owned()), "is not allowed".to_owned()));
-        }
-        let Err(BatchError::Invalid(violations)) = Batch::parse_single(event.to_string().as_bytes()) else {
-            return None;
-        };
-        let first = violations.into_iter().next().expect("a violation");
-        Some((first.field(), first.message.into_owned()))
-    };
-    let problems: Vec<_> = request.events.iter().map(problem).collect();
-    let errors: Vec<_> = problems
+    let bulk = Bulk::parse(&request.body).expect("the command sends valid batches");
+    let mut errors: Vec<_> = bulk
+        .violations
         .iter()
-        .enumerate()
-        .filter_map(|(index, problem)| {
-            let (field, message) = problem.as_ref()?;
-            Some(json!({"index": index, "code": "validation", "message": message, "field": field}))
-        })
+        .map(|violation| json!({"index": violation.event, "code": "validation", "message": violation.message, "field": violation.member}))
         .collect();
-    let (rejected, mut is_replay) = (errors.len(), false);
+    // A rule that only the service knows, as a newer version could have.
+    let forbidden = request.events.iter().enumerate().filter(|(_, event)| event["name"] == "forbidden");
+    errors.extend(
+        forbidden.map(
+            |(index, _)| json!({"index": index, "code": "validation", "message": "is not allowed", "field": "name"}),
+        ),
+    );
+    let rejected: BTreeSet<_> = errors.iter().map(|error| error["index"].as_u64().expect("an index")).collect();
+    let mut is_replay = false;
     let mut state = lock(state);
     match state.accepted.get(&request.key) {
         Some(body) if *body != request.body => return reused(),
         Some(_) => is_replay = true,
-        None if rejected == received => {}
+        None if rejected.len() == received => {}
         None => {
             state.accepted.insert(request.key.clone(), request.body.clone());
-            let valid = request.events.iter().zip(&problems).filter(|(_, problem)| problem.is_none());
-            state.queue.extend(valid.map(|(event, _)| event.clone()));
+            let valid = (0..).zip(&request.events).filter(|(index, _)| !rejected.contains(index));
+            state.queue.extend(valid.map(|(_, event)| event.clone()));
         }
     }
-    let data = json!({"accepted": received - rejected, "rejected": rejected, "errors": errors});
+    let data = json!({"accepted": received - rejected.len(), "rejected": rejected.len(), "errors": errors});
     let mut response = response(200, None, &json!({"data": data, "meta": {"received": received}}));
     if is_replay {
         response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
