@@ -220,16 +220,17 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(dir=ROOT / "target") as temporary:
         directory = Path(temporary)
-        for rows in arguments.rows:
+        for rows in arguments.rows[:1] if arguments.formats else arguments.rows:
             measure("event-ingest-backfill", rows, partial(backfill, ndjson, rows, directory, port.value))
         if arguments.formats:
             for name, write in FORMATS.items():
                 measure(name, arguments.rows[0], partial(backfill, write, arguments.rows[0], directory, port.value))
-            return
-        calls, each = SAMPLE_CURLS, BATCH_EVENTS
-        measure(f"curl in a loop, {each} events each", calls * each, lambda: curl(each, calls, directory, port.value))
-        measure("curl in a loop, one event each", calls, lambda: curl(1, calls, directory, port.value))
-        measure("one POST per event (Python, one connection)", SAMPLE_EVENTS, lambda: post_each(port.value))
+        else:
+            calls, each = SAMPLE_CURLS, BATCH_EVENTS
+            title = f"curl in a loop, {each} events each"
+            measure(title, calls * each, lambda: curl(each, calls, directory, port.value))
+            measure("curl in a loop, one event each", calls, lambda: curl(1, calls, directory, port.value))
+            measure("one POST per event (Python, one connection)", SAMPLE_EVENTS, lambda: post_each(port.value))
     stub.terminate()
     stub.join()
     cpu = resource.getrusage(resource.RUSAGE_CHILDREN)

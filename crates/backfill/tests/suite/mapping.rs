@@ -58,6 +58,20 @@ async fn columns_that_nobody_named_are_an_error_or_what_the_user_wants() {
 }
 
 #[tokio::test]
+async fn types_apply_to_the_properties_of_every_format() {
+    let properties = json!({"age": "7", "plan": "pro", "vip": null});
+    let event = json!({"external_user_id": "1", "name": "n", "properties": properties, "v": 2});
+    let csv = format!("external_user_id,name,properties\n1,n,\"{}\"\n", properties.to_string().replace('"', "\"\""));
+    let typed = json!({"age": 7, "plan": "pro", "vip": null});
+    for (name, content) in [("a.ndjson", event.to_string()), ("a.csv", csv)] {
+        let found = preview(name, content, &["--types", "age=number,vip=boolean"]).await.unwrap();
+        assert_eq!(found[0]["properties"], typed, "{name}");
+    }
+    let error = preview("a.ndjson", event.to_string(), &["--types", "plan=number"]).await.unwrap_err();
+    assert!(error.contains("properties.plan must be a number"), "{error}");
+}
+
+#[tokio::test]
 async fn errors_of_a_mapping_say_what_to_do() {
     let csv = "user_id,event\n1,n\n";
     for (arguments, phrases) in [
