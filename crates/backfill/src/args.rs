@@ -1,10 +1,9 @@
 //! Command-line arguments, validated while parsing.
 
-use crate::column_types::ColumnTypes;
-use crate::format::Format;
+use crate::read_args::ReadArgs;
 use crate::target::Target;
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, value_parser};
 use contract::limits::MAX_BULK_EVENTS;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -44,10 +43,11 @@ const URL_HELP: &str = "The base URL of the service, such as https://api.example
 pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// NDJSON (one event per line) or CSV with a header; without FILE, or with `-`, standard input
+    /// NDJSON, JSON, CSV, TSV or Parquet files, also with gzip or Zstandard; a directory or a pattern such as 'part-*'
+    /// means the files in it; without FILE, or with `-`, standard input
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    #[arg(long, help = URL_HELP, env = "VIBEFOLLOW_BASE_URL", value_parser = Target::parse, required_unless_present = "dry_run")]
+    #[arg(long, help = URL_HELP, env = "VIBEFOLLOW_BASE_URL", value_parser = Target::parse, required_unless_present_any = ["dry_run", "preview"])]
     pub url: Option<Target>,
     /// The environment variable with the API key
     #[arg(long, value_name = "NAME", default_value = "VIBEFOLLOW_API_KEY", value_parser = NonEmptyStringValueParser::new())]
@@ -58,12 +58,8 @@ pub struct Args {
     /// Allow http:// to another machine, although it exposes the API key to the network
     #[arg(long)]
     pub insecure_http: bool,
-    /// The format of the files. Default: CSV if the name ends in .csv, otherwise NDJSON
-    #[arg(long, value_enum)]
-    pub format: Option<Format>,
-    /// The types of CSV columns that are not strings, such as properties.age=number,properties.vip=boolean
-    #[arg(long, value_name = "COLUMN=TYPE,…", default_value = "", hide_default_value = true, value_parser = ColumnTypes::parse)]
-    pub types: ColumnTypes,
+    #[command(flatten)]
+    pub reading: ReadArgs,
     /// Only validate the events. Send nothing, and write no files except --rejects
     #[arg(long)]
     pub dry_run: bool,
@@ -85,6 +81,18 @@ pub struct Args {
     /// The file for rejected events. Default: FILE.rejects.ndjson, for the first FILE
     #[arg(long, value_name = "PATH")]
     pub rejects: Option<PathBuf>,
+    /// Abort when more events than this are rejected. Default: abort if the first 1,000 are all rejected
+    #[arg(long, value_name = "N")]
+    pub max_rejects: Option<u64>,
+    /// Print the first N events as they would be sent, and send nothing
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub preview: Option<u64>,
+    /// Send at most N events in this run. The next run continues after them
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    /// Send at most N events a second, on average
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub events_per_second: Option<u64>,
     /// Start over: ignore the checkpoint, and rename the rejects file if there is one. Events that the service accepted
     /// within the last 24 hours are not queued again, unless --run-name is new
     #[arg(long)]

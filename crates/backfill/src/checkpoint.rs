@@ -1,9 +1,9 @@
 //! The content of the checkpoint file: how far a run got.
 
-use crate::column_types::ColumnTypes;
 use crate::input::InputIdentity;
 use crate::position::ResumePoint;
 use crate::reader::ReadPlan;
+use crate::records::ReadOptions;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -73,8 +73,8 @@ pub struct Job {
     pub inputs: Vec<InputIdentity>,
     /// The most events in a batch.
     pub max_events: usize,
-    /// The types of CSV columns.
-    pub types: ColumnTypes,
+    /// Which events the inputs become.
+    pub reading: ReadOptions,
 }
 
 impl Job {
@@ -88,7 +88,7 @@ impl Job {
             run_name: None,
             inputs: plan.sources.iter().map(|source| source.identity.clone()).collect(),
             max_events: plan.max_events,
-            types: plan.types.clone(),
+            reading: plan.options.clone(),
         }
     }
 }
@@ -174,8 +174,10 @@ impl Checkpoint {
         if saved.max_events != job.max_events {
             return Err(format!("--max-events was {}, not {}", saved.max_events, job.max_events));
         }
-        if saved.types != job.types {
-            return Err("--types was different".to_owned());
+        if saved.reading != job.reading {
+            let options = "--map, --set, --where, --remaining-as-properties, --drop-remaining, --types, --timestamp-format, \
+                           --tz, --delimiter, --quote, --escape, --null";
+            return Err(format!("one of these options was different: {options}"));
         }
         if saved.mode != job.mode {
             return Err(format!("the API key was a {} key, not a {} key", saved.mode, job.mode));
@@ -232,7 +234,7 @@ pub(crate) mod tests {
             run_name: None,
             inputs: vec![input],
             max_events: 500,
-            types: ColumnTypes::default(),
+            reading: ReadOptions::default(),
         }
     }
 
@@ -250,7 +252,7 @@ pub(crate) mod tests {
         assert!(refusal(|job| job.inputs[0].bytes = Some(8)).contains("size of f"));
         assert!(refusal(|job| job.inputs[0].format = Format::Csv).contains("another format"));
         assert!(refusal(|job| job.max_events = 7).contains("--max-events was 500, not 7"));
-        assert!(refusal(|job| job.types = ColumnTypes::parse("a=number").unwrap()).contains("--types"));
+        assert!(refusal(|job| job.reading.dialect.escape = Some(b'x')).contains("--escape"));
         assert!(refusal(|job| job.url = "https://b".to_owned()).contains("https://a"));
         assert!(refusal(|job| job.host = Some("b".to_owned())).contains("--host was not given"));
         assert!(refusal(|job| job.mode = "live".to_owned()).contains("a test key, not a live key"));

@@ -7,7 +7,6 @@ use crate::error::Error;
 use crate::packing::PackedBatch;
 use crate::progress::Progress;
 use crate::reader::{self, ReadPlan, ReadStart};
-use crate::rejects::RejectedEvent;
 use crate::summary::{Status, Summary};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -36,7 +35,7 @@ pub async fn run(plan: ReadPlan, rejects: Option<PathBuf>, allow_empty: bool) ->
                 batch.rejected.iter().for_each(|event| event.write_to(&mut lines));
                 file.write_all(&lines).map_err(|error| Error::file("write", path, &error))?;
             }
-            None => batch.rejected.iter().zip(printed..MAX_PRINTED).for_each(|(event, _)| progress.print(&line(event))),
+            None => batch.rejected.iter().zip(printed..MAX_PRINTED).for_each(|(event, _)| progress.print(&event.to_string())),
         }
         let PackedBatch { number, end, read, rejected, .. } = batch;
         let bytes = read.end - read.start;
@@ -51,6 +50,7 @@ pub async fn run(plan: ReadPlan, rejects: Option<PathBuf>, allow_empty: bool) ->
     progress.finish();
     tracker.check_events(allow_empty)?;
     let mut summary = Summary::new(Status::DryRun, tracker.checkpoint(), 0, progress.elapsed());
+    summary.skipped = batches.skipped();
     if file.is_none() && summary.rejected > MAX_PRINTED {
         let unprinted = summary.rejected - MAX_PRINTED;
         progress.print(&format!("… and {unprinted} more; --rejects PATH writes all of them to a file"));
@@ -64,13 +64,4 @@ fn create(path: &Path) -> Result<(PathBuf, BufWriter<File>), Error> {
     let file = OpenOptions::new().write(true).create_new(true).open(path);
     let file = file.map_err(|error| Error::Usage(format!("cannot create {}: {error}", path.display())))?;
     Ok((path.to_owned(), BufWriter::new(file)))
-}
-
-fn line(event: &RejectedEvent) -> String {
-    let problems = event.problems.iter().map(|problem| match &problem.field {
-        Some(field) => format!("{field} {}", problem.reason),
-        None => problem.reason.clone(),
-    });
-    let problems: Vec<_> = problems.collect();
-    format!("{}:{}: {}", event.file, event.line, problems.join("; ").replace(char::is_control, "\u{fffd}"))
 }

@@ -4,20 +4,26 @@
 //!
 //! ```text
 //! main
-//! args                      command-line arguments
-//! run · dry_run             a run that sends, and one that only validates
+//! args · read_args          command-line arguments
+//! run · dry_run · preview   a run that sends, one that only validates, and one that only prints
 //! print_rejects             the events of a rejects file
+//! expand                    directories and patterns → files
+//! forecast                  what is known before sending
 //! progress · summary        what the user sees during a run, and at its end
 //! run_files                 the checkpoint, rejects and lock files on disk
 //! batch_tracker             which batches are done
 //! checkpoint                the content of the checkpoint file
 //! reader                    inputs → batches, on a separate thread
-//! records                   inputs → validated events, from ndjson and csv
-//! ndjson · csv              the two input formats
+//! records                   inputs → validated events, in any format
+//! ndjson · json · csv       the formats
+//! csv_parser                delimited text → cells
+//! mapping · times           which event a record becomes
 //! batch_sender              one batch, until each event is accepted or rejected
 //! packing                   events → batches, and their idempotency keys
 //! client · throttle         one request and its answer; when to send the next one
-//! input · sized_file        files and standard input, counted and hashed
+//! input · sized_file        files and standard input: decompressed, counted and hashed
+//! parquet_rows              Parquet files → lines of JSON
+//! sniff                     what an input is, by its first bytes
 //! rejects                   rejected events, and lines of the rejects file
 //! target · column_types · format · position · counters · error
 //! ```
@@ -30,24 +36,34 @@ mod client;
 mod column_types;
 mod counters;
 mod csv;
+mod csv_parser;
 mod dry_run;
 mod error;
+mod expand;
+mod forecast;
 mod format;
 mod input;
+mod json;
+mod mapping;
 mod ndjson;
 mod packing;
+mod parquet_rows;
 mod position;
+mod preview;
 mod print_rejects;
 mod progress;
+mod read_args;
 mod reader;
 mod records;
 mod rejects;
 mod run;
 mod run_files;
 mod sized_file;
+mod sniff;
 mod summary;
 mod target;
 mod throttle;
+mod times;
 
 use args::{Args, Command};
 use checkpoint::Job;
@@ -72,8 +88,12 @@ async fn main() -> ExitCode {
         return print_rejects(&file);
     }
     let json = args.json;
-    match run(args).await {
-        Ok(summary) => print_summary(&summary, json),
+    let result = match args.preview {
+        Some(events) => preview(&args, events).await,
+        None => run(args).await.map(|summary| print_summary(&summary, json)),
+    };
+    match result {
+        Ok(code) => code,
         Err(error) if json => {
             print_summary(&Summary::failed(&error), json);
             error.exit_code()
@@ -83,6 +103,10 @@ async fn main() -> ExitCode {
             error.exit_code()
         }
     }
+}
+
+async fn preview(args: &Args, events: u64) -> Result<ExitCode, Error> {
+    preview::run(read_plan(args)?, events).await
 }
 
 async fn run(args: Args) -> Result<Summary, Error> {
@@ -178,8 +202,15 @@ fn read_plan(args: &Args) -> Result<ReadPlan, Error> {
     if files.iter().filter(|file| file.as_path() == Path::new("-")).count() > 1 {
         return Err(Error::Usage("standard input (`-`) can be given only once".to_owned()));
     }
-    let sources = files.iter().map(|path| Source::new(path, args.format)).collect::<Result<_, _>>()?;
-    let plan = ReadPlan { sources, types: args.types.clone(), max_events: args.max_events };
+    let options = args.reading.options()?;
+    let files = expand::expand(files)?;
+    let sources = files.iter().map(|path| Source::new(path, args.reading.format)).collect::<Result<_, _>>()?;
+    let plan = ReadPlan {
+        max_rejects: args.max_rejects,
+        limit: args.limit,
+        events_per_second: args.events_per_second,
+        ..ReadPlan::new(sources, options, args.max_events)
+    };
     reader::check_headers(&plan)?;
     Ok(plan)
 }

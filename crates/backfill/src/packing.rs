@@ -148,6 +148,11 @@ impl Packer {
         Self { max_events, run_name, read, number, body, rejected: Vec::new(), rejected_bytes: 0, first_event }
     }
 
+    /// Corrects the number of bytes read before the first batch.
+    pub fn begin_after(&mut self, read: u64) {
+        self.read = read;
+    }
+
     /// Whether the current batch has enough bytes left for `event`.
     pub fn has_room_for(&self, event: &[u8]) -> bool {
         self.body.has_room_for(event)
@@ -186,7 +191,7 @@ impl Packer {
         let next = Self::new(self.max_events, self.run_name.clone(), self.number + 1, read);
         let Self { number, mut body, rejected, first_event, read: start, .. } = std::mem::replace(self, next);
         body.close();
-        PackedBatch { number, end, body, rejected, read: start..read, first_event }
+        PackedBatch { number, end, body, rejected, read: start..read.max(start), first_event }
     }
 }
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::fmt;
 
 /// An event that was rejected, by this command or by the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +82,17 @@ pub fn original(line: &[u8]) -> Result<Original, String> {
     let event = event.map(|event| event.get().as_bytes().to_vec());
     let text = event.or(from_hex).or(text.map(|text| text.into_owned().into_bytes()));
     Ok(Original { place: format!("{file}:{line}"), text })
+}
+
+impl fmt::Display for RejectedEvent {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let problems = self.problems.iter().map(|problem| match &problem.field {
+            Some(field) => format!("{field} {}", problem.reason),
+            None => problem.reason.clone(),
+        });
+        let problems = problems.collect::<Vec<_>>().join("; ").replace(char::is_control, "\u{fffd}");
+        write!(formatter, "{}:{}: {problems}", self.file, self.line)
+    }
 }
 
 impl RejectedEvent {

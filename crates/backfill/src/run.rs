@@ -6,6 +6,7 @@ use crate::checkpoint::{Checkpoint, Job};
 use crate::client::Client;
 use crate::counters::Counters;
 use crate::error::Error;
+use crate::forecast::forecast;
 use crate::input::Source;
 use crate::packing::PackedBatch;
 use crate::position::{Position, ResumePoint};
@@ -70,6 +71,7 @@ pub async fn run(options: RunOptions) -> Result<Summary, Error> {
     let (files, checkpoint) = opened.map_err(|error| Error::Usage(error.to_string()))?;
     let before = checkpoint.events_done();
     let (batch, at, key_name) = (checkpoint.next_batch, checkpoint.resume_point.clone(), checkpoint.key_name.clone());
+    let (forecast, max_rejects) = (forecast(&plan), plan.max_rejects);
     let mut batches = reader::spawn(plan, ReadStart { batch, at, key_name });
     if checkpoint.complete {
         if batches.next().await?.is_some() {
@@ -82,6 +84,7 @@ pub async fn run(options: RunOptions) -> Result<Summary, Error> {
         return Ok(Summary::new(Status::AlreadyComplete, &checkpoint, before, Duration::ZERO).with_files(&paths));
     }
     let progress = Progress::new(&sources, &checkpoint);
+    progress.print(&forecast);
     let is_resumed = files.is_resumed();
     if checkpoint.has_begun() {
         let path = paths.checkpoint.display();
@@ -112,6 +115,7 @@ pub async fn run(options: RunOptions) -> Result<Summary, Error> {
         saved_next: batch,
         never_sent_from: if is_resumed { batch + BATCHES_BEYOND_CHECKPOINT } else { 0 },
         has_read: false,
+        max_rejects,
         tracker: BatchTracker::new(checkpoint),
         files: Some(files),
         batches,
@@ -128,12 +132,16 @@ pub async fn run(options: RunOptions) -> Result<Summary, Error> {
     let checkpoint = run.tracker.checkpoint();
     let elapsed = run.progress.elapsed();
     let mut summary = match result {
-        Ok(()) => Summary::new(Status::Complete, checkpoint, before, elapsed),
+        Ok(()) => {
+            let status = if checkpoint.complete { Status::Complete } else { Status::Limited };
+            Summary::new(status, checkpoint, before, elapsed)
+        }
         // An error in the input before anything was sent has no summary, because there is nothing to resume.
         Err(error @ (Error::Usage(_) | Error::Input(_))) if checkpoint.events_done() == before => return Err(error),
         Err(error) => Summary::new(Status::Aborted, checkpoint, before, elapsed).with_error(&error),
     };
     summary.warnings = run.warnings(&sources);
+    summary.skipped = run.batches.skipped();
     summary.done_up_to = Some(done_up_to(checkpoint, &sources));
     Ok(summary.with_files(&paths))
 }
@@ -165,6 +173,7 @@ struct Run {
     never_sent_from: u64,
     /// Whether this run has read a batch.
     has_read: bool,
+    max_rejects: Option<u64>,
     is_resumed: bool,
     concurrency: usize,
     retries_before: u64,
@@ -228,7 +237,7 @@ impl Run {
         if stop_reason.is_none() {
             stop_reason = self.tracker.check_events(allow_empty).err();
         }
-        if stop_reason.is_none() {
+        if stop_reason.is_none() && !self.batches.has_reached_limit() {
             self.tracker.complete();
         }
         let nothing_queued =
@@ -312,6 +321,9 @@ impl Run {
         if let Ok(SendResult { accepted, replayed, rejected: by_service }) = result {
             rejected.extend(by_service);
             self.tracker.done(DoneBatch { number, key, end, bytes, accepted, replayed, rejected });
+            if let Some(max) = self.max_rejects.filter(|max| self.tracker.checkpoint().rejected > *max) {
+                self.throttle.stop(reader::too_many_rejects(max));
+            }
         }
     }
 

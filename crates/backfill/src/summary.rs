@@ -19,6 +19,8 @@ pub enum Status {
     AlreadyComplete,
     /// Everything was validated, and nothing was sent.
     DryRun,
+    /// `--limit` was reached. The next run continues.
+    Limited,
     /// The run ended early and can be resumed.
     Aborted,
     /// Something was wrong before the run, which sent nothing.
@@ -37,6 +39,8 @@ pub struct Summary {
     pub replayed: u64,
     /// The events rejected over all runs.
     pub rejected: u64,
+    /// The records that this run skipped because of `--where`.
+    pub skipped: u64,
     /// The requests retried over all runs.
     pub retries: u64,
     /// The events accepted or rejected by this run.
@@ -116,11 +120,15 @@ impl Summary {
         };
         let mut text = match self.status {
             Status::Refused => String::new(),
-            Status::Complete => format!(
-                "Done: {accepted} events accepted{replayed}, {rejected} rejected, {} retries, in {elapsed} ({rate} \
-                 events/s).",
-                self.retries
-            ),
+            Status::Complete | Status::Limited => {
+                let done = if self.status == Status::Complete { "Done" } else { "Limit reached" };
+                let next = if self.status == Status::Complete { "" } else { " The next run continues from here." };
+                format!(
+                    "{done}: {accepted} events accepted{replayed}, {rejected} rejected, {} retries, in {elapsed} ({rate} \
+                     events/s).{next}",
+                    self.retries
+                )
+            }
             Status::AlreadyComplete => format!(
                 "Already complete: an earlier run sent everything ({accepted} events accepted, {rejected} rejected). \
                  Nothing was sent. To queue everything a second time, pass --run-name with a new name."
@@ -135,6 +143,9 @@ impl Summary {
                 _ => "Aborted: nothing was sent.".to_owned(),
             },
         };
+        if self.skipped > 0 {
+            text = format!("{text}\n{} records do not satisfy --where and were skipped.", HumanCount(self.skipped));
+        }
         for warning in &self.warnings {
             text = format!("{text}\nwarning: {warning}");
         }

@@ -120,10 +120,10 @@ impl Backfill {
         run(&mut self.command(arguments)).await
     }
 
-    pub async fn run_with_stdin(&self, arguments: &str, input: &str) -> Run {
+    pub async fn run_with_stdin(&self, arguments: &str, input: impl AsRef<[u8]>) -> Run {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().expect("it starts");
         // Writing fails if the command ends before it has read everything.
-        let _ = child.stdin.take().expect("piped").write_all(input.as_bytes()).await;
+        let _ = child.stdin.take().expect("piped").write_all(input.as_ref()).await;
         wait(child).await
     }
 }
