@@ -286,23 +286,23 @@ impl Plan {
     }
 
     fn write_properties(&self, record: &impl Columns, event: &mut Vec<u8>, problems: &mut Vec<Problem>) {
-        let base = value(record, &self.base).map(Value::text);
-        let base = base.as_deref().map(str::trim);
-        // What is not an object is refused by the service's rules.
+        let base = value(record, &self.base).map(|value| match value {
+            Value::Json(raw) if !raw.starts_with('"') => Cow::Borrowed(raw),
+            // An object that was written into text.
+            Value::Json(_) | Value::Text(_) => {
+                let text = value.text();
+                typed(ColumnType::Json, text.trim()).unwrap_or_else(|_| json_string(&text)).into()
+            }
+        });
+        let base = base.as_deref();
         let inner = base.map(|base| base.strip_prefix('{').and_then(|base| base.strip_suffix('}')).ok_or(base));
         let start = event.len();
         separate(event);
         event.extend_from_slice(b"\"properties\":");
         let mut is_empty = true;
         match inner {
-            Some(Err(other)) => {
-                if serde_json::from_str::<&RawValue>(other).is_ok() {
-                    event.extend_from_slice(other.as_bytes());
-                } else {
-                    write_string(event, other);
-                }
-                return;
-            }
+            // What is not an object is refused by the service's rules.
+            Some(Err(other)) => return event.extend_from_slice(other.as_bytes()),
             Some(Ok(inner)) => {
                 event.push(b'{');
                 if !self.write_typed(base, event, problems) {

@@ -75,6 +75,19 @@ async fn types_apply_to_the_properties_of_every_format() {
     assert!(error.contains("properties.plan must be a number"), "{error}");
 }
 
+/// Text that only begins and ends like an object must not become members of the event.
+#[tokio::test]
+async fn properties_in_text_must_be_an_object() {
+    let ok = preview("a.csv", "external_user_id,name,properties\n1,n,\"{\n}\"\n2,n,\n", &[]).await.unwrap();
+    assert_eq!((&ok[0]["properties"], ok.len()), (&json!({}), 2));
+    for cell in [r#"{"a":1},"name":{"b":2}"#, "{", "[1]", "{'a':1}", "pro"] {
+        let cell = cell.replace('"', "\"\"");
+        let error =
+            preview("a.csv", format!("external_user_id,name,properties\n1,n,\"{cell}\"\n"), &[]).await.unwrap_err();
+        assert!(error.contains("a.csv:2: properties must be an object"), "{cell}: {error}");
+    }
+}
+
 #[tokio::test]
 async fn errors_of_a_mapping_say_what_to_do() {
     let csv = "user_id,event\n1,n\n";
