@@ -74,12 +74,13 @@ mod tests {
 
     #[test]
     fn only_properties_can_have_a_type() {
-        let types =
-            ColumnTypes::parse("properties.age=number, vip=boolean,plan=string,properties.name=json").unwrap();
+        let types = ColumnTypes::parse("properties.age=number, vip=boolean,plan=string,properties.name=json").unwrap();
         let found = ["age", "vip", "plan", "name", "x"].map(|name| types.of(name));
         let expected = [ColumnType::Number, ColumnType::Boolean, ColumnType::String, ColumnType::Json];
         assert_eq!((&found[..4], found[4]), (&expected.map(Some)[..], None));
-        for bad in ["name=number", "timestamp=string", "properties=json", "a", "a=date", "=number", "properties.=number"] {
+        for bad in
+            ["name=number", "timestamp=string", "properties=json", "a", "a=date", "=number", "properties.=number"]
+        {
             assert!(ColumnTypes::parse(bad).is_err(), "{bad}");
         }
     }

@@ -33,7 +33,11 @@ impl CsvReader {
     ///
     /// # Errors
     /// The inner error says what is wrong with the header.
-    pub fn open(input: &mut InputReader, dialect: &Dialect, mapping: &Mapping) -> io::Result<Result<Option<Self>, String>> {
+    pub fn open(
+        input: &mut InputReader,
+        dialect: &Dialect,
+        mapping: &Mapping,
+    ) -> io::Result<Result<Option<Self>, String>> {
         skip_blank_lines(input)?;
         let mut parser = CsvParser::new(dialect, input.peek()?);
         match parser.read(input)? {
@@ -115,14 +119,15 @@ mod tests {
     /// Each row's line, text, and problem.
     fn events(csv: &str, types: &str) -> Vec<(u64, String, Option<String>)> {
         let mut input = InputReader::of_text(csv.as_bytes());
-        let mut reader = CsvReader::open(&mut input, &Dialect::default(), &mapping(types)).unwrap().unwrap().expect("a header");
+        let mut reader =
+            CsvReader::open(&mut input, &Dialect::default(), &mapping(types)).unwrap().unwrap().expect("a header");
         let (mut event, mut line, mut found) = (Vec::new(), 0, Vec::new());
         loop {
             let problem = match reader.next_event(&mut input, &mut event, &mut line).unwrap() {
                 CsvRow::End => return found,
-                CsvRow::Event(problems) => problems.first().map(|problem| {
-                    format!("{} {}", problem.field.as_deref().unwrap_or_default(), problem.reason)
-                }),
+                CsvRow::Event(problems) => problems
+                    .first()
+                    .map(|problem| format!("{} {}", problem.field.as_deref().unwrap_or_default(), problem.reason)),
                 CsvRow::Malformed(reason) => Some(reason),
                 CsvRow::TooLong => Some("too long".to_owned()),
                 CsvRow::Skipped => Some("skipped".to_owned()),

@@ -354,7 +354,8 @@ mod tests {
         let text_format = Dialect { delimiter: Some(b'\t'), quote: None, ..escaped };
         let text = b"a\\tb\t\"c\\n\"\t\\\\N\n\\N\tx\t\\\t\n";
         assert_eq!(rows(&text_format, text), [cells(["a\tb", "\"c\n\"", "\\N"]), cells(["-", "x", "\t"])]);
-        let other = Dialect { delimiter: Some(b'|'), quote: Some(b'\''), nulls: vec!["-".to_owned()], ..Dialect::default() };
+        let other =
+            Dialect { delimiter: Some(b'|'), quote: Some(b'\''), nulls: vec!["-".to_owned()], ..Dialect::default() };
         assert_eq!(rows(&other, b"'a''b'|\"|NULL|-|'-'\n").concat_ok(), ["a'b", "\"", "NULL", "", "-"]);
     }
 
@@ -373,7 +374,14 @@ mod tests {
         let long = "x".repeat(3 * MAX_ROW_BYTES);
         let wide = ",".repeat(10 * MAX_COLUMNS);
         let text = format!("a,{long}\nb,{wide}\nc,d\n\"e\"e{long}\nf,g\nh,\"open {long}\ni\n");
-        let expected = [Err(Row::TooLong), Err(Row::TooLong), cells(["c", "d"]), Err(Row::TooLong), cells(["f", "g"]), Err(Row::TooLong)];
+        let expected = [
+            Err(Row::TooLong),
+            Err(Row::TooLong),
+            cells(["c", "d"]),
+            Err(Row::TooLong),
+            cells(["f", "g"]),
+            Err(Row::TooLong),
+        ];
         assert_eq!(rows(&Dialect::default(), text.as_bytes()), expected);
     }
 

@@ -35,7 +35,11 @@ pub async fn run(plan: ReadPlan, rejects: Option<PathBuf>, allow_empty: bool) ->
                 batch.rejected.iter().for_each(|event| event.write_to(&mut lines));
                 file.write_all(&lines).map_err(|error| Error::file("write", path, &error))?;
             }
-            None => batch.rejected.iter().zip(printed..MAX_PRINTED).for_each(|(event, _)| progress.print(&event.to_string())),
+            None => batch
+                .rejected
+                .iter()
+                .zip(printed..MAX_PRINTED)
+                .for_each(|(event, _)| progress.print(&event.to_string())),
         }
         let PackedBatch { number, end, read, rejected, .. } = batch;
         let bytes = read.end - read.start;

@@ -34,7 +34,8 @@ pub fn expand(arguments: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
 fn in_directory(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     let unreadable = |error| Error::Usage(format!("{}: {error}", directory.display()));
     let entries = std::fs::read_dir(directory).map_err(unreadable)?;
-    let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    let paths =
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
     let mut paths: Vec<_> = paths.into_iter().filter(|path| is_input(path)).collect();
     if let Some(inner) = paths.iter().find(|path| path.is_dir()) {
         return Err(Error::Usage(format!(

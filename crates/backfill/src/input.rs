@@ -83,7 +83,8 @@ impl Source {
                 (bytes, is_stream) = (None, true);
             }
         }
-        let name = if is_stream { Cow::Borrowed("-") } else { path.file_name().unwrap_or(path.as_os_str()).to_string_lossy() };
+        let name =
+            if is_stream { Cow::Borrowed("-") } else { path.file_name().unwrap_or(path.as_os_str()).to_string_lossy() };
         let path = (!is_stdin).then_some(path);
         let bytes_read = Arc::default();
         let raw = Opened::new(raw(path, bytes, &bytes_read).map_err(unreadable)?).map_err(unreadable)?;
@@ -93,7 +94,10 @@ impl Source {
         let format = sniff::format(&head, format, extension).map_err(usage)?;
         let is_plain = compression == Compression::None && format != Format::Parquet;
         if format == Format::Parquet && (bytes.is_none() || compression != Compression::None) {
-            return Err(usage("a Parquet file can be read neither from a stream nor from within gzip or Zstandard; save it as a file".to_owned()));
+            return Err(usage(
+                "a Parquet file can be read neither from a stream nor from within gzip or Zstandard; save it as a file"
+                    .to_owned(),
+            ));
         }
         let stream: Option<Stream> = bytes.is_none().then(|| Box::new(io::Cursor::new(head).chain(stream)) as _);
         let identity = InputIdentity { name: name.into_owned(), bytes, format };

@@ -205,7 +205,10 @@ mod tests {
     #[test]
     fn values_may_follow_one_another() {
         let (found, error) = values("{\n \"a\": \"x\ny\"\n}{}\n\n7 {\"b\":1}");
-        assert_eq!((found, error.as_str()), (vec![ok(1, "{  \"a\": \"x\ny\" }"), ok(4, "{}"), ok(6, "7"), ok(6, "{\"b\":1}")], ""));
+        assert_eq!(
+            (found, error.as_str()),
+            (vec![ok(1, "{  \"a\": \"x\ny\" }"), ok(4, "{}"), ok(6, "7"), ok(6, "{\"b\":1}")], "")
+        );
         assert_eq!(values(""), (vec![], String::new()));
     }
 

@@ -80,9 +80,7 @@ pub fn assignment(text: &str) -> Result<(String, String), String> {
     let member = member.trim();
     let is_property = member.strip_prefix(PROPERTIES_PREFIX).is_some_and(|name| !name.is_empty());
     if !MEMBERS.contains(&member) && member != PROPERTIES && !is_property {
-        return Err(format!(
-            "`{member}` is not one of external_user_id, name, timestamp, properties, properties.KEY"
-        ));
+        return Err(format!("`{member}` is not one of external_user_id, name, timestamp, properties, properties.KEY"));
     }
     if value.is_empty() {
         return Err(format!("`{text}` has nothing after `=`"));
@@ -210,7 +208,8 @@ impl Plan {
             let columns: Vec<_> = columns.iter().map(|column| builder.column(column)).collect::<Result<_, _>>()?;
             Ok(Some(Origin::Columns(columns.concat())))
         };
-        let named: Vec<_> = MEMBERS.iter().chain(&[PROPERTIES]).map(|member| mapped(member)).collect::<Result<_, _>>()?;
+        let named: Vec<_> =
+            MEMBERS.iter().chain(&[PROPERTIES]).map(|member| mapped(member)).collect::<Result<_, _>>()?;
         let mut properties = Vec::new();
         let names = mapping.columns.keys().chain(mapping.constants.keys()).collect::<BTreeSet<_>>();
         for member in names {
@@ -379,7 +378,9 @@ impl Builder<'_> {
         };
         let index = |column: &Column| header.iter().position(|name| *name == column.name);
         let found = [whole, inner].into_iter().find_map(|column| Some(Column { index: index(&column)?, ..column }));
-        found.map(|column| vec![column]).ok_or_else(|| format!("there is no column `{name}`; the columns are {}", list(header)))
+        found
+            .map(|column| vec![column])
+            .ok_or_else(|| format!("there is no column `{name}`; the columns are {}", list(header)))
     }
 
     fn own_column(&mut self, member: &str) -> Origin {
@@ -443,10 +444,15 @@ impl Builder<'_> {
         }
         let mut names = BTreeSet::new();
         if let Some(twice) = properties.iter().find(|property| !names.insert(property.name.as_str())) {
-            return Err(format!("two columns become the property `{}`; use --map to give one another name", twice.name));
+            return Err(format!(
+                "two columns become the property `{}`; use --map to give one another name",
+                twice.name
+            ));
         }
         let unknown = mapping.types.names().find(|name| !names.contains(name));
-        unknown.map_or(Ok(()), |name| Err(format!("--types names `properties.{name}`, which is not a property of the events")))
+        unknown.map_or(Ok(()), |name| {
+            Err(format!("--types names `properties.{name}`, which is not a property of the events"))
+        })
     }
 }
 

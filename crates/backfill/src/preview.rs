@@ -10,7 +10,8 @@ use std::process::ExitCode;
 /// # Errors
 /// If an input cannot be read.
 pub async fn run(plan: ReadPlan, events: u64) -> Result<ExitCode, Error> {
-    let mut batches = reader::spawn(ReadPlan { limit: Some(events), max_rejects: Some(u64::MAX), ..plan }, ReadStart::default());
+    let mut batches =
+        reader::spawn(ReadPlan { limit: Some(events), max_rejects: Some(u64::MAX), ..plan }, ReadStart::default());
     let mut has_rejected = false;
     while let Some(batch) = batches.next().await? {
         has_rejected |= !batch.rejected.is_empty();

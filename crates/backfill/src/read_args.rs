@@ -34,7 +34,12 @@ pub struct ReadArgs {
     #[arg(long, value_name = "PROPERTY=TYPE,…", default_value = "", hide_default_value = true, value_parser = ColumnTypes::parse)]
     pub types: ColumnTypes,
     /// How the input writes times, if not as RFC 3339 requires. sql is 2025-03-01 08:00:00[.ffffff][±hh[:mm]| UTC]
-    #[arg(long, value_enum, hide_possible_values = true, value_name = "sql|epoch-seconds|epoch-milliseconds|epoch-microseconds|rfc3339")]
+    #[arg(
+        long,
+        value_enum,
+        hide_possible_values = true,
+        value_name = "sql|epoch-seconds|epoch-milliseconds|epoch-microseconds|rfc3339"
+    )]
     pub timestamp_format: Option<TimestampFormat>,
     /// The time zone of times without one: UTC, an offset such as +01:00, or a name such as Europe/Berlin
     #[arg(long, value_name = "ZONE", value_parser = zone)]
@@ -95,7 +100,8 @@ impl ReadArgs {
             }
         }
         for (member, text) in &self.set {
-            if mapping.columns.contains_key(member) || mapping.constants.insert(member.clone(), text.clone()).is_some() {
+            if mapping.columns.contains_key(member) || mapping.constants.insert(member.clone(), text.clone()).is_some()
+            {
                 return Err(Error::Usage(format!("--map and --set give `{member}` twice")));
             }
         }
@@ -116,7 +122,8 @@ impl ReadArgs {
         if let Some(nulls) = &self.null {
             dialect.nulls = nulls.iter().filter(|null| !null.is_empty()).cloned().collect();
         }
-        let same = dialect.delimiter.is_some_and(|delimiter| [dialect.quote, dialect.escape].contains(&Some(delimiter)));
+        let same =
+            dialect.delimiter.is_some_and(|delimiter| [dialect.quote, dialect.escape].contains(&Some(delimiter)));
         if same {
             return Err(Error::Usage("--delimiter must differ from --quote and --escape".to_owned()));
         }

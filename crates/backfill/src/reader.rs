@@ -54,7 +54,6 @@ impl ReadPlan {
     }
 }
 
-
 /// Where to start reading.
 #[derive(Clone, Debug, Default)]
 pub struct ReadStart {
@@ -313,7 +312,8 @@ impl<'a> Reading<'a> {
             }
             let events = u32::try_from(batch.body.len()).unwrap_or(u32::MAX);
             // A pause of the run, such as a Retry-After, is not made up for.
-            self.due = self.due.max(Instant::now()) + Duration::from_secs(1) * events / u32::try_from(rate).unwrap_or(u32::MAX);
+            self.due = self.due.max(Instant::now())
+                + Duration::from_secs(1) * events / u32::try_from(rate).unwrap_or(u32::MAX);
         }
         self.batches.blocking_send(Ok(Some(batch))).map_err(|_| Halt::RunStopped)
     }
@@ -333,7 +333,10 @@ mod tests {
 
     fn read(files: &[&Path], start: &ReadStart) -> Result<Vec<PackedBatch>, Error> {
         let sources = files.iter().map(|path| Source::new(path, None).unwrap()).collect();
-        let mut batches = spawn(ReadPlan { max_rejects: Some(u64::MAX), ..ReadPlan::new(sources, ReadOptions::default(), 3) }, start.clone());
+        let mut batches = spawn(
+            ReadPlan { max_rejects: Some(u64::MAX), ..ReadPlan::new(sources, ReadOptions::default(), 3) },
+            start.clone(),
+        );
         std::iter::from_fn(|| batches.receiver.blocking_recv().expect("a message").transpose()).collect()
     }
 

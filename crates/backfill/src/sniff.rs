@@ -137,7 +137,8 @@ fn spans_lines(text: &[u8], line: Option<&[u8]>) -> bool {
 pub fn delimiter(text: &[u8]) -> Option<u8> {
     let line = text.split(|byte| matches!(byte, b'\n' | b'\r')).next().unwrap_or_default();
     let unquoted = line.split(|byte| *byte == b'"').step_by(2);
-    let counts = |delimiter: u8| unquoted.clone().map(|part| memchr::memchr_iter(delimiter, part).count()).sum::<usize>();
+    let counts =
+        |delimiter: u8| unquoted.clone().map(|part| memchr::memchr_iter(delimiter, part).count()).sum::<usize>();
     let counted = DELIMITERS.map(|delimiter| (delimiter, counts(delimiter)));
     // Of equal counts, the first one.
     let most = counted.into_iter().rev().max_by_key(|(_, count)| *count)?;
@@ -182,7 +183,8 @@ mod tests {
 
     #[test]
     fn the_delimiter_is_the_most_frequent_one_outside_quotes() {
-        let found = ["a,b;c,d\n;;;;", "a;b\r\n,,", "a\tb", "\"a,b,c\"|d", "a", ""].map(|text| delimiter(text.as_bytes()));
+        let found =
+            ["a,b;c,d\n;;;;", "a;b\r\n,,", "a\tb", "\"a,b,c\"|d", "a", ""].map(|text| delimiter(text.as_bytes()));
         assert_eq!(found, [Some(b','), Some(b';'), Some(b'\t'), Some(b'|'), None, None]);
     }
 }

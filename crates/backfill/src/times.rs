@@ -95,7 +95,8 @@ impl Times {
         if !has_shape(date, "dddd-dd-dd") || !matches!(separator, " " | "T" | "t") || !has_shape(time, "dd:dd:dd") {
             return Err(SHAPE);
         }
-        let fraction = rest.strip_prefix('.').map_or(0, |digits| 1 + digits.bytes().take_while(u8::is_ascii_digit).count());
+        let fraction =
+            rest.strip_prefix('.').map_or(0, |digits| 1 + digits.bytes().take_while(u8::is_ascii_digit).count());
         let (fraction, zone) = rest.split_at(fraction);
         if fraction == "." {
             return Err(SHAPE);
@@ -150,7 +151,8 @@ fn epoch(text: &str, decimals: usize) -> Option<String> {
         return None;
     }
     let per_second = 10_i64.pow(u32::try_from(decimals).ok()?);
-    let mut fraction = if decimals == 0 { String::new() } else { format!("{:0decimals$}", units.rem_euclid(per_second)) };
+    let mut fraction =
+        if decimals == 0 { String::new() } else { format!("{:0decimals$}", units.rem_euclid(per_second)) };
     fraction.push_str(part);
     utc(units.div_euclid(per_second), fraction.trim_end_matches('0'))
 }
@@ -188,7 +190,16 @@ mod tests {
             assert_eq!(convert(text).as_deref(), Ok(expected), "{text}");
         }
         assert!(convert("2025-03-01 08:00:00").unwrap_err().contains("--tz"));
-        for bad in ["", "infinity", "2025-03-01", "01/03/2025 08:00:00", "2025-03-01 08:00", "2025-03-01 08:00:00.Z", "2025-03-01 08:00:00 CET", "2025-03-01 08:00:0é+0"] {
+        for bad in [
+            "",
+            "infinity",
+            "2025-03-01",
+            "01/03/2025 08:00:00",
+            "2025-03-01 08:00",
+            "2025-03-01 08:00:00.Z",
+            "2025-03-01 08:00:00 CET",
+            "2025-03-01 08:00:0é+0",
+        ] {
             assert!(convert(bad).is_err(), "{bad}");
         }
     }

@@ -13,7 +13,10 @@ async fn another_input_or_other_options_do_not_resume() {
     let sent = service.requests().len();
     backfill.run("events.ndjson --max-events 20").await.assert(2, &["--max-events was 10, not 20", "--restart"]);
     backfill.run("events.ndjson --max-events 10 --types a=number").await.assert(2, &["--types"]);
-    backfill.run("events.ndjson --max-events 10 --format csv").await.assert(2, &["there is no column `external_user_id`"]);
+    backfill
+        .run("events.ndjson --max-events 10 --format csv")
+        .await
+        .assert(2, &["there is no column `external_user_id`"]);
     backfill.write("events.ndjson", format!("{content}\n"));
     backfill.run("events.ndjson --max-events 10").await.assert(2, &["the size of events.ndjson has changed"]);
     backfill.write("events.ndjson", content.replacen("1.10", "1.11", 1));

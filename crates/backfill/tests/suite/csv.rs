@@ -89,7 +89,10 @@ async fn the_usual_spellings_of_null_are_not_text() {
     ];
     assert_eq!(service.queue(), expected);
     let rejects = backfill.read_ndjson("t.csv.rejects.ndjson");
-    assert_eq!(rejects.iter().map(line_and_field).collect::<Vec<_>>(), [2, 3].map(|line| (line, Some("external_user_id"))));
+    assert_eq!(
+        rejects.iter().map(line_and_field).collect::<Vec<_>>(),
+        [2, 3].map(|line| (line, Some("external_user_id")))
+    );
 
     // Another list of spellings replaces the usual one.
     let backfill = Backfill::new(&service);

@@ -64,7 +64,10 @@ async fn amplitude() {
             "properties": {"plan": "pro"}})
     };
     let file = gzip(format!("{}\n{}\n", event(json!("user@amplitude.com")), event(Value::Null)));
-    assert_eq!(load("123_2020-02-20_0#1.json.gz", file, "Amplitude").await, [expected("user@amplitude.com"), expected("d-1")]);
+    assert_eq!(
+        load("123_2020-02-20_0#1.json.gz", file, "Amplitude").await,
+        [expected("user@amplitude.com"), expected("d-1")]
+    );
 }
 
 /// <https://posthog.com/docs/cdp/batch-exports/s3>: JSON lines. `properties` is text in Parquet files.

@@ -61,15 +61,24 @@ async fn compressed_files_and_json_arrays_and_tsv_are_read() {
     let tsv = "external_user_id\tname\tproperties.plan\n0\tn\tpro\n1\tn\t\n2\tn\ta, b\n";
     let array = format!("[{}]\n", lines(3).trim_end().replace('\n', ",\n "));
     let pretty = "{\n  \"external_user_id\": \"0\",\n  \"name\": \"n\"\n}\n{\"external_user_id\":\"1\",\"name\":\"n\"}{\"external_user_id\":\"2\",\"name\":\"n\"}";
-    for (name, content) in [("ndjson", lines(3)), ("csv", csv.to_owned()), ("tsv", tsv.to_owned()), ("json", array), ("pretty", pretty.to_owned())] {
+    for (name, content) in [
+        ("ndjson", lines(3)),
+        ("csv", csv.to_owned()),
+        ("tsv", tsv.to_owned()),
+        ("json", array),
+        ("pretty", pretty.to_owned()),
+    ] {
         let (first, second) = content.as_bytes().split_at(content.len() / 2);
         let members = [gzip(first), gzip(second)].concat();
         let skippable = b"\x50\x2a\x4d\x18\x03\0\0\0abc".to_vec();
-        let frames = [zstd::encode_all(first, 1).unwrap(), skippable.clone(), zstd::encode_all(second, 1).unwrap()].concat();
+        let frames =
+            [zstd::encode_all(first, 1).unwrap(), skippable.clone(), zstd::encode_all(second, 1).unwrap()].concat();
         let skipped = [skippable, frames.clone()].concat();
         let mut queue: Option<Vec<Value>> = None;
         for content in [content.clone().into_bytes(), members, frames, skipped] {
-            for (arguments, is_stdin) in [("events", false), ("events.ndjson", false), ("events.csv", false), ("", true)] {
+            for (arguments, is_stdin) in
+                [("events", false), ("events.ndjson", false), ("events.csv", false), ("", true)]
+            {
                 let service = Service::start(|_, _| Reply::Process).await;
                 let backfill = Backfill::new(&service);
                 let run = if is_stdin {
@@ -93,7 +102,14 @@ async fn a_run_stops_when_its_first_1000_records_are_all_bad() {
     backfill.write("events.ndjson", "{\"user\":1}\n".repeat(100_000));
     for options in ["", "--dry-run"] {
         let run = backfill.run(&format!("events.ndjson {options}")).await;
-        run.assert(2, &["the first 1,000 records are all rejected", "events.ndjson:1: external_user_id is required", "--max-rejects"]);
+        run.assert(
+            2,
+            &[
+                "the first 1,000 records are all rejected",
+                "events.ndjson:1: external_user_id is required",
+                "--max-rejects",
+            ],
+        );
         assert!(!backfill.path("events.ndjson.rejects.ndjson").exists());
     }
     backfill.write("events.ndjson", format!("{}{}", "{}\n".repeat(999), lines(1)));
@@ -121,13 +137,17 @@ fn rows(row: impl Fn(usize) -> String) -> String {
 /// and each other format.
 fn exports() -> Vec<Export> {
     let event = |id: usize| format!("{{\"external_user_id\":\"{id}\",\"name\":\"n\"}}");
-    let dump = rows(|id| format!("{id},sign up,2025-03-01 08:{:02}:{:02}.5,\"a, \"\"{id}\"\"\",NULL\n", id / 60, id % 60));
+    let dump =
+        rows(|id| format!("{id},sign up,2025-03-01 08:{:02}:{:02}.5,\"a, \"\"{id}\"\"\",NULL\n", id / 60, id % 60));
     let tsv = rows(|id| format!("{id}\tn\tpro\\tx\t\\N\n"));
     let segment = rows(|id| {
         let kind = if id % 10 == 9 { "identify" } else { "track" };
-        let track = format!("{{\"userId\":\"{id}\",\"type\":\"{kind}\",\"event\":\"Signed Up\",\"properties\":{{\"plan\":\"Pro\"}}");
+        let track = format!(
+            "{{\"userId\":\"{id}\",\"type\":\"{kind}\",\"event\":\"Signed Up\",\"properties\":{{\"plan\":\"Pro\"}}"
+        );
         // Only the tracked events are loaded, so the others are written twice.
-        format!("{track},\"context\":{{\"ip\":\"::1\"}},\"timestamp\":\"2025-03-01T08:00:00.000Z\"}}\n").repeat(1 + usize::from(id % 10 == 9))
+        format!("{track},\"context\":{{\"ip\":\"::1\"}},\"timestamp\":\"2025-03-01T08:00:00.000Z\"}}\n")
+            .repeat(1 + usize::from(id % 10 == 9))
     });
     let mut array = String::from("[");
     (0..1000).for_each(|id| write!(array, "{}{}", if id > 0 { " ,\n" } else { "" }, event(id)).unwrap());
@@ -184,7 +204,8 @@ async fn a_run_of_any_format_killed_at_any_request_resumes_without_loss_or_dupli
             }
             let arguments = format!("{} --max-events 50 --concurrency 4 {}", export.name, export.options);
             let start = async || {
-                let mut child = backfill.command(&arguments).stdin(std::process::Stdio::piped()).spawn().expect("it starts");
+                let mut child =
+                    backfill.command(&arguments).stdin(std::process::Stdio::piped()).spawn().expect("it starts");
                 let mut stdin = child.stdin.take().expect("piped");
                 if is_stdin {
                     // Writing fails if the command ends before it has read everything.
@@ -199,7 +220,11 @@ async fn a_run_of_any_format_killed_at_any_request_resumes_without_loss_or_dupli
             }
             wait(start().await).await.assert(0, &["Done"]);
             let ids = service.queued_ids();
-            let expected = if export.name == "segment.gz" { (0..1000).filter(|id| id % 10 != 9).collect() } else { (0..1000).collect() };
+            let expected = if export.name == "segment.gz" {
+                (0..1000).filter(|id| id % 10 != 9).collect()
+            } else {
+                (0..1000).collect()
+            };
             assert_eq!(ids, expected, "{} killed at {kill_at:?}", export.name);
             let mut queue = service.queue();
             queue.sort_by_key(|event| event["external_user_id"].as_str().unwrap().parse::<u64>().unwrap());

@@ -24,11 +24,15 @@ async fn columns_of_any_format_are_mapped_alike() {
     let json = json!([{"user_id": 42, "event": "signed up", "ts": 1_740_816_000, "plan": "pro", "age": "7", "ctx": {"ip": "::1"}}]);
     let ndjson = json[0].to_string();
     let arguments = [
-        "--map", "external_user_id=user_id,name=event,timestamp=ts,properties.address=ctx.ip",
-        "--timestamp-format", "epoch-seconds",
+        "--map",
+        "external_user_id=user_id,name=event,timestamp=ts,properties.address=ctx.ip",
+        "--timestamp-format",
+        "epoch-seconds",
         "--remaining-as-properties",
-        "--types", "age=number,ctx=json",
-        "--set", "properties.source=import",
+        "--types",
+        "age=number,ctx=json",
+        "--set",
+        "properties.source=import",
     ];
     let expected = json!({"external_user_id": "42", "name": "signed up", "timestamp": "2025-03-01T08:00:00Z",
         "properties": {"address": "::1", "source": "import", "plan": "pro", "age": 7, "ctx": {"ip": "::1"}}});
@@ -70,7 +74,10 @@ async fn errors_of_a_mapping_say_what_to_do() {
         (vec!["--map", "external_user_id=user_id,name=event", "--where", "x=1"], vec!["no column `x`"]),
         (vec!["--tz", "Nowhere"], vec!["Europe/Berlin"]),
         (vec!["--map", "external_user_id=user_id,name=event", "--types", "age=number"], vec!["`properties.age`"]),
-        (vec!["--map", "external_user_id=user_id,properties.a=event,name=event", "--set", "properties.a=x"], vec!["give `properties.a` twice"]),
+        (
+            vec!["--map", "external_user_id=user_id,properties.a=event,name=event", "--set", "properties.a=x"],
+            vec!["give `properties.a` twice"],
+        ),
         (vec!["--delimiter", "ab"], vec!["one ASCII character"]),
     ] {
         let error = preview("a.csv", csv, &arguments).await.unwrap_err();
@@ -81,7 +88,10 @@ async fn errors_of_a_mapping_say_what_to_do() {
     assert!(error.contains("properties.plan is in `properties` and is also a column"), "{error}");
     let error = preview("a.ndjson", r#"{"name":"a","name":"b"}"#, &["--set", "external_user_id=1"]).await.unwrap_err();
     assert!(error.contains("`name` twice"), "{error}");
-    let error = preview("a.csv", "external_user_id,name,timestamp\n1,n,2025-03-01 08:00:00\n", &["--timestamp-format", "sql"]).await.unwrap_err();
+    let error =
+        preview("a.csv", "external_user_id,name,timestamp\n1,n,2025-03-01 08:00:00\n", &["--timestamp-format", "sql"])
+            .await
+            .unwrap_err();
     assert!(error.contains("a.csv:2: timestamp has no time zone; pass --tz"), "{error}");
     let error = preview("a.csv", "external_user_id,name,timestamp\n1,n,2025-03-01 08:00:00\n", &[]).await.unwrap_err();
     assert!(error.contains("--timestamp-format"), "{error}");
@@ -109,7 +119,10 @@ async fn a_trial_run_is_continued_by_the_next_one() {
     run.assert(0, &["events.ndjson: NDJSON", "at most 7 events"]);
     assert_eq!(run.summary()["status"], "limited");
     assert_eq!(service.queued_ids().len(), 7);
-    backfill.run("events.ndjson --limit 7").await.assert(0, &["Limit reached: 14 events accepted", "continues from here"]);
+    backfill
+        .run("events.ndjson --limit 7")
+        .await
+        .assert(0, &["Limit reached: 14 events accepted", "continues from here"]);
     backfill.run("events.ndjson").await.assert(0, &["Done: 30 events accepted"]);
     assert_eq!(service.queued_ids().len(), 30);
     assert_eq!(service.batch_sizes(), [7, 7, 16]);

@@ -65,7 +65,10 @@ async fn what_is_known_is_said_before_sending() {
     backfill.write("e.parquet", EVENTS);
     let map = "--map external_user_id=user_id,name=event,timestamp=ts --remaining-as-properties";
     let run = backfill.run(&format!("e.parquet {map} --max-events 250 --events-per-second 100000")).await;
-    run.assert(0, &["e.parquet: Parquet", "1,000 events in 4 batches or more", "at 100,000 events/s", "1,000 events accepted"]);
+    run.assert(
+        0,
+        &["e.parquet: Parquet", "1,000 events in 4 batches or more", "at 100,000 events/s", "1,000 events accepted"],
+    );
     assert_eq!(service.queued_ids(), (0..1000).collect());
     let expected = json!({"external_user_id": "3", "name": "event 3", "timestamp": "2025-03-01T08:00:03.123456Z",
         "properties": {"plan": "pro", "price": 0.03}});
@@ -82,7 +85,10 @@ async fn a_parquet_file_that_cannot_be_read_is_refused() {
     backfill.run("e.parquet --map name=x").await.assert(2, &["no column `x`", "`user_id`, `event`"]);
     backfill.run_with_stdin("", EVENTS).await.assert(2, &["a stream", "save it as a file"]);
     backfill.write("cut.parquet", &EVENTS[..EVENTS.len() - 9]);
-    backfill.run(&format!("cut.parquet {map} --drop-remaining")).await.assert(2, &["cut.parquet", "Parquet data cannot be read"]);
+    backfill
+        .run(&format!("cut.parquet {map} --drop-remaining"))
+        .await
+        .assert(2, &["cut.parquet", "Parquet data cannot be read"]);
     let mut damaged = EVENTS.to_vec();
     damaged[100..1100].fill(0xaa);
     backfill.write("damaged.parquet", damaged);
