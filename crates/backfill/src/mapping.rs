@@ -223,7 +223,8 @@ impl Plan {
         let members = [own(MEMBERS[0], user), own(MEMBERS[1], name), own(MEMBERS[2], time)];
         let base = own(PROPERTIES, base);
         builder.check_required(&members)?;
-        builder.add_header(mapping, &mut properties)?;
+        let has_base = !matches!(&base, Origin::Columns(columns) if columns.is_empty());
+        builder.add_header(mapping, &mut properties, has_base)?;
         let condition = |condition: &Condition| {
             let member = MEMBERS.iter().position(|member| *member == condition.column);
             let operand = match member {
@@ -285,26 +286,28 @@ impl Plan {
     }
 
     fn write_properties(&self, record: &impl Columns, event: &mut Vec<u8>, problems: &mut Vec<Problem>) {
-        let base = value(record, &self.base).map(Value::text);
-        let base = base.as_deref().map(str::trim);
-        // What is not an object is refused by the service's rules.
+        let base = value(record, &self.base).map(|value| match value {
+            Value::Json(raw) if !raw.starts_with('"') => Cow::Borrowed(raw),
+            // An object that was written into text.
+            Value::Json(_) | Value::Text(_) => {
+                let text = value.text();
+                typed(ColumnType::Json, text.trim()).unwrap_or_else(|_| json_string(&text)).into()
+            }
+        });
+        let base = base.as_deref();
         let inner = base.map(|base| base.strip_prefix('{').and_then(|base| base.strip_suffix('}')).ok_or(base));
         let start = event.len();
         separate(event);
         event.extend_from_slice(b"\"properties\":");
         let mut is_empty = true;
         match inner {
-            Some(Err(other)) => {
-                if serde_json::from_str::<&RawValue>(other).is_ok() {
-                    event.extend_from_slice(other.as_bytes());
-                } else {
-                    write_string(event, other);
-                }
-                return;
-            }
+            // What is not an object is refused by the service's rules.
+            Some(Err(other)) => return event.extend_from_slice(other.as_bytes()),
             Some(Ok(inner)) => {
                 event.push(b'{');
-                event.extend_from_slice(inner.as_bytes());
+                if !self.write_typed(base, event, problems) {
+                    event.extend_from_slice(inner.as_bytes());
+                }
                 is_empty = inner.trim_ascii().is_empty();
             }
             None => event.push(b'{'),
@@ -348,6 +351,30 @@ impl Plan {
         } else {
             event.push(b'}');
         }
+    }
+}
+
+impl Plan {
+    /// Writes the members of the object `base` if `--types` names one of them. Otherwise their text stays as it is.
+    fn write_typed(&self, base: Option<&str>, event: &mut Vec<u8>, problems: &mut Vec<Problem>) -> bool {
+        if self.types.names().next().is_none() {
+            return false;
+        }
+        let members = base.and_then(Members::parse).unwrap_or_default();
+        if !members.0.iter().any(|(name, _)| self.types.of(name).is_some()) {
+            return false;
+        }
+        for (name, raw) in &members.0 {
+            separate(event);
+            write_string(event, name);
+            event.push(b':');
+            // A null stays null, whatever its type would be.
+            let kind = self.types.of(name).filter(|_| raw.get() != "null");
+            if let Err(reason) = write_value(event, kind, Value::Json(raw.get())) {
+                problems.push(invalid(format!("{PROPERTIES_PREFIX}{name}"), reason));
+            }
+        }
+        true
     }
 }
 
@@ -408,7 +435,7 @@ impl Builder<'_> {
     }
 
     /// Adds the columns of the header that are properties.
-    fn add_header(&mut self, mapping: &Mapping, properties: &mut Vec<Property>) -> Result<(), String> {
+    fn add_header(&mut self, mapping: &Mapping, properties: &mut Vec<Property>, has_base: bool) -> Result<(), String> {
         let Some(header) = self.header else { return Ok(()) };
         let mut unmapped = Vec::new();
         for (index, name) in header.iter().enumerate() {
@@ -449,7 +476,8 @@ impl Builder<'_> {
                 twice.name
             ));
         }
-        let unknown = mapping.types.names().find(|name| !names.contains(name));
+        // Only the records tell what is in `properties`.
+        let unknown = mapping.types.names().find(|name| !has_base && !names.contains(name));
         unknown.map_or(Ok(()), |name| {
             Err(format!("--types names `properties.{name}`, which is not a property of the events"))
         })

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 /// The events that the documented line makes of `content`.
 async fn load(name: &str, content: impl AsRef<[u8]>, product: &str) -> Vec<Value> {
     let docs = include_str!("../../../../docs/backfill.md");
-    let row = docs.lines().find(|line| line.starts_with(&format!("| {product} |"))).expect("a row in docs/backfill.md");
-    // Markdown escapes `|` in tables.
-    let options = row.split('`').nth(1).expect("options").replace("\\|", "|");
+    let mut lines = docs.lines().skip_while(|line| !line.starts_with(&format!("# {product}:")));
+    let line = lines.nth(1).expect("a line in docs/backfill.md");
+    let (options, _file) = line.strip_prefix("backfill ").expect("a command").rsplit_once(' ').expect("a file");
+    let options = options.replace('\'', "");
     let backfill = Backfill::at("localhost:1".to_owned());
     backfill.write(name, content);
     let run = backfill.run(&format!("{name} --preview 10 {options}")).await;

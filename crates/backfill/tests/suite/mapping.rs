@@ -62,6 +62,33 @@ async fn columns_that_nobody_named_are_an_error_or_what_the_user_wants() {
 }
 
 #[tokio::test]
+async fn types_apply_to_the_properties_of_every_format() {
+    let properties = json!({"age": "7", "plan": "pro", "vip": null});
+    let event = json!({"external_user_id": "1", "name": "n", "properties": properties, "v": 2});
+    let csv = format!("external_user_id,name,properties\n1,n,\"{}\"\n", properties.to_string().replace('"', "\"\""));
+    let typed = json!({"age": 7, "plan": "pro", "vip": null});
+    for (name, content) in [("a.ndjson", event.to_string()), ("a.csv", csv)] {
+        let found = preview(name, content, &["--types", "age=number,vip=boolean"]).await.unwrap();
+        assert_eq!(found[0]["properties"], typed, "{name}");
+    }
+    let error = preview("a.ndjson", event.to_string(), &["--types", "plan=number"]).await.unwrap_err();
+    assert!(error.contains("properties.plan must be a number"), "{error}");
+}
+
+/// Text that only begins and ends like an object must not become members of the event.
+#[tokio::test]
+async fn properties_in_text_must_be_an_object() {
+    let ok = preview("a.csv", "external_user_id,name,properties\n1,n,\"{\n}\"\n2,n,\n", &[]).await.unwrap();
+    assert_eq!((&ok[0]["properties"], ok.len()), (&json!({}), 2));
+    for cell in [r#"{"a":1},"name":{"b":2}"#, "{", "[1]", "{'a':1}", "pro"] {
+        let cell = cell.replace('"', "\"\"");
+        let error =
+            preview("a.csv", format!("external_user_id,name,properties\n1,n,\"{cell}\"\n"), &[]).await.unwrap_err();
+        assert!(error.contains("a.csv:2: properties must be an object"), "{cell}: {error}");
+    }
+}
+
+#[tokio::test]
 async fn errors_of_a_mapping_say_what_to_do() {
     let csv = "user_id,event\n1,n\n";
     for (arguments, phrases) in [

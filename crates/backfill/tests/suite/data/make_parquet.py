@@ -1,6 +1,6 @@
 """Writes the Parquet files of the tests. It needs pyarrow, which the tests do not.
 
-    python3 crates/backfill/tests/suite/data/make_parquet.py
+python3 crates/backfill/tests/suite/data/make_parquet.py
 """
 
 import datetime as dt
@@ -31,7 +31,6 @@ def events() -> None:
 
 def types() -> None:
     """Write a row of values, and a row of NULLs, with a column of each type."""
-    local = {"2025": INSTANT}["2025"]
     big = decimal.Decimal("-123456789012345678901234567890.12345678")
     columns = {
         "external_user_id": pa.array([7, 8], pa.int64()),
@@ -51,24 +50,24 @@ def types() -> None:
         "time_ms": pa.array([dt.time(8, 0, 0, 5000), None], pa.time32("ms")),
         "time_us": pa.array([dt.time(8, 0), None], pa.time64("us")),
         "time_ns": pa.array([dt.time(8, 0, 0, 7), None], pa.time64("ns")),
-        "utc_ms": pa.array([local, None], pa.timestamp("ms", "UTC")),
-        "utc_us": pa.array([local, None], pa.timestamp("us", "Europe/Berlin")),
-        "utc_ns": pa.array([local, None], pa.timestamp("ns", "UTC")),
-        "local_us": pa.array([local, None], pa.timestamp("us")),
-        "local_ns": pa.array([local, None], pa.timestamp("ns")),
+        "utc_ms": pa.array([INSTANT, None], pa.timestamp("ms", "UTC")),
+        "utc_us": pa.array([INSTANT, None], pa.timestamp("us", "Europe/Berlin")),
+        "utc_ns": pa.array([INSTANT, None], pa.timestamp("ns", "UTC")),
+        "local_us": pa.array([INSTANT, None], pa.timestamp("us")),
+        "local_ns": pa.array([INSTANT, None], pa.timestamp("ns")),
         "bytes": pa.array([b"\x00\xff", None], pa.binary()),
         "text_bytes": pa.array([b"text", None], pa.binary()),
         "fixed": pa.array([b"ab", None], pa.binary(2)),
         "dictionary": pa.array(["x", None]).dictionary_encode(),
         "list": pa.array([[1, None, 3], None], pa.list_(pa.int32())),
-        "times": pa.array([[local], None], pa.list_(pa.timestamp("us", "UTC"))),
+        "times": pa.array([[INSTANT], None], pa.list_(pa.timestamp("us", "UTC"))),
         "struct": pa.array([{"a": {"b": 'q"\n'}, "none": None}, None]),
         "map": pa.array([[("k", 1), ("l", 2)], None], pa.map_(pa.string(), pa.int64())),
         "structs": pa.array([[{"n": 1}, {"n": 2}], None]),
         "empty": pa.array([[], None], pa.list_(pa.int32())),
     }
     pq.write_table(pa.table(columns), HERE / "types.parquet", compression="snappy")
-    int96 = pa.table({"external_user_id": ["1"], "name": ["n"], "timestamp": pa.array([local], pa.timestamp("ns"))})
+    int96 = pa.table({"external_user_id": ["1"], "name": ["n"], "timestamp": pa.array([INSTANT], pa.timestamp("ns"))})
     pq.write_table(int96, HERE / "int96.parquet", use_deprecated_int96_timestamps=True, compression="gzip")
 
 
