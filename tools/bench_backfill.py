@@ -1,6 +1,6 @@
 """Measures event-ingest-backfill and, for comparison, simpler ways to send events.
 
-A stub on this machine answers every batch with 202 at once. It decompresses each body and counts its
+A stub on this machine accepts every batch at once. It decompresses each body and counts its
 events, so that a lost event is noticed. `make bench-backfill` runs this script.
 
     python3 tools/bench_backfill.py                 1 million and 10 million events of 200 bytes
@@ -38,11 +38,7 @@ BATCH_EVENTS = 500
 SAMPLE_EVENTS = 20_000
 SAMPLE_CURLS = 1_000
 
-ANSWER = b'{"data":{"accepted":true}}'
-RESPONSE = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
-    len(ANSWER),
-    ANSWER,
-)
+RESPONSE = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
 
 
 def event(number: int) -> str:
@@ -56,6 +52,14 @@ def event(number: int) -> str:
 # ── The stub ─────────────────────────────────────────────────────────────────────────────────
 
 
+def response(bulk: bool, events: int) -> bytes:
+    status, body = b"202 Accepted", b'{"data":{"accepted":true}}'
+    if bulk:
+        status = b"200 OK"
+        body = b'{"data":{"accepted":%d,"rejected":0,"errors":[]},"meta":{"received":%d}}' % (events, events)
+    return RESPONSE % (status, len(body), body)
+
+
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: Callable[[int], None]) -> None:
     try:
         while True:
@@ -66,8 +70,9 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cou
             body = await reader.readexactly(length)
             if b"content-encoding: gzip" in head:
                 body = zlib.decompress(body, wbits=31)
-            count(body.count(b'"external_user_id"'))
-            writer.write(RESPONSE)
+            events = body.count(b'"external_user_id"')
+            count(events)
+            writer.write(response(b"/events/bulk" in head, events))
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
