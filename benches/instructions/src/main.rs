@@ -110,6 +110,10 @@ fn count(name: &str) -> Result<u64> {
         .arg(format!("--callgrind-out-file={}", profile.display()))
         .arg(std::env::current_exe()?)
         .args(["run", name])
+        // The settings of template.yaml.
+        .env("MALLOC_MMAP_THRESHOLD_", "33554432")
+        .env("MALLOC_TRIM_THRESHOLD_", "67108864")
+        .env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=127")
         .stdout(Stdio::null())
         .status()
         .context("valgrind is needed; on Debian: apt-get install valgrind")?;
