@@ -64,12 +64,10 @@ fn dynamodb(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
         .with_max_backoff(Duration::from_millis(200));
     let timeouts =
         TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
-    let config = aws_sdk_dynamodb::config::Builder::from(sdk)
-        .retry_config(retries)
-        .timeout_config(timeouts)
-        .interceptor(calls::CallCounter)
-        .build();
-    aws_sdk_dynamodb::Client::from_conf(config)
+    let mut config =
+        aws_sdk_dynamodb::config::Builder::from(sdk).retry_config(retries).timeout_config(timeouts);
+    config.push_interceptor(calls::counter());
+    aws_sdk_dynamodb::Client::from_conf(config.build())
 }
 
 /// Waits for a call until `by`. The call is boxed because the SDK's futures are tens of kilobytes, and

@@ -38,11 +38,9 @@ impl SqsQueue {
     /// lost may have taken effect, and only the pipeline can decide whether to repeat it.
     #[must_use]
     pub fn new(sdk: &SdkConfig, url: String) -> Self {
-        let config = aws_sdk_sqs::config::Builder::from(sdk)
-            .retry_config(RetryConfig::disabled())
-            .interceptor(super::calls::CallCounter)
-            .build();
-        Self { client: Client::from_conf(config), url }
+        let mut config = aws_sdk_sqs::config::Builder::from(sdk).retry_config(RetryConfig::disabled());
+        config.push_interceptor(super::calls::counter());
+        Self { client: Client::from_conf(config.build()), url }
     }
 }
 
