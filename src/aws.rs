@@ -2,6 +2,7 @@
 
 pub mod api_keys;
 pub mod calls;
+mod json_string;
 pub mod queue;
 pub mod state_table;
 

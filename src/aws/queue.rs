@@ -1,5 +1,6 @@
 //! [`Queue`] over SQS (docs/contract.md, "The queue message").
 
+use super::json_string::json_string;
 use super::{answer_by, describe};
 use crate::clock::Timestamp;
 use crate::delivery::{Queue, SendResult};
@@ -122,13 +123,7 @@ const NO_BODY: &[u8] = br#""MessageBody":"""#;
 
 /// Each body as a JSON string.
 fn json_strings(messages: &[Message]) -> Vec<Vec<u8>> {
-    let json_string = |message: &Message| {
-        let mut json = Vec::with_capacity(message.body.len() + message.body.len() / 4);
-        // Writing to a vector cannot fail.
-        let _ = serde_json::to_writer(&mut json, &message.body);
-        json
-    };
-    messages.iter().map(json_string).collect()
+    messages.iter().map(|message| json_string(&message.body)).collect()
 }
 
 /// Inserts the bodies into a request that the SDK has serialized but not signed.
