@@ -5,6 +5,7 @@ pub mod calls;
 mod json_string;
 pub mod queue;
 pub mod state_table;
+mod user_agent;
 
 use queue::SqsQueue;
 use state_table::StateTable;
@@ -95,7 +96,7 @@ fn dynamodb(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
         TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
     let mut config =
         aws_sdk_dynamodb::config::Builder::from(sdk).retry_config(retries).timeout_config(timeouts);
-    config.push_interceptor(calls::counter());
+    config.push_interceptor(calls::counter()).push_interceptor(user_agent::kept());
     aws_sdk_dynamodb::Client::from_conf(config.build())
 }
 

@@ -1,7 +1,7 @@
 //! [`Queue`] over SQS (docs/contract.md, "The queue message").
 
 use super::json_string::json_string;
-use super::{answer_by, describe};
+use super::{answer_by, calls, describe, user_agent};
 use crate::clock::Timestamp;
 use crate::delivery::{Queue, SendResult};
 use crate::packing::{Envelope, Message};
@@ -40,7 +40,7 @@ impl SqsQueue {
     #[must_use]
     pub fn new(sdk: &SdkConfig, url: String) -> Self {
         let mut config = aws_sdk_sqs::config::Builder::from(sdk).retry_config(RetryConfig::disabled());
-        config.push_interceptor(super::calls::counter());
+        config.push_interceptor(calls::counter()).push_interceptor(user_agent::kept());
         Self { client: Client::from_conf(config.build()), url }
     }
 }
