@@ -20,9 +20,7 @@ use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_runtime_api::client::connector_metadata::ConnectorMetadata;
-use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
-};
+use aws_smithy_runtime_api::client::http::{HttpClient, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector};
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use std::future::Future;
 use std::pin::Pin;
@@ -41,11 +39,8 @@ const PREWARM_TIMEOUT: Duration = Duration::from_secs(2);
 /// no client can use TLS, and no certificates are read.
 pub async fn sdk_config(uses_tls: bool) -> SdkConfig {
     let http = aws_smithy_http_client::Builder::new();
-    let http = if uses_tls {
-        http.tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https()
-    } else {
-        http.build_http()
-    };
+    let http =
+        if uses_tls { http.tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https() } else { http.build_http() };
     let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build();
     aws_config::defaults(BehaviorVersion::latest())
         .http_client(OnDemand(http))
@@ -94,8 +89,7 @@ fn dynamodb(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
         .with_max_backoff(Duration::from_millis(200));
     let timeouts =
         TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
-    let mut config =
-        aws_sdk_dynamodb::config::Builder::from(sdk).retry_config(retries).timeout_config(timeouts);
+    let mut config = aws_sdk_dynamodb::config::Builder::from(sdk).retry_config(retries).timeout_config(timeouts);
     config.push_interceptor(calls::counter()).push_interceptor(user_agent::kept());
     aws_sdk_dynamodb::Client::from_conf(config.build())
 }
