@@ -38,11 +38,7 @@ BATCH_EVENTS = 500
 SAMPLE_EVENTS = 20_000
 SAMPLE_CURLS = 1_000
 
-ANSWER = b'{"data":{"accepted":true}}'
-RESPONSE = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
-    len(ANSWER),
-    ANSWER,
-)
+RESPONSE = b"HTTP/1.1 %d OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
 
 
 def event(number: int) -> str:
@@ -66,13 +62,23 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cou
             body = await reader.readexactly(length)
             if b"content-encoding: gzip" in head:
                 body = zlib.decompress(body, wbits=31)
-            count(body.count(b'"external_user_id"'))
-            writer.write(RESPONSE)
+            events = body.count(b'"external_user_id"')
+            count(events)
+            writer.write(response(head, events))
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
         writer.close()
+
+
+def response(head: bytes, events: int) -> bytes:
+    """Return the answer to a request whose events are all accepted."""
+    if b"/events/bulk" not in head.split(b"\r\n", 1)[0]:
+        body = b'{"data":{"accepted":true}}'
+        return RESPONSE % (202, len(body), body)
+    body = b'{"data":{"accepted":%d,"rejected":0,"errors":[]},"meta":{"received":%d}}' % (events, events)
+    return RESPONSE % (200, len(body), body)
 
 
 def serve(
@@ -114,7 +120,7 @@ def csv(rows: int, directory: Path) -> Path:
 
 def compressed(write: Callable[[int, Path], Path], command: str, rows: int, directory: Path) -> Path:
     path = write(rows, directory)
-    target = path.with_suffix(f".{command}")
+    target = path.with_name(f"{path.name}.{command}")
     with target.open("wb") as file:
         subprocess.run([command, "-q", "-c", path], stdout=file, check=True)
     path.unlink()

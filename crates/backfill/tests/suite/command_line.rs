@@ -65,7 +65,7 @@ error: invalid value '1001' for '--max-events <N>': must be a whole number from 
 For more information, try '--help'.
 
 $ event-ingest-backfill events.ndjson --types age=date
-error: invalid value 'age=date' for '--types <COLUMN=TYPE,…>': `date` is not one of string, number, boolean
+error: invalid value 'age=date' for '--types <PROPERTY=TYPE,…>': `date` is not one of string, number, boolean, json
 
 For more information, try '--help'.
 
