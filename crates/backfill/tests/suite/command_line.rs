@@ -21,7 +21,6 @@ async fn errors_of_usage_are_reported_before_anything_is_sent() {
     let mut transcript = String::new();
     for arguments in [
         "missing.ndjson",
-        ".",
         "- -",
         "events.ndjson --url example.com",
         "events.ndjson --url http://example.com",
@@ -39,9 +38,6 @@ async fn errors_of_usage_are_reported_before_anything_is_sent() {
         str![[r#"
 $ event-ingest-backfill missing.ndjson
 error: missing.ndjson: No such file or directory (os error 2)
-
-$ event-ingest-backfill .
-error: .: is a directory
 
 $ event-ingest-backfill - -
 error: standard input (`-`) can be given only once
