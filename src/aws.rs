@@ -44,20 +44,14 @@ pub async fn sdk_config() -> SdkConfig {
 }
 
 /// Opens connections during init, when Lambda provides a full CPU, so that the first request does
-/// not pay for the TLS handshakes. Plain HTTP, to a local AWS, needs no prewarm.
+/// not pay for the TLS handshakes.
 ///
 /// Best effort: errors are ignored here, because the first request will report them.
-pub async fn prewarm(sdk: &SdkConfig, state_table: &StateTable, queue: &SqsQueue) {
-    let is_tls = |of_service: &str| {
-        let endpoint = std::env::var(of_service).ok().or_else(|| sdk.endpoint_url().map(str::to_owned));
-        endpoint.is_none_or(|url| url.starts_with("https:"))
-    };
-    if is_tls("AWS_ENDPOINT_URL_DYNAMODB") || is_tls("AWS_ENDPOINT_URL_SQS") {
-        let by = SystemClock.now() + PREWARM_TIMEOUT;
-        futures_util::future::join(state_table.connect(by), queue.connect(by)).await;
-        // The first request's log line must not count these calls.
-        calls::take();
-    }
+pub async fn prewarm(state_table: &StateTable, queue: &SqsQueue) {
+    let by = SystemClock.now() + PREWARM_TIMEOUT;
+    futures_util::future::join(state_table.connect(by), queue.connect(by)).await;
+    // The first request's log line must not count these calls.
+    calls::take();
 }
 
 /// A `DynamoDB` client whose calls the SDK may retry. Retries are safe for reads, and for conditional

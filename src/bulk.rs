@@ -89,7 +89,9 @@ mod tests {
     fn response(delivered: &[usize]) -> Value {
         let bulk = Bulk::parse(BODY).unwrap();
         let mut in_queue = Delivered::none(3);
-        delivered.iter().for_each(|&index| in_queue.insert(index));
+        for &index in delivered {
+            in_queue.insert(index);
+        }
         serde_json::from_str(&BulkResponse::new(&bulk, &in_queue).to_json()).unwrap()
     }
 

@@ -1,6 +1,6 @@
 //! The function's environment variables, parsed once at init (docs/contract.md, "Configuration").
 
-use contract::limits::MAX_BULK_EVENTS;
+use crate::packing::Packing;
 use contract::rate_limit::RateLimit;
 use std::fmt;
 use std::num::NonZeroU16;
@@ -10,21 +10,31 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 /// The function's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The URL of the standard SQS queue for accepted events.
+    /// The URL of the SQS queue for accepted events.
     pub queue_url: String,
     /// The `DynamoDB` table of idempotency records and rate windows.
     pub state_table: String,
     /// The `DynamoDB` table of API keys.
     pub api_keys_table: String,
-    /// The most events in one message, 1 to 1,000.
-    pub max_events_per_message: NonZeroU16,
+    /// How events are divided into messages. It has lanes if the queue is ordered, which means that its URL
+    /// ends in `.fifo`.
+    pub packing: Packing,
     /// How long an idempotency key is remembered, at least 60 s.
     pub dedup_window: Duration,
     /// The rate limit of keys without a limit of their own.
     pub rate_limit: Option<RateLimit>,
     /// The log lines to write.
     pub log_filter: Targets,
+    /// The name of the function, which Lambda sets; empty elsewhere.
+    pub function_name: String,
+    /// Whether a call to AWS uses TLS. Only a local AWS has an endpoint without it.
+    pub uses_tls: bool,
+    /// The version and commit of the deployed code, which each log line of a request contains.
+    pub version: String,
 }
+
+/// Stands for an endpoint that is not configured.
+const ON_AWS: &str = "on AWS";
 
 /// Every problem with the environment variables, so that one log line names them all.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,36 +67,51 @@ impl Config {
         let queue_url = read.variable("EVENTS_QUEUE_URL", None, queue_url);
         let state_table = read.variable("STATE_TABLE", None, non_empty);
         let api_keys_table = read.variable("API_KEYS_TABLE", None, non_empty);
-        let max_events_per_message = read.variable("MAX_EVENTS_PER_MESSAGE", Some("50"), events_per_message);
+        let is_ordered = queue_url.as_deref().is_some_and(is_fifo);
+        // An ordered queue takes the messages of a lane one after the other, so fewer of them are faster.
+        let usual_events = if is_ordered { "1000" } else { "50" };
+        let max_events_per_message = read.variable("MAX_EVENTS_PER_MESSAGE", Some(usual_events), up_to_1000);
+        let lanes = read.variable("ORDERED_LANES", Some("10"), up_to_1000);
+        let packing = max_events_per_message
+            .zip(lanes)
+            .map(|(max, lanes)| Packing { max_events_per_message: max, lanes: is_ordered.then_some(lanes) });
         let dedup_window = read.variable("DEDUP_WINDOW_SECONDS", Some("86400"), dedup_window);
         let rate_limit = read.variable("RATE_LIMIT_EVENTS_PER_SECOND", Some("0"), rate_limit);
         // RUST_LOG takes precedence, because people set it by hand to investigate.
         let log_level = if (read.lookup)("RUST_LOG").is_some() { "RUST_LOG" } else { "AWS_LAMBDA_LOG_LEVEL" };
         let log_filter = read.variable(log_level, Some("info"), log_filter);
+        let function_name = (read.lookup)("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
+        let version = read.variable("VERSION", Some(env!("CARGO_PKG_VERSION")), non_empty);
         // The SDK reads these variables itself. An empty value would make each of its calls panic.
-        for endpoint in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SQS"] {
-            read.variable(endpoint, Some("absent"), non_empty);
-        }
+        let [all, dynamodb, sqs] = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SQS"]
+            .map(|name| read.variable(name, Some(ON_AWS), non_empty).filter(|endpoint| endpoint != ON_AWS));
+        let uses_tls = [dynamodb, sqs].into_iter().any(|of_service| {
+            let endpoint = of_service.or_else(|| all.clone());
+            endpoint.is_none_or(|url| url.starts_with("https:"))
+        });
 
-        let fields =
-            (queue_url, state_table, api_keys_table, max_events_per_message, dedup_window, rate_limit, log_filter);
+        let fields = (queue_url, state_table, api_keys_table, packing, dedup_window, rate_limit, log_filter, version);
         match fields {
             (
                 Some(queue_url),
                 Some(state_table),
                 Some(api_keys_table),
-                Some(max_events_per_message),
+                Some(packing),
                 Some(dedup_window),
                 Some(rate_limit),
                 Some(log_filter),
+                Some(version),
             ) if problems.is_empty() => Ok(Self {
                 queue_url,
                 state_table,
                 api_keys_table,
-                max_events_per_message,
+                packing,
                 dedup_window,
                 rate_limit,
                 log_filter,
+                function_name,
+                uses_tls,
+                version,
             }),
             _ => Err(ConfigError(problems)),
         }
@@ -124,20 +149,20 @@ fn non_empty(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Whether SQS treats the queue with this URL as a FIFO queue. The suffix is case-sensitive.
+fn is_fifo(queue_url: &str) -> bool {
+    std::path::Path::new(queue_url).extension().is_some_and(|extension| extension == "fifo")
+}
+
 fn queue_url(text: &str) -> Result<String, String> {
-    // A FIFO queue needs deduplication ids, which the messages do not have.
-    let is_fifo = std::path::Path::new(text).extension().is_some_and(|extension| extension == "fifo");
-    if is_fifo {
-        return Err("must name a standard queue, not a FIFO queue".to_owned());
-    }
     if !text.starts_with("https://") && !text.starts_with("http://") {
         return Err("must be the URL of an SQS queue".to_owned());
     }
     Ok(text.to_owned())
 }
 
-fn events_per_message(text: &str) -> Result<NonZeroU16, String> {
-    let parsed = text.parse().ok().filter(|count: &NonZeroU16| usize::from(count.get()) <= MAX_BULK_EVENTS);
+fn up_to_1000(text: &str) -> Result<NonZeroU16, String> {
+    let parsed = text.parse().ok().filter(|number: &NonZeroU16| number.get() <= 1000);
     parsed.ok_or_else(|| "must be a whole number from 1 to 1000".to_owned())
 }
 
@@ -184,10 +209,11 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_contract() {
         let config = parse(&[]).unwrap();
-        assert_eq!(config.max_events_per_message.get(), 50);
+        assert_eq!((config.packing.max_events_per_message.get(), config.packing.lanes), (50, None));
         assert_eq!(config.dedup_window, Duration::from_hours(24));
         assert_eq!(config.rate_limit, None);
         assert_eq!(config.log_filter.to_string(), "info");
+        assert_eq!(config.version, env!("CARGO_PKG_VERSION"));
     }
 
     #[test]
@@ -197,9 +223,11 @@ mod tests {
             ("STATE_TABLE", Some("")),
             ("API_KEYS_TABLE", None),
             ("MAX_EVENTS_PER_MESSAGE", Some("0")),
+            ("ORDERED_LANES", Some("1001")),
             ("DEDUP_WINDOW_SECONDS", Some("59")),
             ("RATE_LIMIT_EVENTS_PER_SECOND", Some("99")),
             ("RUST_LOG", Some("event_ingest=loud")),
+            ("VERSION", Some("")),
             ("AWS_ENDPOINT_URL", Some("")),
             ("AWS_ENDPOINT_URL_SQS", Some("")),
         ])
@@ -209,9 +237,11 @@ mod tests {
             "STATE_TABLE must not be empty",
             "API_KEYS_TABLE is required",
             "MAX_EVENTS_PER_MESSAGE must be a whole number from 1 to 1000",
+            "ORDERED_LANES must be a whole number from 1 to 1000",
             "DEDUP_WINDOW_SECONDS must be a whole number of seconds, at least 60",
             "RATE_LIMIT_EVENTS_PER_SECOND must be 0 (no limit) or at least 100",
             "RUST_LOG must be a log level",
+            "VERSION must not be empty",
             "AWS_ENDPOINT_URL must not be empty",
             "AWS_ENDPOINT_URL_SQS must not be empty",
         ] {
@@ -223,6 +253,7 @@ mod tests {
     fn limits_are_exact() {
         let cases = [
             ("MAX_EVENTS_PER_MESSAGE", ["1", "1000"], ["0", "1001"]),
+            ("ORDERED_LANES", ["1", "1000"], ["0", "1001"]),
             ("DEDUP_WINDOW_SECONDS", ["60", "86401"], ["59", "-60"]),
             ("RATE_LIMIT_EVENTS_PER_SECOND", ["0", "100"], ["99", "1"]),
         ];
@@ -237,9 +268,27 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_queue_is_refused() {
-        let fifo = "https://sqs.eu-west-1.amazonaws.com/123456789012/events.fifo";
-        assert!(parse(&[("EVENTS_QUEUE_URL", Some(fifo))]).unwrap_err().contains("FIFO"));
+    fn only_endpoints_without_tls_need_no_tls() {
+        let uses_tls = |overrides: &[_]| parse(overrides).unwrap().uses_tls;
+        let local = Some("http://127.0.0.1:4566");
+        assert!(uses_tls(&[]));
+        assert!(!uses_tls(&[("AWS_ENDPOINT_URL", local)]));
+        assert!(uses_tls(&[("AWS_ENDPOINT_URL_SQS", local)]), "DynamoDB is on AWS");
+        assert!(!uses_tls(&[("AWS_ENDPOINT_URL_SQS", local), ("AWS_ENDPOINT_URL_DYNAMODB", local)]));
+        assert!(uses_tls(&[("AWS_ENDPOINT_URL", local), ("AWS_ENDPOINT_URL_SQS", Some("https://sqs.test"))]));
+    }
+
+    #[test]
+    fn an_ordered_queue_has_lanes_and_longer_messages() {
+        let fifo = ("EVENTS_QUEUE_URL", Some("https://sqs.eu-west-1.amazonaws.com/123456789012/events.fifo"));
+        let packing = |overrides: &[_]| {
+            let Packing { max_events_per_message, lanes } = parse(overrides).unwrap().packing;
+            (max_events_per_message.get(), lanes.map(NonZeroU16::get))
+        };
+        assert_eq!(packing(&[fifo]), (1000, Some(10)));
+        assert_eq!(packing(&[fifo, ("MAX_EVENTS_PER_MESSAGE", Some("7"))]), (7, Some(10)));
+        assert_eq!(packing(&[fifo, ("ORDERED_LANES", Some("3"))]), (1000, Some(3)));
+        assert_eq!(packing(&[("ORDERED_LANES", Some("3"))]), (50, None));
     }
 
     #[test]

@@ -5,17 +5,17 @@
 
 use crate::clock::{Clock, Timestamp};
 use crate::deadline::Deadline;
-use crate::delivery::{Envelope, Queue, Sender, TraceHeader};
+use crate::delivery::{Queue, Sender};
 use crate::error::Error;
 use crate::idempotency::{
     BatchId, Claimant, Claimed, Decision, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, TakeOver,
     decide,
 };
+use crate::packing::{Envelope, Packing, TraceHeader};
 use crate::store::StoreError;
 use contract::batch::Batch;
 use contract::tenant::Tenant;
 use futures_util::FutureExt;
-use std::num::NonZeroU16;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
@@ -38,8 +38,8 @@ pub struct Pipeline<S, Q, C> {
     pub clock: C,
     /// How long a key is remembered.
     pub dedup_window: Duration,
-    /// The most events in one message.
-    pub max_events_per_message: NonZeroU16,
+    /// How events are divided into messages.
+    pub packing: Packing,
 }
 
 /// A valid batch, its sender and its deadline.
@@ -178,7 +178,7 @@ impl<S: StateStore, Q: Queue, C: Clock> Pipeline<S, Q, C> {
             deadline: request.deadline,
             envelope: &envelope,
             batch: request.batch,
-            max_events_per_message: self.max_events_per_message,
+            packing: self.packing,
         };
         let started = Instant::now();
         let delivery = sender.deliver(record.delivered).await;

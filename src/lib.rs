@@ -13,7 +13,8 @@
 //!   telemetry        one log line per request, which is also its metrics
 //!   ingest           the protocol
 //!     idempotency    the record: claim, take over, complete, release       (state table)
-//!     delivery       events → messages → acknowledgements                  (SQS)
+//!     delivery       messages → acknowledgements                           (SQS)
+//!       packing      events → messages → calls
 //!     deadline       the time budget of a request
 //! error              every response that is not a success
 //! store, clock       the error of all stores; the time
@@ -35,6 +36,7 @@ pub mod gateway;
 pub mod http;
 pub mod idempotency;
 pub mod ingest;
+pub mod packing;
 pub mod rate_limit;
 pub mod store;
 pub mod telemetry;

@@ -24,12 +24,13 @@ async fn main() -> ExitCode {
     };
     telemetry::init(&config.log_filter);
     telemetry::report_panics();
-    let function_name = std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
-    let telemetry = Telemetry::new(function_name, Box::new(std::io::stdout()), aws_calls);
+    let telemetry = Telemetry::new(config.function_name, config.version, Box::new(std::io::stdout()), aws_calls);
     let sdk = sdk_config().await;
     let state_table = StateTable::new(&sdk, config.state_table);
     let queue = SqsQueue::new(&sdk, config.queue_url);
-    prewarm(&sdk, &state_table, &queue).await;
+    if config.uses_tls {
+        prewarm(&state_table, &queue).await;
+    }
     let app = App {
         auth: Authenticator::new(ApiKeysTable::new(&sdk, config.api_keys_table), config.rate_limit),
         limiter: RateLimiter::new(state_table.clone()),
@@ -38,7 +39,7 @@ async fn main() -> ExitCode {
             queue,
             clock: SystemClock,
             dedup_window: config.dedup_window,
-            max_events_per_message: config.max_events_per_message,
+            packing: config.packing,
         },
         telemetry,
     };

@@ -114,6 +114,7 @@ struct Line {
 struct Story {
     level: &'static str,
     message: &'static str,
+    version: String,
     request_id: String,
     batch_id: Option<String>,
     trace_id: Option<String>,
@@ -177,17 +178,18 @@ struct Numbers {
 /// Writes the log lines of one sandbox.
 pub struct Telemetry {
     function_name: String,
+    version: String,
     aws_calls: fn() -> AwsCalls,
     out: RefCell<(Emf, Box<dyn Write>)>,
 }
 
 impl Telemetry {
-    /// Creates a writer to `out`, which is standard output on Lambda. `aws_calls` returns the calls
-    /// since its last call.
+    /// Creates a writer to `out`, which is standard output on Lambda. `version` is that of the deployed
+    /// code. `aws_calls` returns the calls since its last call.
     #[must_use]
-    pub fn new(function_name: String, out: Box<dyn Write>, aws_calls: fn() -> AwsCalls) -> Self {
+    pub fn new(function_name: String, version: String, out: Box<dyn Write>, aws_calls: fn() -> AwsCalls) -> Self {
         let emf = Emf::no_validations(NAMESPACE.to_owned(), vec![vec![]]);
-        Self { function_name, aws_calls, out: RefCell::new((emf, out)) }
+        Self { function_name, version, aws_calls, out: RefCell::new((emf, out)) }
     }
 
     /// Writes the line of a request.
@@ -195,7 +197,7 @@ impl Telemetry {
         let numbers = numbers(&facts, result);
         let level = level(&facts, result);
         let aws_calls = (self.aws_calls)();
-        let story = is_enabled(level).then(|| story(level, facts, result, aws_calls));
+        let story = is_enabled(level).then(|| story(level, facts, result, self.version.clone(), aws_calls));
         let line = Line { timestamp: SystemTime::now(), function_name: self.function_name.clone(), story, numbers };
         let (emf, out) = &mut *self.out.borrow_mut();
         // If standard output is closed, the error cannot be reported anywhere.
@@ -221,12 +223,13 @@ fn is_enabled(level: Level) -> bool {
     }
 }
 
-fn story(level: Level, facts: Facts, result: &Result<Success, Error>, aws_calls: AwsCalls) -> Story {
+fn story(level: Level, facts: Facts, result: &Result<Success, Error>, version: String, aws_calls: AwsCalls) -> Story {
     let error = result.as_ref().err();
     let caller = facts.caller.as_ref();
     Story {
         level: level.as_str(),
         message: "request",
+        version,
         outcome: outcome(&facts, result),
         request_id: facts.request_id,
         batch_id: facts.findings.batch_id.map(|id| id.to_string()),

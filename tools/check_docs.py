@@ -5,16 +5,18 @@
 
 Every shell block must parse, and the commands in it, and in inline code, must exist: make targets and
 variables, packages and features of cargo, options of tools/*.py, arguments of event-ingest-keys and
-event-ingest-backfill (which are run, without network, to parse them), and operations and parameters of
-the AWS CLI. The targets of relative links, and of references to headings of docs/, must exist.
+event-ingest-backfill (which are run, without network, to parse them), operations, parameters and values of
+the AWS CLI, and commands and options of the SAM CLI. The targets of relative links, and of references to
+headings of docs/, must exist.
 
-Run it with a Python that has botocore, such as .venv/sam/bin/python. Otherwise, aws commands are not
-checked. It prints one line per problem and exits with 1 if there are any.
+Run it with .venv/sam/bin/python, which has botocore and sam. It prints one line per problem and exits with 1
+if there are any.
 """
 
 import argparse
 import ast
-import importlib
+import json
+import os
 import re
 import subprocess
 import sys
@@ -26,8 +28,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import botocore
+import botocore.session
+
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("*.md", "docs/**/*.md", "fuzz/README.md", "events/README.md", "sdk/typescript/README.md")
+DOCUMENTS = (
+    "*.md",
+    "docs/**/*.md",
+    "fuzz/README.md",
+    "events/README.md",
+    "sdk/typescript/README.md",
+    "sdk/typescript/docs/*.md",
+)
 SHELL_LANGUAGES = ("sh", "bash", "console")
 
 
@@ -352,7 +364,13 @@ OFFLINE = {"API_KEYS_TABLE": "x", "AWS_ENDPOINT_URL": ""}
 # ── aws ──────────────────────────────────────────────────────────────────────────────────────────
 
 # Commands that the AWS CLI adds to the operations of the services.
-CUSTOM_AWS_COMMANDS = {("sso", "login"), ("logs", "tail")}
+# With their options.
+CUSTOM_AWS_COMMANDS = {
+    ("sso", "login"): {"--sso-session", "--no-browser"},
+    ("logs", "tail"): {"--since", "--follow", "--format", "--filter-pattern", "--log-stream-names"},
+}
+# Options that the AWS CLI renames, because they have the name of a global option.
+RENAMED_AWS_OPTIONS = {("sns", "subscribe", "--endpoint"): "--notification-endpoint"}
 GLOBAL_AWS_OPTIONS = {
     "--cli-input-json", "--debug", "--endpoint-url", "--max-items", "--no-cli-pager", "--no-paginate", "--output",
     "--page-size", "--profile", "--query", "--region", "--starting-token",
@@ -360,28 +378,25 @@ GLOBAL_AWS_OPTIONS = {
 
 
 @cache
-def botocore() -> tuple[Any, Any] | None:
-    """The session that loads the models of the services, and the module of their names."""
-    try:
-        return importlib.import_module("botocore.session").Session(), importlib.import_module("botocore")
-    except ImportError:
-        return None
+def service_models() -> Any:
+    return botocore.session.Session()
 
 
 def check_aws(words: list[str], _: argparse.Namespace) -> Iterator[str]:
-    loaded = botocore()
-    if loaded is None or tuple(words[1:3]) in CUSTOM_AWS_COMMANDS:
-        return
-    session, names = loaded
     service, operation = (*words[1:3], "", "")[:2]
+    if (service, operation) in CUSTOM_AWS_COMMANDS:
+        known = CUSTOM_AWS_COMMANDS[service, operation] | GLOBAL_AWS_OPTIONS
+        yield from (f"aws {service} {operation} has no option {name}" for name in options(words) if name not in known)
+        return
+    session = service_models()
     if service not in session.get_available_services():
         yield f"aws has no service {service}"
         return
     model = session.get_service_model(service)
-    operations = {names.xform_name(name, "-"): name for name in model.operation_names}
+    operations = {cli_name(name): name for name in model.operation_names}
     if operation == "wait":
         waiter = (*words[3:], "")[0]
-        waiters = {names.xform_name(name, "-"): name for name in session.get_waiter_model(service).waiter_names}
+        waiters = {cli_name(name): name for name in session.get_waiter_model(service).waiter_names}
         if waiter not in waiters:
             yield f"aws {service} has no waiter {waiter}"
             return
@@ -391,21 +406,152 @@ def check_aws(words: list[str], _: argparse.Namespace) -> Iterator[str]:
     else:
         yield f"aws {service} has no operation {operation}"
         return
-    yield from check_aws_options(model.operation_model(api_name).input_shape, words, names)
+    shape = model.operation_model(api_name).input_shape
+    yield from check_aws_options(shape, words)
+    yield from check_aws_values(shape, words)
 
 
-def check_aws_options(shape: Any, words: list[str], names: Any) -> Iterator[str]:
+def cli_name(name: str) -> str:
+    return str(botocore.xform_name(name, "-"))
+
+
+def check_aws_options(shape: Any, words: list[str]) -> Iterator[str]:
     command = " ".join(words[1:3])
     used = options(words)
-    members = {"--" + names.xform_name(name, "-"): member for name, member in (shape.members if shape else {}).items()}
+    members = {aws_option(words, name): member for name, member in (shape.members if shape else {}).items()}
     booleans = {name.replace("--", "--no-", 1) for name, member in members.items() if member.type_name == "boolean"}
     for option in used:
         if option not in members and option not in booleans | GLOBAL_AWS_OPTIONS:
             yield f"aws {command} has no option {option}"
     # A command in inline code may be just a name.
     for name in shape.required_members if shape and used else []:
-        if "--" + names.xform_name(name, "-") not in used:
-            yield f"aws {command} requires --{names.xform_name(name, '-')}"
+        option = aws_option(words, name)
+        if not {option, option.replace("--", "--no-", 1)} & set(used):
+            yield f"aws {command} requires {option}"
+
+
+def aws_option(words: list[str], member: str) -> str:
+    """The option for a member of an operation's input."""
+    option = "--" + cli_name(member)
+    return RENAMED_AWS_OPTIONS.get((words[1], words[2], option), option)
+
+
+# ── Values of aws options ────────────────────────────────────────────────────────────────────────
+
+# A value of which a part is only known when the command runs.
+PLACEHOLDER = re.compile(r"\$|…|\.\.\.|<[^>]*>")
+
+
+def check_aws_values(shape: Any, words: list[str]) -> Iterator[str]:
+    """Checks values against the types, enumerations and required members of the service's model."""
+    for name, member in (shape.members if shape else {}).items():
+        option = aws_option(words, name)
+        for text in check_aws_value(member, values_of(words, option)):
+            yield f"aws {' '.join(words[1:3])} {option}: {text}"
+
+
+def values_of(words: list[str], option: str) -> list[str]:
+    """The words after an option, up to the next option."""
+    if option not in words:
+        return []
+    after = words[words.index(option) + 1 :]
+    end = next((index for index, word in enumerate(after) if re.match(r"--[a-z]", word)), len(after))
+    return [value.replace('\\"', '"') for value in after[:end]]
+
+
+def check_aws_value(shape: Any, values: list[str]) -> Iterator[str]:
+    if not values or values[0].startswith("$") or shape.type_name in ("boolean", "timestamp", "blob"):
+        return
+    if shape.type_name in ("structure", "list", "map") and values[0].lstrip().startswith(("{", "[")):
+        try:
+            # A variable inside a text is a text.
+            value = json.loads(re.sub(r"\$\{?\w+\}?|\$\([^)]*\)", "x", values[0]))
+        except ValueError as error:
+            yield f"is not JSON: {error}"
+            return
+        yield from check_json(shape, value)
+    elif shape.type_name == "list" and shape.member.type_name not in ("structure", "list", "map"):
+        for value in values:
+            yield from check_json(shape.member, value)
+    elif shape.type_name == "list":
+        for value in values:
+            yield from check_shorthand(shape.member, value)
+    elif len(values) > 1:
+        yield f"takes one value, not {len(values)}"
+    elif shape.type_name in ("structure", "map"):
+        yield from check_shorthand(shape, values[0])
+    else:
+        yield from check_json(shape, values[0])
+
+
+def check_shorthand(shape: Any, text: str) -> Iterator[str]:
+    """Checks the AWS CLI's shorthand: Key=value,Key=value. Nested shorthand is checked only at its first level."""
+    if re.search(r"[{}\[\]]", text):
+        pairs = re.findall(r"(?:^|,)(\w+)=", re.sub(r"\{[^{}]*\}|\[[^\[\]]*\]", "x", text))
+        values = dict.fromkeys(pairs)
+    else:
+        # A part without a key continues the list before it.
+        values = {name: value for name, mark, value in (part.partition("=") for part in text.split(",")) if mark}
+    if not values:
+        yield f"{text} is neither JSON nor Key=value"
+    if shape.type_name != "structure":
+        return
+    for name, value in values.items():
+        if name not in shape.members:
+            yield f"there is no {name}; there are: {', '.join(shape.members)}"
+        elif value is not None and shape.members[name].type_name not in ("structure", "list", "map"):
+            yield from check_json(shape.members[name], value)
+    yield from (f"{name} is required" for name in shape.required_members if name not in values)
+
+
+def check_json(shape: Any, value: Any) -> Iterator[str]:
+    """Checks a parsed value, or a word of the command line, against a shape."""
+    if shape.type_name == "structure" and isinstance(value, dict):
+        yield from (f"there is no {name}" for name in value if name not in shape.members)
+        yield from (f"{name} is required" for name in shape.required_members if name not in value)
+        for name in value.keys() & shape.members.keys():
+            yield from check_json(shape.members[name], value[name])
+    elif shape.type_name == "list" and isinstance(value, list):
+        for element in value:
+            yield from check_json(shape.member, element)
+    elif shape.type_name == "map" and isinstance(value, dict):
+        for element in value.values():
+            yield from check_json(shape.value, element)
+    elif shape.type_name in ("structure", "list", "map"):
+        yield f"{value!r} is not a {shape.type_name}"
+    elif isinstance(value, str) and PLACEHOLDER.search(value):
+        return
+    elif shape.type_name in ("integer", "long", "float", "double"):
+        if not re.fullmatch(r"-?\d+(\.\d+)?", str(value)):
+            yield f"{value!r} is not a number"
+    elif getattr(shape, "enum", None) and value not in shape.enum:
+        yield f"{value!r} is not one of {', '.join(shape.enum)}"
+
+
+# ── sam ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_sam(words: list[str], _: argparse.Namespace) -> Iterator[str]:
+    command = (*words[1:], "")[0]
+    help_text = sam_help(command)
+    if help_text is None:
+        yield f"sam has no command {command}"
+        return
+    known = set(re.findall(r"--[\w-]+", help_text))
+    used = options(words)
+    yield from (f"sam {command} has no option {option}" for option in used if option not in known)
+    # sam does not read AWS_REGION.
+    if used and "--region" in known and not {"--region", "--config-env"} & set(used):
+        yield f"sam {command} needs --region"
+
+
+@cache
+def sam_help(command: str) -> str | None:
+    run = subprocess.run(
+        [Path(sys.executable).with_name("sam"), command, "--help"],
+        env=os.environ | {"SAM_CLI_TELEMETRY": "0"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return run.stdout if run.returncode == 0 else None
 
 
 CHECKS: dict[str, Callable[[list[str], argparse.Namespace], Iterator[str]]] = {
@@ -414,6 +560,7 @@ CHECKS: dict[str, Callable[[list[str], argparse.Namespace], Iterator[str]]] = {
     "event-ingest-backfill": check_backfill,
     "event-ingest-keys": check_keys,
     "make": check_make,
+    "sam": check_sam,
     "tool": check_tool,
 }
 
@@ -435,8 +582,6 @@ def main() -> int:
     parser.add_argument("--backfill", type=Path, default=built / "event-ingest-backfill", help="default: %(default)s")
     settings = parser.parse_args()
     settings.keys, settings.backfill = settings.keys.resolve(), settings.backfill.resolve()
-    if botocore() is None:
-        print("botocore is not installed, so aws commands are not checked", file=sys.stderr)
     found = sorted({(str(problem.path), problem.line, str(problem)) for problem in problems(settings)})
     for *_, text in found:
         print(text)

@@ -1,21 +1,20 @@
-"""Builds event-ingest and deploys it to the AWS account that your credentials belong to.
+"""Builds event-ingest, deploys it to the AWS account that your credentials belong to, and proves that it works.
 
-    tools/deploy.py PROFILE [--yes] [--no-build] [--param NAME=VALUE]
+    tools/deploy.py PROFILE [--yes] [--region REGION] [--stack NAME] [--no-build] [--param NAME=VALUE]
 
 PROFILE is a profile in samconfig.toml. The first deployment of a stack is a guided deployment, in which
-sam asks for each parameter. After every deployment, a batch is posted without a key. The function must
-answer 401; if it cannot start, the reason is printed.
+sam asks for each parameter. The region is that of --region, else of AWS_REGION, else of the profile; if
+AWS_REGION differs from the profile, you are asked to confirm it. After every deployment, the checks of
+tools/verify.py run.
 
 Make runs it with .venv/sam/bin/python, which has boto3. If AWS_ENDPOINT_URL is set, it deploys to
 the local AWS at that address.
 """
 
 import argparse
-import base64
-import http.client
 import io
-import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -28,69 +27,19 @@ from typing import Any, cast
 import boto3
 import botocore.exceptions
 
+import account
+from account import Region
 from build import build_for_release
 from progress import Failure, run, say, step
-from project import ROOT, prepare_environment
-from stack import Answer, Api, stack_outputs
+from project import ROOT, TEMPLATE, prepare_environment
+from stack import Api, stack_description
+from verify import Target, make_target, stop_on_sigterm, verify
 
-SAMCONFIG = ROOT / "samconfig.toml"
 STACK_POLICY = ROOT / "tools" / "stack-policy.json"
-
-NO_CREDENTIALS = """\
-There are no AWS credentials that work, so nothing was built and nothing deployed:
-
-  {reason}
-
-Set them in one of these ways:
-
-  export AWS_PROFILE=…                 a profile of ~/.aws/config; with SSO also: aws sso login
-  export AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…
-
-To see which account they belong to: aws sts get-caller-identity"""
-
-NO_REGION = """\
-No AWS region is set, so nothing was built and nothing deployed. Set one:
-
-  export AWS_REGION=eu-west-1"""
+NOT_DEPLOYED = "Nothing was built and nothing deployed."
 
 
-# ── The account and the stack ────────────────────────────────────────────────────────────────
-
-
-def profile_settings(profile: str) -> dict[str, Any]:
-    """The deployment parameters of a profile in samconfig.toml."""
-    config = tomllib.loads(SAMCONFIG.read_text())
-    profiles = [name for name, value in config.items() if isinstance(value, dict)]
-    if profile not in profiles:
-        raise Failure(f"samconfig.toml has no profile {profile}; it has: {', '.join(profiles)}")
-    settings: dict[str, Any] = config[profile]["deploy"]["parameters"]
-    return settings
-
-
-def find_region(settings: dict[str, Any]) -> str:
-    # boto3 does not read AWS_REGION, although other AWS tools do.
-    region: str | None = settings.get("region") or os.environ.get("AWS_REGION") or boto3.Session().region_name
-    if not region:
-        raise Failure(NO_REGION)
-    return region
-
-
-def caller_identity(region: str) -> dict[str, str]:
-    try:
-        identity: dict[str, str] = boto3.client("sts", region_name=region).get_caller_identity()
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-        raise Failure(NO_CREDENTIALS.format(reason=error)) from None
-    return identity
-
-
-def stack_status(cloudformation: Any, stack: str) -> str | None:
-    try:
-        status: str = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]["StackStatus"]
-    except botocore.exceptions.ClientError as error:
-        if "does not exist" in str(error):
-            return None
-        raise
-    return status
+# ── Before the deployment ────────────────────────────────────────────────────────────────────
 
 
 def is_new(status: str | None) -> bool:
@@ -98,32 +47,79 @@ def is_new(status: str | None) -> bool:
     return status in (None, "REVIEW_IN_PROGRESS")
 
 
+def refuse_failed_creation(stack: str, status: str | None) -> None:
+    """Stops if the first deployment failed, because CloudFormation cannot update what it left."""
+    if status in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED"):
+        raise Failure(
+            f"The first deployment of {stack} failed, and left a stack that cannot be updated. {NOT_DEPLOYED}\n"
+            'Delete the stack and its API keys table first: docs/deploy.md, "If the deployment fails".'
+        )
+
+
 def confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise Failure("Nobody is there to confirm this. To deploy without a question: make deploy YES=1")
-    if input(f"\n{question} [y/N] ").strip().lower() not in ("y", "yes"):
-        raise Failure("Nothing was built and nothing deployed.")
+    account.confirm(question, "To deploy without a question: make deploy YES=1", NOT_DEPLOYED)
+
+
+def confirm_region(region: Region, arguments: argparse.Namespace) -> None:
+    """Asks whether to deploy to a region other than the profile's, unless --region confirms it."""
+    if region.saved is None or arguments.region:
+        return
+    difference = f"AWS_REGION is {region.name}, but samconfig.toml has {region.saved} for {arguments.profile}."
+    otherwise = (
+        f"To deploy to {region.name}: make deploy PROFILE={arguments.profile} REGION={region.name} YES=1\n"
+        f"To deploy to {region.saved}: unset AWS_REGION, or set it to {region.saved}."
+    )
+    if arguments.yes:
+        raise Failure(f"{difference} {NOT_DEPLOYED}\n\n{otherwise}")
+    say(difference)
+    account.confirm(f"Deploy to {region.name} instead of {region.saved}?", otherwise, NOT_DEPLOYED)
 
 
 # ── Deploying ────────────────────────────────────────────────────────────────────────────────
 
 
+def overrides(arguments: argparse.Namespace) -> dict[str, str]:
+    """The template's parameters that the profile and the command line set."""
+    pairs = account.profile_settings(arguments.config_file, arguments.profile).get("parameter_overrides", [])
+    if isinstance(pairs, str):  # as a guided deployment writes them
+        pairs = shlex.split(pairs)
+    return dict(pair.split("=", 1) for pair in [*pairs, *arguments.param])
+
+
 def parameters(arguments: argparse.Namespace) -> list[str]:
     """The template's parameters as sam expects them: quoted, because sam ignores empty values otherwise."""
-    overrides = profile_settings(arguments.profile).get("parameter_overrides", [])
-    if isinstance(overrides, str):  # as a guided deployment writes them
-        overrides = shlex.split(overrides)
-    values = dict(pair.split("=", 1) for pair in [*overrides, *arguments.param])
     # Functions on a local AWS need its address. On AWS the parameter must be empty, even if a guided
     # deployment to a local AWS wrote an address into the profile.
-    values["EndpointUrl"] = os.environ.get("AWS_ENDPOINT_URL", "")
+    values = overrides(arguments) | {"EndpointUrl": os.environ.get("AWS_ENDPOINT_URL", "")}
+    if re.search(r"^  Version:$", TEMPLATE.read_text(), re.MULTILINE):
+        values["Version"] = built_version(arguments.state_dir)
     return [f'{name}="{value}"' for name, value in values.items()]
+
+
+def source_version() -> str:
+    """The version and the commit of the source, such as 0.1.0+1a2b3c4d5e6f, and .dirty if files are not committed."""
+    number = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=.dirty"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        commit = described.stdout.strip()
+    except FileNotFoundError:
+        commit = ""
+    return f"{number}+{commit or 'unknown'}"
+
+
+def built_version(state_dir: Path) -> str:
+    """The version of the last build."""
+    file = state_dir / "version"
+    return file.read_text() if file.exists() else "unknown"
 
 
 def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: bool) -> None:
     command = [
         "sam", "deploy",
-        "--config-file", str(SAMCONFIG),
+        "--config-file", str(arguments.config_file),
         "--config-env", arguments.profile,
         "--template-file", str(template),
         "--region", region,
@@ -134,87 +130,71 @@ def deploy(template: Path, arguments: argparse.Namespace, region: str, guided: b
         run(
             [*command, "--no-confirm-changeset"],
             arguments.state_dir / "deploy.log",
-            "The first CREATE_FAILED or UPDATE_FAILED has the reason. The stack is as it was before,\n"
-            "unless its status is ROLLBACK_COMPLETE: then delete it and deploy again.",
+            "The first CREATE_FAILED or UPDATE_FAILED has the reason. The stack is as it was before, unless its\n"
+            'status is ROLLBACK_COMPLETE: then clean up as in docs/deploy.md, "If the deployment fails".',
         )
     elif subprocess.run([*command, *(["--guided"] if guided else [])], cwd=ROOT).returncode != 0:
         raise Failure("sam deploy failed. Its output above has the reason.")
 
 
-# ── The check after a deployment ─────────────────────────────────────────────────────────────
+def protect(cloudformation: Any, stack: str) -> None:
+    """Makes CloudFormation refuse to lose the resources that clients depend on, which no template can do."""
+    # No update may replace or delete them.
+    cloudformation.set_stack_policy(StackName=stack, StackPolicyBody=STACK_POLICY.read_text())
+    # If the API keys are protected from deletion, so is the stack.
+    if stack_description(cloudformation, stack).parameters.get("ProtectApiKeys") == "true":
+        cloudformation.update_termination_protection(StackName=stack, EnableTerminationProtection=True)
 
 
-def first_answer(api: Api) -> Answer | None:
-    """The answer to a batch without a key, or None if nothing answers at that address."""
-    answer = None
-    # The host name of a new API and its permission to call the function may take some seconds to work.
-    for pause in (0, 1, 2, 4, 8, 15):
-        time.sleep(pause)
-        try:
-            answer = api.post({"events": []}, {"Idempotency-Key": str(uuid.uuid4())})
-        except (OSError, http.client.HTTPException) as error:
-            say(f"No answer yet: {error}")
-            continue
-        if answer.error_code() or pause >= 2:
-            break
-    return answer
+# ── After the deployment ─────────────────────────────────────────────────────────────────────
 
 
-def recent_log(region: str, outputs: dict[str, str], since: float) -> list[str]:
-    """The function's log from the time `since`. The function is invoked first, to get a log without delay."""
-    lines = []
+def check(target: Target) -> None:
     try:
-        invoked = boto3.client("lambda", region_name=region).invoke(
-            FunctionName=outputs["FunctionName"], LogType="Tail", Payload=b"{}"
-        )
-        if "FunctionError" in invoked:
-            lines += base64.b64decode(invoked.get("LogResult", "")).decode(errors="replace").splitlines()
-            lines += [json.loads(invoked["Payload"].read())["errorMessage"]]
-        pages = boto3.client("logs", region_name=region).get_paginator("filter_log_events")
-        for page in pages.paginate(logGroupName=outputs["FunctionLog"], startTime=int(since * 1000)):
-            lines += [event["message"].rstrip() for event in page["events"]]
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-        lines += [f"(The log could not be read: {error})"]
-    return list(dict.fromkeys(lines))
+        verify(target)
+    except Failure as failure:
+        raise Failure(
+            f"{failure}\n\nClients may get the same answers. Fix the cause and deploy again, or check out the last "
+            'version that worked\nand deploy that: docs/deploy.md, "Take a deployment back".'
+        ) from None
 
 
-def reasons_for_failed_start(lines: list[str]) -> list[str]:
-    """The log messages of level ERROR, except those about a request."""
-    reasons = []
-    for line in lines:
-        start = line.find('{"level":"ERROR"')
-        if start >= 0:
-            entry, _ = json.JSONDecoder().raw_decode(line[start:])
-            if entry["message"] != "request":
-                reasons.append(" ".join(filter(None, [entry["message"], entry.get("location")])))
-    return list(dict.fromkeys(reasons))
-
-
-def check(region: str, api: Api, outputs: dict[str, str], since: float) -> None:
-    """Check that the function starts and answers 401 to a batch without a key."""
-    with step("Post a batch without a key, which the function must answer with 401"):
-        answer = first_answer(api)
-    if answer and (answer.status, answer.error_code()) == (401, "auth_required"):
-        say("HTTP 401 auth_required: the function runs.")
-        return
-    got = f"HTTP {answer.status} {answer.body}" if answer else "no answer at all"
-    lines = recent_log(region, outputs, since)
-    reasons = reasons_for_failed_start(lines)
-    if reasons:
-        why = "Its function cannot start. It logged:\n\n  " + "\n  ".join(reasons)
-    else:
-        why = "The last lines of the function's log:\n\n  " + "\n  ".join(lines[-15:] or ["nothing"])
-    raise Failure(
-        f"The stack is deployed, but does not work: {api.address} answered\n\n  {got}\n\n{why}\n\n"
-        "Clients get the same answer. Fix the cause and deploy again, or check out the last version that\n"
-        f"worked and deploy that. More of its log: aws logs tail {outputs['FunctionLog']} --since 15m"
+def alarm_subscribers(sns: Any, topic: str) -> int:
+    """The number of confirmed subscriptions of the alarm topic."""
+    pages = sns.get_paginator("list_subscriptions_by_topic").paginate(TopicArn=topic)
+    # An unconfirmed subscription has a word instead of an ARN.
+    return sum(
+        subscription["SubscriptionArn"].startswith("arn:") for page in pages for subscription in page["Subscriptions"]
     )
+
+
+def warn_without_subscriber(region: str, topic: str, profile: str) -> None:
+    """Says loudly if an alarm would reach nobody. Only the profile dev is expected to have no subscriber."""
+    try:
+        if alarm_subscribers(boto3.client("sns", region_name=region), topic):
+            return
+        found = "has no confirmed subscriber"
+    except botocore.exceptions.ClientError as error:
+        found = f"could not be checked for subscribers ({error.response['Error']['Code']})"
+    if profile == "dev":
+        say(f"The alarm topic {found}, so alarms reach nobody.")
+        return
+    print(f"""\
+  ************************************************************************************
+  ** NOBODY IS ALERTED: the alarm topic {found}.
+  ** If the service breaks, no one is told. Subscribe somebody now, and follow the link
+  ** that AWS sends:
+  ************************************************************************************
+
+  aws sns subscribe --region {region} --topic-arn {topic} --protocol email --notification-endpoint you@example.com
+""")
 
 
 def print_next_step(api: Api, outputs: dict[str, str]) -> None:
     print(f"""
-The stack is deployed and the function answers.
+The stack is deployed and works.
 
+  Version    {outputs.get("Version", "unknown")}
   URL        {api.address}
   Dashboard  {outputs["DashboardUrl"]}
   Alarms to  {outputs["AlarmTopicArn"]}
@@ -235,58 +215,68 @@ The answer is HTTP 202 {{"data":{{"accepted":true}}}}, and the batch waits in th
 
 
 def build_and_deploy(arguments: argparse.Namespace) -> None:
-    settings = profile_settings(arguments.profile)
-    region = find_region(settings)
-    identity = caller_identity(region)
+    settings = account.profile_settings(arguments.config_file, arguments.profile)
+    region = account.find_region(settings, arguments.region)
+    identity = account.caller_identity(region.name)
     stack = arguments.stack or settings["stack_name"]
-    cloudformation = boto3.client("cloudformation", region_name=region)
-    status = stack_status(cloudformation, stack)
-    guided = is_new(status) and not arguments.yes
+    cloudformation = boto3.client("cloudformation", region_name=region.name)
+    status = account.stack_status(cloudformation, stack)
+    # In another region than the profile's, a guided deployment would save that region in the profile.
+    guided = is_new(status) and not arguments.yes and region.saved is None
     print(f"""
   account  {identity["Account"]}, as {identity["Arn"]}
-  region   {region}
+  region   {region.name}{f", although samconfig.toml has {region.saved}" if region.saved else ""}
   stack    {stack}, {"which is new" if is_new(status) else f"now {status}"}
   profile  {arguments.profile} of samconfig.toml""")
+    refuse_failed_creation(stack, status)
+    confirm_region(region, arguments)
+    if overrides(arguments).get("DisableExecuteApiEndpoint") == "true" and not arguments.url:
+        raise Failure(
+            "The API will answer only at its custom domain (DisableExecuteApiEndpoint), so the checks after the "
+            f"deployment need it. {NOT_DEPLOYED}\n\n  make deploy PROFILE={arguments.profile} "
+            "URL=https://events.example.com"
+        )
     if not arguments.yes:
         confirm("Deploy there?")
 
     arguments.state_dir.mkdir(parents=True, exist_ok=True)
     if not arguments.no_build:
+        (arguments.state_dir / "version").write_text(source_version())
         build_for_release(arguments.state_dir, parameters(arguments))
     template = arguments.state_dir / "build" / "template.yaml"
     since = time.time()
     if arguments.yes:
         with step(f"Deploy stack {stack} with sam deploy"):
-            deploy(template, arguments, region, guided)
+            deploy(template, arguments, region.name, guided)
     else:
         say(f"Deploying stack {stack} with sam deploy")
-        deploy(template, arguments, region, guided)
+        deploy(template, arguments, region.name, guided)
+    name = region.name
     if guided:
         # The user may have chosen another name or region, which sam wrote into the profile.
-        settings = profile_settings(arguments.profile)
-        stack, region = arguments.stack or settings["stack_name"], find_region(settings)
-        cloudformation = boto3.client("cloudformation", region_name=region)
-    # From now on, no update may replace or delete the resources that clients depend on.
-    cloudformation.set_stack_policy(StackName=stack, StackPolicyBody=STACK_POLICY.read_text())
+        settings = account.profile_settings(arguments.config_file, arguments.profile)
+        stack, name = arguments.stack or settings["stack_name"], settings.get("region", name)
+        cloudformation = boto3.client("cloudformation", region_name=name)
+    protect(cloudformation, stack)
 
-    outputs = stack_outputs(cloudformation, stack)
-    api = Api(outputs["ApiUrl"], os.environ.get("AWS_ENDPOINT_URL"))
-    check(region, api, outputs, since)
-    print_next_step(api, outputs)
+    target = make_target(name, stack_description(cloudformation, stack), arguments.url, since)
+    check(target)
+    print_next_step(target.api, target.stack.outputs)
+    warn_without_subscriber(name, target.outputs["AlarmTopicArn"], arguments.profile)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("profile", metavar="PROFILE", help="dev, prod, or another profile in samconfig.toml")
+    account.add_arguments(parser)
+    account.add_url_argument(parser)
     parser.add_argument("--yes", action="store_true", help="ask no questions")
     parser.add_argument("--no-build", action="store_true", help="deploy the last build")
-    parser.add_argument("--stack", help="the stack's name, instead of the profile's")
     parser.add_argument(
         "--param", action="append", default=[], metavar="NAME=VALUE", help="overrides the profile's value"
     )
     parser.add_argument("--state-dir", type=Path, default=ROOT / ".aws-sam", help="for builds and logs")
     arguments = parser.parse_args()
-    arguments.state_dir = arguments.state_dir.resolve()
+    arguments.state_dir, arguments.config_file = arguments.state_dir.resolve(), arguments.config_file.resolve()
     return arguments
 
 
@@ -294,6 +284,7 @@ def main() -> int:
     cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     arguments = parse_arguments()
     prepare_environment()
+    stop_on_sigterm()
     try:
         build_and_deploy(arguments)
     except (Failure, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as failure:

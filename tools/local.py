@@ -24,6 +24,7 @@ from typing import cast
 
 import build
 import local_aws
+import local_consumer
 import local_keys
 import local_stack
 import progress
@@ -37,9 +38,16 @@ STACK = "event-ingest-local"
 CLIENT = ROOT / "sdk" / "typescript"
 
 
+def stack_for(queue: str) -> str:
+    """The stack of a type of queue. Each has its own, because changing the type of a queue replaces it."""
+    return STACK if queue == "standard" else f"{STACK}-{queue}"
+
+
 def command_run(arguments: argparse.Namespace) -> None:
+    arguments.stack = stack_for(arguments.queue)
+    arguments.param.append(f"QueueType={arguments.queue}")
     state_dir: Path = arguments.state_dir
-    progress.plan(6)
+    progress.plan(7 if arguments.consumer else 6)
     aws = local_aws.launch(state_dir, arguments.port)
     with install_client(state_dir) as client:
         with step("Compile the function"):
@@ -51,12 +59,20 @@ def command_run(arguments: argparse.Namespace) -> None:
         project = "acme"
         with step(f"Create an API key for project {project} with event-ingest-keys"):
             key = local_keys.create_key(aws, keys.binary, outputs["ApiKeysTable"], project)
+        # The consumer of an earlier run would take the messages that this run shows.
+        local_consumer.stop(aws)
         walkthrough.show_requests(aws, outputs, project, key)
+        if arguments.queue == "ordered":
+            walkthrough.show_order(aws, outputs, key)
         with step("Install the packages of the TypeScript client"):
             client.wait()
     with step("Send 250 events with the TypeScript client"):
         shown = walkthrough.run_client(aws, outputs, key)
     print(shown)
+    if arguments.consumer:
+        with step("Deploy the example consumer, docs/examples/consumer-stack.yaml"):
+            table = local_consumer.deploy(aws, outputs)
+        local_consumer.show(aws, outputs, table, key)
     walkthrough.print_what_next(aws, outputs, key)
 
 
@@ -81,7 +97,7 @@ def command_up(arguments: argparse.Namespace) -> None:
 
 def deploy(aws: LocalAws, template: Path, arguments: argparse.Namespace) -> dict[str, str]:
     """Deploy, and prepare what the samples and `cargo lambda watch` need."""
-    parameters = [] if arguments.defaults else local_stack.parameters_for(aws)
+    parameters = local_stack.parameters_for(aws)
     with step(f"Deploy template.yaml to the local AWS at {aws.url}"):
         local_aws.wait_until_ready(aws)
         outputs = local_stack.deploy(aws, template, arguments.stack, parameters + arguments.param)
@@ -109,7 +125,7 @@ def command_logs(arguments: argparse.Namespace) -> None:
     aws = local_aws.running(arguments.state_dir)
     if not aws:
         raise Failure("No local AWS is running. Start it: make run")
-    for line in local_stack.log_lines(aws, STACK, arguments.containing, arguments.follow):
+    for line in local_stack.log_lines(aws, stack_for(arguments.queue), arguments.containing, arguments.follow):
         print(line)
 
 
@@ -149,16 +165,14 @@ def parse_arguments() -> argparse.Namespace:
         add(name, command)
     run, up = add("run", command_run), add("up", command_up)
     run.add_argument("--port", type=port, default=4566)
+    run.add_argument("--consumer", action="store_true", help="also deploy the example consumer and show its results")
+    for named in (run, logs):
+        named.add_argument("--queue", choices=("standard", "ordered"), default="standard")
     up.add_argument("--port", type=port, default=0, help="the port of the local AWS (default: a free port)")
     up.add_argument("--no-build", action="store_true", help="deploy the last build of `run` or `build`")
     up.add_argument("--hold", action="store_true", help="wait until standard input closes, then stop the local AWS")
+    up.add_argument("--stack", default=STACK)
     for deploying in (run, up):
-        deploying.add_argument("--stack", default=STACK)
-        deploying.add_argument(
-            "--defaults",
-            action="store_true",
-            help="deploy as on AWS, without the parameters that a local AWS needs",
-        )
         deploying.add_argument("--param", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
     arguments.state_dir = arguments.state_dir.resolve()

@@ -6,21 +6,22 @@ from pathlib import Path
 
 from local_aws import LocalAws
 from progress import run, step
-from project import REGION, TEMPLATE
+from project import CONSUMER_TEMPLATE, REGION, TEMPLATE
 from stack import stack_outputs
 
 
 def validate(state_dir: Path) -> None:
-    """Check template.yaml with sam and, including its advice, with cfn-lint."""
-    remedy = "Each line names a rule and a place in template.yaml."
-    with step("Check template.yaml with sam validate --lint"):
-        run(
-            ["sam", "validate", "--lint", "--template-file", str(TEMPLATE), "--region", REGION],
-            state_dir / "validate.log",
-            remedy,
-        )
-    with step("Check template.yaml with cfn-lint, including its advice"):
-        run(["cfn-lint", "--include-checks", "I", "--", str(TEMPLATE)], state_dir / "lint.log", remedy)
+    """Check the templates with sam and, including its advice, with cfn-lint."""
+    for template in (TEMPLATE, CONSUMER_TEMPLATE):
+        remedy = f"Each line names a rule and a place in {template.name}."
+        with step(f"Check {template.name} with sam validate --lint"):
+            run(
+                ["sam", "validate", "--lint", "--template-file", str(template), "--region", REGION],
+                state_dir / "validate.log",
+                remedy,
+            )
+        with step(f"Check {template.name} with cfn-lint, including its advice"):
+            run(["cfn-lint", "--include-checks", "I", "--", str(template)], state_dir / "lint.log", remedy)
 
 
 def deploy(aws: LocalAws, template: Path, stack: str, parameters: Sequence[str]) -> dict[str, str]:

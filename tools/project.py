@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "template.yaml"
+CONSUMER_TEMPLATE = ROOT / "docs" / "examples" / "consumer-stack.yaml"
 VENV = ROOT / ".venv"
 LOCAL = ROOT / ".local"  # state, builds and logs of the local AWS
 

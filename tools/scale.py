@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Computes the limits and the cost of scale, and what clients see during overload and outages.
+"""Computes the limits of scale, and what clients see during overload and outages.
 
     tools/scale.py           print the tables
     tools/scale.py --write   write them to docs/scale.md
 
 The first part of this file lists every assumption, with its unit in its name. Service times are those of
-docs/benchmarks/results.json, if `make bench` has written it. Needs only the standard library.
+docs/benchmarks/results.json, if `make bench` has written it. Prices and costs are in tools/costs.py. Needs only
+the standard library.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import costs
 import outage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,26 +30,17 @@ Figures = dict[str, float]
 # ── Assumptions ──────────────────────────────────────────────────────────────────────────────────
 
 EVENTS_PER_BATCH = 100
-PEAK_TO_AVERAGE = 3
-DAYS_PER_MONTH = 30.4
 SECONDS_PER_DAY = 86_400
-MEMORY_GB = 0.25
 
-# us-east-1 list prices, November 2026, without free tier; tiers are (up to this amount, dollars each).
-LAMBDA_REQUEST = 0.20e-6
-LAMBDA_GB_SECOND = [(6e9, 16.6667e-6), (15e9, 15.0000e-6), (math.inf, 13.3334e-6)]
-WRITE_UNIT = 0.625e-6
-SQS_REQUEST = [(100e9, 0.40e-6), (200e9, 0.30e-6), (math.inf, 0.24e-6)]
-SQS_GROUP = 0.10e-6  # surcharge, because every message has a group (fair queues)
-GATEWAY_REQUEST = [(300e6, 1.00e-6), (math.inf, 0.90e-6)]
-LOG_GB = 0.50
-
-# The quotas of a new account in one region.
+# The default quotas of an account in one region.
 GATEWAY_RATE, GATEWAY_BURST = 10_000, 5_000
+# Some regions have less, and so do accounts that are new to AWS.
+SMALL_GATEWAY_RATE, SMALL_LAMBDA_CONCURRENCY = 2_500, 10
 TEMPLATE_RATE, TEMPLATE_BURST = 2_000, 1_000  # template.yaml's own throttle
 LAMBDA_CONCURRENCY = 1_000
 LAMBDA_RATE_PER_SANDBOX = 10  # requests per second for each unit of the concurrency quota
-LAMBDA_SCALING, LAMBDA_SCALING_S = 1_000, 10  # new sandboxes per this many seconds
+# In each period of this many seconds: new sandboxes, and additional requests per second.
+LAMBDA_SCALING_S, LAMBDA_SCALING, LAMBDA_RATE_SCALING = 10, 1_000, 10_000
 NEW_TABLE_WRITES, TABLE_WRITES = 4_000, 40_000  # write units per second: of a new table, and the quota
 
 # AWS's latencies, which the benchmark cannot measure: medians, and the spread of the tail.
@@ -85,69 +78,17 @@ def measured() -> tuple[Figures, str]:
 CPU_SHARE = 256 / 1769
 
 
-def service_ms(found: Figures) -> float:
-    """The typical duration of a batch of 100 in Lambda: two writes, one send, and the CPU time at this share."""
-    return 2 * DYNAMODB_MS + SQS_MS + found["cpu_ms"] / CPU_SHARE
+def service_ms() -> float:
+    """The duration of a batch of 100 in Lambda, as in docs/costs.md."""
+    return costs.batch_of(EVENTS_PER_BATCH).duration_ms
 
 
-# ── Cost and quotas ──────────────────────────────────────────────────────────────────────────────
-
-
-def tiered(amount: float, tiers: list[tuple[float, float]]) -> float:
-    """The cost of an amount if the price depends on the tier."""
-    cost, below = 0.0, 0.0
-    for upper, price in tiers:
-        cost += max(0.0, min(amount, upper) - below) * price
-        below = upper
-    return cost
-
-
-def cost_table(found: Figures) -> str:
-    """Dollars per month, by events per day."""
-    head = [
-        "events per day",
-        "requests/s at peak",
-        "sandboxes at peak",
-        "Lambda",
-        "DynamoDB",
-        "SQS",
-        "API Gateway",
-        "logs",
-        "per month",
-        "per million events",
-    ]
-    rows = []
-    for exponent in range(6, 12):
-        events = 10**exponent
-        requests = events / EVENTS_PER_BATCH * DAYS_PER_MONTH
-        peak = events / EVENTS_PER_BATCH / SECONDS_PER_DAY * PEAK_TO_AVERAGE
-        gb_seconds = requests * service_ms(found) / 1000 * MEMORY_GB
-        chunks = requests * found["chunks"]
-        parts = [
-            requests * LAMBDA_REQUEST + tiered(gb_seconds, LAMBDA_GB_SECOND),
-            requests * found["write_units"] * WRITE_UNIT,
-            tiered(chunks, SQS_REQUEST) + chunks * SQS_GROUP,
-            tiered(requests, GATEWAY_REQUEST),
-            # The function's line, and a line of about the same size in the API's access log.
-            requests * 2 * found["log_bytes"] / 1e9 * LOG_GB,
-        ]
-        total = sum(parts)
-        rows.append(
-            [
-                f"{events:,}",
-                f"{peak:,.1f}",
-                f"{math.ceil(peak * service_ms(found) / 1000):,}",
-                *(dollars(part) for part in parts),
-                dollars(total),
-                f"{total / (events * DAYS_PER_MONTH) * 1e6:.4f}",
-            ]
-        )
-    return table(head, rows)
+# ── Quotas ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def quota_table(found: Figures) -> str:
     """The request rate that each quota allows, the lowest first."""
-    busy = service_ms(found) / 1000
+    busy = service_ms() / 1000
     units = found["write_units"]
     limits = [
         ("the template's throttle (`ThrottleRequestsPerSecond`)", TEMPLATE_RATE, "a parameter"),
@@ -157,6 +98,12 @@ def quota_table(found: Figures) -> str:
             "grows automatically within 30 minutes of load; or set warm throughput",
         ),
         ("API Gateway: 10,000 requests/s in the region", GATEWAY_RATE, "on request"),
+        (
+            "Lambda in an account that is new to AWS: 10 concurrent",
+            SMALL_LAMBDA_CONCURRENCY * LAMBDA_RATE_PER_SANDBOX,
+            "automatically with use, or on request",
+        ),
+        ("API Gateway in some regions: 2,500 requests/s", SMALL_GATEWAY_RATE, "on request"),
         (
             "Lambda: 10 requests/s for each of 1,000 concurrent",
             LAMBDA_CONCURRENCY * LAMBDA_RATE_PER_SANDBOX,
@@ -176,10 +123,6 @@ def quota_table(found: Figures) -> str:
         for what, rate, raised in sorted(limits, key=lambda limit: limit[1])
     ]
     return table(["limit", "requests/s", "events/s", "billion events per day", "can be raised"], rows)
-
-
-def dollars(amount: float) -> str:
-    return f"{amount:,.2f}" if amount < 100 else f"{amount:,.0f}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -209,6 +152,27 @@ class Bucket:
             return False
         self.tokens -= count
         return True
+
+
+class LambdaRate:
+    """The requests per second that Lambda accepts: ten for each unit of concurrency, and at most 10,000 more than in
+    the previous 10 seconds."""
+
+    def __init__(self, concurrency: int, rate: float) -> None:
+        self.most = concurrency * LAMBDA_RATE_PER_SANDBOX
+        self.period, self.taken = 0, 0
+        first = min(self.most, rate + LAMBDA_RATE_SCALING)
+        self.bucket = Bucket(first, first)
+
+    def take(self, now: float) -> bool:
+        period = int(now / LAMBDA_SCALING_S)
+        if period != self.period:
+            reached = self.taken / LAMBDA_SCALING_S if period == self.period + 1 else 0.0
+            self.bucket.rate = self.bucket.size = min(self.most, reached + LAMBDA_RATE_SCALING)
+            self.period, self.taken = period, 0
+        taken = self.bucket.take(now)
+        self.taken += taken
+        return taken
 
 
 @dataclass(frozen=True)
@@ -243,6 +207,15 @@ SCENARIOS = [
     Scenario(
         "the same, 50 sandboxes reserved", ((0, 500), (20, 5000), (40, 500)), 60, 40, (10_000, 5_000), 50, TABLE_WRITES
     ),
+    Scenario(
+        "500/s, then 30 times as much for 20 s, all quotas raised",
+        ((0, 500), (20, 15_000), (40, 500)),
+        60,
+        40,
+        (40_000, 20_000),
+        concurrency=4_000,
+        table_writes=TABLE_WRITES,
+    ),
     Scenario("1,000/s, DynamoDB unavailable for 10 s", ((0, 1000),), 60, 80, outage=(20, 30)),
     Scenario("the same, clients without jitter", ((0, 1000),), 60, 80, outage=(20, 30), jitter=False),
     Scenario("the same, with jitter and 6 attempts", ((0, 1000),), 60, 80, outage=(20, 30), attempts=6),
@@ -259,6 +232,7 @@ class Simulation:
         self.units = found["write_units"]
         self.gateway = Bucket(*scenario.gateway)
         self.scaling = Bucket(LAMBDA_SCALING / LAMBDA_SCALING_S, LAMBDA_SCALING)
+        self.lambda_rate = LambdaRate(scenario.concurrency, scenario.arrivals[0][1])
         self.table = Bucket(scenario.table_writes, scenario.table_writes)
         # The times since which sandboxes are idle, the last used one at the end.
         self.idle = deque([0.0] * scenario.warm_sandboxes)
@@ -295,6 +269,9 @@ class Simulation:
         while self.idle and now - self.idle[0] > SANDBOX_IDLE_S:
             self.idle.popleft()
         start = 0.0
+        if not self.lambda_rate.take(now):
+            self.refuse(now, begun, attempt, "Lambda throttle")
+            return
         if self.idle:
             self.idle.pop()
         elif self.busy < self.scenario.concurrency and self.scaling.take(now):
@@ -402,8 +379,7 @@ def main() -> None:
     found, source = measured()
     sections = {
         "basis": f"From {source}: {found['cpu_ms']:.2f} ms of CPU per batch of {EVENTS_PER_BATCH}, which take "
-        f"{found['cpu_ms'] / CPU_SHARE:.1f} ms with 256 MB, so a typical duration is {service_ms(found):.0f} ms.\n",
-        "cost": cost_table(found),
+        f"{found['cpu_ms'] / CPU_SHARE:.1f} ms with 256 MB, so Lambda bills at most {service_ms():.0f} ms.\n",
         "quotas": quota_table(found),
         "simulation": simulation_table(found),
         "outage": outage_table(found),

@@ -21,10 +21,24 @@ EXAMPLE_BATCH: dict[str, Any] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class StackDescription:
+    """The name, the outputs and the parameters of a stack."""
+
+    name: str
+    outputs: dict[str, str]
+    parameters: dict[str, str]
+
+
+def stack_description(cloudformation: Any, stack: str) -> StackDescription:
+    described = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+    parameters = {given["ParameterKey"]: given["ParameterValue"] for given in described.get("Parameters", [])}
+    return StackDescription(stack, outputs, parameters)
+
+
 def stack_outputs(cloudformation: Any, stack: str) -> dict[str, str]:
-    described = cloudformation.describe_stacks(StackName=stack)
-    outputs = described["Stacks"][0]["Outputs"]
-    return {output["OutputKey"]: output["OutputValue"] for output in outputs}
+    return stack_description(cloudformation, stack).outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +46,13 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: str
+
+    def json(self) -> Any:
+        """The body, or None if it is not JSON."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
 
     def error_code(self) -> str | None:
         """The code of the function's first error, or None if something else answered."""

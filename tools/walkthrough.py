@@ -1,6 +1,7 @@
 """Demonstrates the deployed API, and checks each answer and the queue message against the contract."""
 
 import datetime
+import hashlib
 import json
 import textwrap
 import uuid
@@ -46,7 +47,7 @@ def post_and_show(title: str, api: Api, key: str, idempotency_key: str, batch: A
     print(f"\n{title}\n\n  POST {ENDPOINT}\n  Idempotency-Key: {idempotency_key}\n  {json.dumps(batch)}\n")
     answer = api.post(batch, {"Authorization": f"Bearer {key}", "Idempotency-Key": idempotency_key})
     print(f"  HTTP {answer.status}")
-    for name in ("idempotency-replayed", "retry-after", "x-request-id"):
+    for name in ("idempotency-replayed", "retry-after", "x-batch-id", "x-request-id"):
         if name in answer.headers:
             print(f"  {name}: {answer.headers[name]}")
     print(f"  {answer.body}")
@@ -106,12 +107,79 @@ def show_and_check_message(message: dict[str, Any], project: str) -> None:
     expected = documented_message(body["batch_id"], project)
     expected_attributes = {name: expected[name] for name in ("schema", "project_id", "mode")}
     unchanged = all(json.dumps(event) in message["Body"] for event in EXAMPLE_BATCH["events"])
-    if (body, attributes, group, unchanged) != (expected, expected_attributes, project, True):
+    groups = (project, f"{project}.test.{lane(EXAMPLE_BATCH['events'][0]['external_user_id'])}")
+    if (body, attributes, unchanged) != (expected, expected_attributes, True) or group not in groups:
         raise Failure(
-            "This is not the documented message. Its MessageGroupId must be the project, each event must\n"
+            f"This is not the documented message. Its MessageGroupId must be {' or '.join(groups)}, each event must\n"
             f"have the bytes that were sent, the attributes must be {json.dumps(expected_attributes)},\n"
             f"and the body must be\n{json.dumps(expected, indent=2)}"
         )
+
+
+# ── An ordered queue ─────────────────────────────────────────────────────────────────────────────
+
+
+def lane(user: str) -> int:
+    """The lane of a user, with the default of ten lanes (docs/contract.md, "Ordered queues")."""
+    return int.from_bytes(hashlib.sha256(user.encode()).digest()[:8], "big") % 10
+
+
+def show_order(aws: LocalAws, outputs: dict[str, str], key: str) -> None:
+    """Post a batch of two users, then make its request look unfinished and post it again."""
+    sqs = aws.client("sqs")
+    sqs.purge_queue(QueueUrl=outputs["QueueUrl"])
+    api = Api(outputs["ApiUrl"], aws.url)
+    steps = ("signed_up", "chose_plan", "paid")
+    events = [{"external_user_id": user, "name": name} for name in steps for user in ("usr_42", "usr_43")]
+    idempotency_key = str(uuid.uuid4())
+    headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": idempotency_key}
+
+    def post() -> Answer:
+        answer = api.post({"events": events}, headers)
+        expect(answer, 202)
+        return answer
+
+    post()
+    print("\nA batch of two users, as it arrived in the ordered queue:\n")
+    received = receive_all(aws, outputs["QueueUrl"])
+    for group, names in received.items():
+        print(f"  {group}: {', '.join(names)}")
+    if sorted(received.values()) != [list(steps), list(steps)]:
+        raise Failure("The events of each user should have arrived in the order in which they were sent.")
+    forget_completion(aws, outputs["StateTable"], f"idem#acme#test#{idempotency_key}")
+    replayed = "idempotency-replayed" in post().headers
+    again = receive_all(aws, outputs["QueueUrl"])
+    print("\nThe same request again, as if the function had died before it recorded the first one:\n")
+    print(f"  The function sent the messages {'no' if replayed else 'a second'} time. The queue dropped all of them.")
+    if replayed or again:
+        raise Failure(f"The queue should have dropped the second copies. It contains {again}.")
+
+
+def receive_all(aws: LocalAws, queue: str) -> dict[str, list[str]]:
+    """Take every message from an ordered queue: the names of its events by message group."""
+    sqs = aws.client("sqs")
+    names: dict[str, list[str]] = {}
+    while True:
+        received = sqs.receive_message(
+            QueueUrl=queue, MaxNumberOfMessages=10, MessageSystemAttributeNames=["MessageGroupId"]
+        )
+        for message in received.get("Messages", []):
+            group = names.setdefault(message["Attributes"]["MessageGroupId"], [])
+            group += [event["event"]["name"] for event in json.loads(message["Body"])["events"]]
+            sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+        if "Messages" not in received:
+            return names
+
+
+def forget_completion(aws: LocalAws, table: str, pk: str) -> None:
+    """Change a record to that of a request that died after SQS had acknowledged its messages."""
+    aws.client("dynamodb").update_item(
+        TableName=table,
+        Key={"pk": {"S": pk}},
+        UpdateExpression="SET #state = :state, lease_until = :zero, delivered = :none",
+        ExpressionAttributeNames={"#state": "state"},
+        ExpressionAttributeValues={":state": {"S": "in_progress"}, ":zero": {"N": "0"}, ":none": {"B": b"\0"}},
+    )
 
 
 # ── The client ───────────────────────────────────────────────────────────────────────────────────

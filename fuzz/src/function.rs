@@ -8,6 +8,7 @@ use event_ingest::auth::Authenticator;
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
 use event_ingest::ingest::Pipeline;
+use event_ingest::packing::Packing;
 use event_ingest::rate_limit::RateLimiter;
 use event_ingest::telemetry::{AwsCalls, Telemetry};
 use lambda_runtime::{Context, LambdaEvent};
@@ -37,9 +38,9 @@ impl Function {
                 queue: MemoryQueue::new(&calls),
                 clock: StillClock::default(),
                 dedup_window: Duration::from_hours(24),
-                max_events_per_message: MAX_EVENTS_PER_MESSAGE,
+                packing: Packing::standard(MAX_EVENTS_PER_MESSAGE),
             },
-            telemetry: Telemetry::new("fuzz".to_owned(), Box::new(log.clone()), AwsCalls::default),
+            telemetry: Telemetry::new("fuzz".to_owned(), "0".to_owned(), Box::new(log.clone()), AwsCalls::default),
         };
         Self { app, log, calls }
     }
@@ -90,7 +91,7 @@ impl Function {
 
     /// The most events in one message.
     pub fn max_events_per_message(&self) -> NonZeroU16 {
-        self.app.pipeline.max_events_per_message
+        self.app.pipeline.packing.max_events_per_message
     }
 }
 

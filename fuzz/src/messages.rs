@@ -9,8 +9,9 @@ use contract::batch::Batch;
 use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::{Clock, Timestamp};
 use event_ingest::deadline::Deadline;
-use event_ingest::delivery::{Delivery, Envelope, SendResult, Sender};
+use event_ingest::delivery::{Delivery, SendResult, Sender};
 use event_ingest::idempotency::{BatchId, Delivered};
+use event_ingest::packing::Envelope;
 use serde_json::Value;
 use std::num::NonZeroU16;
 
@@ -65,7 +66,7 @@ impl Packing {
             deadline: &deadline,
             envelope: &self.envelope,
             batch,
-            max_events_per_message: self.max_events_per_message,
+            packing: event_ingest::packing::Packing::standard(self.max_events_per_message),
         };
         let delivery = block_on(sender.deliver(before));
         (queue, delivery)

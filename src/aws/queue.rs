@@ -2,7 +2,8 @@
 
 use super::{answer_by, describe};
 use crate::clock::Timestamp;
-use crate::delivery::{Envelope, Message, Queue, SendResult};
+use crate::delivery::{Queue, SendResult};
+use crate::packing::{Envelope, Message};
 use aws_config::SdkConfig;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::http::HttpRequest;
@@ -55,7 +56,7 @@ impl SqsQueue {
 
 impl Queue for SqsQueue {
     async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult> {
-        let Ok(empty_entries) = entries(envelope, messages.len()) else {
+        let Ok(empty_entries) = entries(envelope, messages) else {
             return vec![SendResult::Permanent; messages.len()];
         };
         let bodies = json_strings(messages);
@@ -64,7 +65,7 @@ impl Queue for SqsQueue {
         let mut sent = answer_by(by, Box::pin(fast.send())).await;
         if let Some(Err(error)) = &sent
             && is_unexpected_serialization(error)
-            && let Ok(empty_entries) = entries(envelope, messages.len())
+            && let Ok(empty_entries) = entries(envelope, messages)
         {
             warn!("SendMessageBatch: unexpected serialization by the SDK; sending with its own serializer");
             sent = answer_by(by, Box::pin(call(with_bodies(empty_entries, messages)).send())).await;
@@ -91,19 +92,21 @@ impl Queue for SqsQueue {
 }
 
 /// Entries without bodies. [`fill_in`] adds the bodies.
-fn entries(envelope: &Envelope, count: usize) -> Result<Vec<SendMessageBatchRequestEntry>, BuildError> {
+fn entries(envelope: &Envelope, messages: &[Message]) -> Result<Vec<SendMessageBatchRequestEntry>, BuildError> {
     let attributes = attributes(envelope)?;
     let system_attributes = system_attributes(envelope)?;
-    let entry = |id: usize| {
+    let entry = |(id, message): (usize, &Message)| {
+        let fifo = message.fifo.as_ref();
         SendMessageBatchRequestEntry::builder()
             .id(id.to_string())
             .message_body("")
             .set_message_attributes(Some(attributes.clone()))
             .set_message_system_attributes(system_attributes.clone())
-            .message_group_id(envelope.tenant.project.as_str())
+            .message_group_id(fifo.map_or(envelope.tenant.project.as_str(), |fifo| &fifo.group_id))
+            .set_message_deduplication_id(fifo.map(|fifo| fifo.deduplication_id.clone()))
             .build()
     };
-    (0..count).map(entry).collect()
+    messages.iter().enumerate().map(entry).collect()
 }
 
 /// The same entries with their bodies, for the SDK to serialize.
@@ -212,9 +215,13 @@ fn results(output: &SendMessageBatchOutput, count: usize) -> Vec<SendResult> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::TraceHeader;
     use crate::idempotency::BatchId;
+    use crate::packing::TraceHeader;
     use contract::tenant::{Mode, ProjectId, Tenant};
+
+    fn messages(count: usize) -> Vec<Message> {
+        vec![Message { body: String::new(), fifo: None }; count]
+    }
 
     /// The local AWS drops the system attributes of a batch, so a test can check only the request.
     #[test]
@@ -223,7 +230,7 @@ mod tests {
         let tenant = Tenant { project: ProjectId::parse("acme").unwrap(), mode: Mode::Live };
         let envelope = Envelope::new(tenant, BatchId::new(Timestamp::from_millis(0)));
         let trace_of = |envelope: &Envelope| {
-            let sent = entries(envelope, 1).unwrap();
+            let sent = entries(envelope, &messages(1)).unwrap();
             let attributes = sent[0].message_system_attributes()?;
             attributes[&MessageSystemAttributeNameForSends::AwsTraceHeader].string_value().map(ToOwned::to_owned)
         };
@@ -245,13 +252,14 @@ mod tests {
         let envelope = Envelope::new(tenant, BatchId::new(Timestamp::from_millis(0)));
         let call = Client::from_conf(config).send_message_batch().queue_url("http://127.0.0.1:1/events");
         let (sender, receiver) = std::sync::mpsc::channel();
-        let call = call.set_entries(Some(entries(&envelope, 2).unwrap())).customize().map_request(move |request| {
-            let filled = fill_in(request, &bodies).map_err(|error| error.to_string());
-            let text = filled.map(|request| String::from_utf8(request.body().bytes().unwrap().to_vec()).unwrap());
-            sender.send(text).unwrap();
-            // The request must not be sent.
-            Err::<HttpRequest, _>(UnexpectedSerialization)
-        });
+        let call =
+            call.set_entries(Some(entries(&envelope, &messages(2)).unwrap())).customize().map_request(move |request| {
+                let filled = fill_in(request, &bodies).map_err(|error| error.to_string());
+                let text = filled.map(|request| String::from_utf8(request.body().bytes().unwrap().to_vec()).unwrap());
+                sender.send(text).unwrap();
+                // The request must not be sent.
+                Err::<HttpRequest, _>(UnexpectedSerialization)
+            });
         let sent = call.send().await;
         assert!(is_unexpected_serialization(&sent.unwrap_err()));
         receiver.recv().unwrap()

@@ -5,6 +5,7 @@
 
 use crate::behavior::{CallId, Op};
 use crate::rules::{Rules, millis};
+use crate::scenario::Client;
 use crate::world::{Running, World};
 use event_ingest::deadline::{FUNCTION_TIMEOUT, OWNER_WAIT, RESERVE};
 use std::collections::BTreeSet;
@@ -93,7 +94,12 @@ impl Rules {
         // The order in which two equal clients start makes no difference.
         let same_client_is_first =
             client > 0 && clients[client] == clients[client - 1] && world.clients[client - 1].begun == 0;
-        is_left && !same_client_is_first && (!state.satisfied || world.faults > 0)
+        let may_start = clients[client].after.is_none_or(|first| world.clients[first].satisfied);
+        // A client that continues with its next batch has received the success.
+        let continues =
+            |(number, other): (usize, &Client)| other.after == Some(client) && world.clients[number].begun > 0;
+        let may_lose_success = world.faults > 0 && !clients.iter().enumerate().any(continues);
+        is_left && may_start && !same_client_is_first && (!state.satisfied || may_lose_success)
     }
 
     fn turns(&self, world: &World, client: usize, running: &Running, actions: &mut Vec<Action>) {

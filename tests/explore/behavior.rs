@@ -12,15 +12,15 @@ use crate::memory::check_call;
 use crate::scenario::{Attempt, AttemptId, Jitter};
 use event_ingest::clock::{Clock, Timestamp};
 use event_ingest::deadline::{Deadline, FUNCTION_TIMEOUT};
-use event_ingest::delivery::{Envelope, Message, Queue, SendResult};
+use event_ingest::delivery::{Queue, SendResult};
 use event_ingest::error::Error;
 use event_ingest::idempotency::{BatchId, Claimed, Delivered, Fenced, Owner, Record, RecordKey, StateStore, TakeOver};
 use event_ingest::ingest::{Pipeline, Request, Success};
+use event_ingest::packing::{Envelope, Fifo, Message};
 use event_ingest::store::StoreError;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::num::NonZeroU16;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -43,6 +43,8 @@ pub enum Op {
 pub struct SentMessage {
     pub batch: BatchId,
     pub events: Vec<usize>,
+    /// The ids for an ordered queue.
+    pub fifo: Option<Fifo>,
 }
 
 /// The number of a call, in the order in which its request made the calls.
@@ -197,7 +199,7 @@ async fn run(attempt: Rc<Attempt>, port: Port, started: Timestamp, response: Rc<
         queue: port.clone(),
         clock: port,
         dedup_window: attempt.window,
-        max_events_per_message: NonZeroU16::new(attempt.max_events_per_message).expect("not zero"),
+        packing: attempt.packing,
     };
     let deadline = Deadline::new(started, started + FUNCTION_TIMEOUT);
     let request = Request {
@@ -281,7 +283,12 @@ impl Port {
             assert_eq!(event["event"], self.attempt.events[index], "the event is as the client sent it");
             index
         };
-        SentMessage { batch: BatchId::parse(text).expect("a UUIDv7"), events: events.map(index).collect() }
+        let events: Vec<usize> = events.map(index).collect();
+        for event in &events {
+            let group = self.attempt.group(*event);
+            assert_eq!(message.fifo.as_ref().map(|fifo| &fifo.group_id), group.as_ref(), "the group of event {event}");
+        }
+        SentMessage { batch: BatchId::parse(text).expect("a UUIDv7"), events, fifo: message.fifo.clone() }
     }
 }
 

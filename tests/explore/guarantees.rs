@@ -12,6 +12,8 @@ use crate::scenario::{AttemptId, LANDING};
 use crate::world::{Caller, Running, World};
 use event_ingest::delivery::SendResult;
 use event_ingest::idempotency::{BatchId, Delivered, Fenced, Fingerprint, Record, State};
+use event_ingest::packing::Fifo;
+use std::rc::Rc;
 
 /// A description of a broken guarantee.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,9 +166,20 @@ impl World {
                 spec.name
             ));
         }
+        let batch = number(message.batch);
+        let sender = alive.then_some((attempt, call));
+        if let Some(fifo) = &message.fifo {
+            if !Rc::make_mut(&mut self.groups).add(fifo) {
+                // The queue acknowledges the message and drops it, so the first copy counts as acknowledged.
+                let is_same = |copy: &&mut QueuedCopy| copy.batch == batch && message.events.contains(&copy.event);
+                self.copies.iter_mut().filter(is_same).for_each(|copy| copy.sender = sender.or(copy.sender));
+                return Ok(());
+            }
+            if rules.scenario.keeps_order() {
+                self.check_order(rules, attempt, fifo, message)?;
+            }
+        }
         for &event in &message.events {
-            let batch = number(message.batch);
-            let sender = alive.then_some((attempt, call));
             self.copies.push(QueuedCopy {
                 batch,
                 event,
@@ -177,10 +190,35 @@ impl World {
                 excused: !alive,
             });
             let same = self.copies.iter().filter(|copy| copy.batch == batch && copy.event == event);
+            if rules.scenario.keeps_order() && same.clone().count() > 1 {
+                return violation(format!("7: event {event} is in the ordered queue twice, sent by {}", spec.name));
+            }
             if same.filter(|copy| !copy.excused).count() > 1 {
                 return violation(format!(
                     "4: event {event} is in the queue twice without an allowed cause, sent by {}",
                     spec.name
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the events of a new message come after all earlier ones of its group (guarantee 7).
+    fn check_order(
+        &mut self,
+        rules: &Rules,
+        attempt: AttemptId,
+        fifo: &Fifo,
+        message: &SentMessage,
+    ) -> Result<(), Violation> {
+        let spec = rules.attempt(attempt);
+        let turn = rules.scenario.turn(spec.client);
+        for &event in &message.events {
+            let last = self.last_in_group.insert(fifo.group_id.clone(), (turn, event));
+            if last.is_some_and(|last| last >= (turn, event)) {
+                return violation(format!(
+                    "7: {} is in order: {} adds event {event} of turn {turn} after {last:?}",
+                    fifo.group_id, spec.name
                 ));
             }
         }
@@ -198,7 +236,7 @@ impl World {
             _ => false,
         };
         for copy in self.copies.iter_mut().filter(|copy| copy.sender == Some((attempt, call.id))) {
-            copy.acknowledged = is_acknowledged(copy.event);
+            copy.acknowledged |= is_acknowledged(copy.event);
             copy.excused |= !copy.acknowledged;
         }
     }

@@ -16,6 +16,8 @@
 //! - A request that still runs at its deadline is killed. A call whose caller died or gave up may take
 //!   effect at any later time within `landing`. The TTL deletes an expired record at any time.
 //! - In every state in which no request runs, 5 s pass, and then each client retries once without faults.
+//! - An ordered queue drops a message that has the group and the deduplication id of an earlier one. In addition
+//!   to the other guarantees, no event may be in it twice, and each group must be in order.
 //!
 //! **What is not explored.** More faults, stalls, clients, and attempts than given; more than eleven
 //! events; jitter other than always zero or always the ceiling; a sandbox that continues after its
@@ -68,6 +70,15 @@ fn scenarios(more: u8) -> Vec<Scenario> {
         s("two equal bulk requests", vec![single(4), single(4)], 1, 1),
         s("bulk, other rules after a deployment", vec![client(4, &[1, 1]).before_deployment(1)], 2, 1),
         s("bulk, two equal clients during a deployment", vec![single(4).before_deployment(1), single(4)], 1, 1),
+        s("ordered queue", vec![client(5, &[1, 1])], 2, 1).ordered(2),
+        s("ordered queue, one lane", vec![client(0, &[1, 1, 1])], 2, 1).ordered(1),
+        s("ordered queue, late effects", vec![client(0, &[1, 1])], 1, 2).ordered(1).landing(LATE),
+        s("ordered queue, two equal clients", vec![single(0), single(0)], 1, 1).ordered(1),
+        s("ordered queue, two equal clients, skewed clocks", vec![single(0), single(0).ahead(SKEW)], 1, 1).ordered(1),
+        s("ordered queue, two batches of one client", vec![client(0, &[1, 1]), single(0).key(1).after(0)], 2, 1)
+            .ordered(1),
+        s("ordered queue, other packing", vec![client(5, &[1, 2, 1]).lanes(&[1, 2, 3])], 2, 1).ordered(2),
+        s("ordered bulk", vec![client(4, &[1, 1])], 2, 1).ordered(2),
         s("expiry", vec![single(2), single(2)], 1, 2).window(HOUR),
         s("expiry, another body", vec![single(2), single(1)], 1, 2).window(HOUR),
         s("expiry of the record of a dead client", vec![single(0), single(1)], 1, 2).window(HOUR).left_behind(0),

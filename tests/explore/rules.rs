@@ -5,6 +5,7 @@ use crate::scenario::{Attempt, AttemptId, BEGIN, Scenario, at, record_key};
 use crate::world::{ClientState, World};
 use event_ingest::clock::Timestamp;
 use event_ingest::idempotency::RecordKey;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -74,6 +75,8 @@ impl Rules {
             clients: vec![state; self.scenario.clients.len()],
             in_flight: Vec::new(),
             copies: Vec::new(),
+            groups: Rc::default(),
+            last_in_group: BTreeMap::new(),
             promises: vec![None; self.keys.len()],
             faults: self.scenario.faults,
             stalls: self.scenario.stalls,

@@ -5,7 +5,10 @@ use contract::idempotency_key::IdempotencyKey;
 use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::Timestamp;
 use event_ingest::idempotency::{BatchId, Claimant, Fingerprint, Owner, RecordKey};
+use event_ingest::packing::Packing;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,7 +16,7 @@ use std::time::Duration;
 pub const BEGIN: u64 = 1_800_000_000_250;
 
 /// The bodies that the clients send.
-pub const BODIES: [&str; 5] = [
+pub const BODIES: [&str; 6] = [
     r#"{"events":[{"external_user_id":"a","name":"one"},{"external_user_id":"a","name":"two"}]}"#,
     r#"{"events":[{"external_user_id":"b","name":"other"},{"external_user_id":"b","name":"another"}]}"#,
     r#"{"events":[{"external_user_id":"c","name":"single"}]}"#,
@@ -21,6 +24,8 @@ pub const BODIES: [&str; 5] = [
     r#"{"events":[{"external_user_id":"d","name":"0"},{"external_user_id":"d","name":"1"},{"external_user_id":"d","name":"2"},{"external_user_id":"d","name":"3"},{"external_user_id":"d","name":"4"},{"external_user_id":"d","name":"5"},{"external_user_id":"d","name":"6"},{"external_user_id":"d","name":"7"},{"external_user_id":"d","name":"8"},{"external_user_id":"d","name":"9"},{"external_user_id":"d","name":"10"}]}"#,
     // A bulk request, whose second event is invalid.
     r#"{"events":[{"external_user_id":"e","name":"0"},{"external_user_id":"e"},{"external_user_id":"e","name":"2"}]}"#,
+    // Two users, who are in different ones of two lanes. One of the ids is written with an escape.
+    r#"{"events":[{"external_user_id":"a","name":"0"},{"external_user_id":"d","name":"1"},{"external_user_id":"\u0061","name":"2"}]}"#,
 ];
 
 /// How the rules before a deployment see the bulk request: its first event is invalid, and the second one
@@ -50,6 +55,10 @@ pub struct Client {
     pub ahead: u64,
     /// The number of its first attempts that run before a deployment that changes the rules.
     pub before_deployment: usize,
+    /// The client for whose success this client waits before it starts.
+    pub after: Option<usize>,
+    /// `ORDERED_LANES` of each attempt, if it differs from that of the scenario.
+    pub lanes: Vec<u16>,
 }
 
 /// One exploration: every schedule of these clients within the limits.
@@ -71,6 +80,8 @@ pub struct Scenario {
     /// The body of a client that died before [`BEGIN`]. It left key 0 in progress, with a lease that has
     /// ended and a record that expires soon.
     pub left_behind: Option<usize>,
+    /// `ORDERED_LANES`, if the queue is ordered.
+    pub lanes: Option<u16>,
 }
 
 /// The number of an attempt. The last attempt of each client is its final retry.
@@ -87,14 +98,25 @@ pub struct Attempt {
     /// A bitmap of the valid events.
     pub valid: u32,
     pub events: Vec<Value>,
-    pub max_events_per_message: u16,
+    pub packing: Packing,
     pub window: Duration,
     pub ahead: u64,
 }
 
+impl Attempt {
+    /// The message group of an event, if the queue is ordered (docs/contract.md, "The queue message").
+    pub fn group(&self, event: usize) -> Option<String> {
+        let user = self.events[event]["external_user_id"].as_str().expect("a user");
+        let digest: [u8; 32] = Sha256::digest(user).into();
+        let first = u64::from_be_bytes(*digest.first_chunk().expect("32 bytes"));
+        let lanes = u64::from(self.packing.lanes?.get());
+        Some(format!("{}.{}.{}", self.tenant.project, self.tenant.mode, first % lanes))
+    }
+}
+
 /// A client that uses key 0.
 pub fn client(body: usize, attempts: &[u16]) -> Client {
-    Client { key: 0, body, attempts: attempts.to_vec(), ahead: 0, before_deployment: 0 }
+    Client { key: 0, body, attempts: attempts.to_vec(), ahead: 0, before_deployment: 0, after: None, lanes: Vec::new() }
 }
 
 impl Client {
@@ -104,6 +126,15 @@ impl Client {
 
     pub fn ahead(self, ahead: u64) -> Self {
         Self { ahead, ..self }
+    }
+
+    /// Waits for the success of another client before it starts.
+    pub fn after(self, first: usize) -> Self {
+        Self { after: Some(first), ..self }
+    }
+
+    pub fn lanes(self, lanes: &[u16]) -> Self {
+        Self { lanes: lanes.to_vec(), ..self }
     }
 
     pub fn before_deployment(self, before_deployment: usize) -> Self {
@@ -138,6 +169,7 @@ impl Scenario {
             window: Duration::from_hours(24),
             jitter: Jitter::Ceiling,
             left_behind: None,
+            lanes: None,
         }
     }
 
@@ -165,6 +197,24 @@ impl Scenario {
         Self { left_behind: Some(body), ..self }
     }
 
+    /// Makes the queue ordered.
+    pub fn ordered(self, lanes: u16) -> Self {
+        Self { lanes: Some(lanes), ..self }
+    }
+
+    /// Whether guarantee 7 holds: the queue is ordered, and the packing does not change between attempts.
+    pub fn keeps_order(&self) -> bool {
+        let same_packing = |client: &Client| {
+            client.lanes.is_empty() && client.attempts.iter().all(|max_events| *max_events == client.attempts[0])
+        };
+        self.lanes.is_some() && self.clients.iter().all(same_packing)
+    }
+
+    /// The number of clients for whose success a client waits, one after the other.
+    pub fn turn(&self, client: usize) -> usize {
+        self.clients[client].after.map_or(0, |first| 1 + self.turn(first))
+    }
+
     /// Whether a deployment changes the rules between the attempts.
     pub fn rules_change(&self) -> bool {
         self.clients.iter().any(|client| client.before_deployment > 0)
@@ -174,7 +224,8 @@ impl Scenario {
     pub fn attempts(&self) -> Vec<Rc<Attempt>> {
         let mut attempts = Vec::new();
         for (number, client) in self.clients.iter().enumerate() {
-            for (try_number, &max_events_per_message) in client.attempts.iter().chain([&1]).enumerate() {
+            let last = if self.lanes.is_some() { client.attempts[0] } else { 1 };
+            for (try_number, &max_events_per_message) in client.attempts.iter().chain([&last]).enumerate() {
                 let name = if try_number < client.attempts.len() {
                     format!("c{number}.{}", try_number + 1)
                 } else {
@@ -183,7 +234,12 @@ impl Scenario {
                 let id = attempts.len();
                 let body = BODIES[client.body];
                 let seen = if try_number < client.before_deployment { BULK_BEFORE_DEPLOYMENT } else { body };
-                attempts.push(Rc::new(self.attempt(client, number, name, max_events_per_message, id, seen)));
+                let lanes = client.lanes.get(try_number).copied().or(self.lanes);
+                let packing = Packing {
+                    max_events_per_message: NonZeroU16::new(max_events_per_message).expect("not zero"),
+                    lanes: lanes.and_then(NonZeroU16::new),
+                };
+                attempts.push(Rc::new(self.attempt(client, number, name, packing, id, seen)));
             }
         }
         attempts
@@ -195,7 +251,7 @@ impl Scenario {
         client: &Client,
         number: usize,
         name: String,
-        max_events_per_message: u16,
+        packing: Packing,
         id: usize,
         seen: &'static str,
     ) -> Attempt {
@@ -214,7 +270,7 @@ impl Scenario {
             valid: batch.events().map(|(index, _)| 1 << index).sum(),
             batch,
             events: parsed["events"].as_array().expect("events").clone(),
-            max_events_per_message,
+            packing,
             window: self.window,
             ahead: client.ahead,
             name,

@@ -3,11 +3,12 @@
 
 use crate::behavior::{Call, CallId, NodeId, Reply};
 use crate::guarantees::{Promise, QueuedCopy, Write};
-use crate::memory::Table;
+use crate::memory::{Groups, Table};
 use crate::rules::Rules;
 use crate::scenario::{AttemptId, BEGIN, BODIES, at, batch_id, record_key};
 use crate::search::describe_op;
 use event_ingest::idempotency::{Delivered, Fingerprint, Owner, Record, State};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// The state of the whole system.
@@ -21,6 +22,10 @@ pub struct World {
     pub in_flight: Vec<InFlight>,
     /// The copies of events in the queue, without an order.
     pub copies: Vec<QueuedCopy>,
+    /// The messages that an ordered queue would drop if they were sent again.
+    pub groups: Rc<Groups>,
+    /// The last event in each group of an ordered queue: the turn of its client, and its index.
+    pub last_in_group: BTreeMap<String, (usize, usize)>,
     /// The promises made about each idempotency key.
     pub promises: Vec<Option<Promise>>,
     /// The faults that may still happen.

@@ -6,11 +6,12 @@
 //! alike.
 
 use event_ingest::clock::Timestamp;
-use event_ingest::delivery::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue, SendResult};
+use event_ingest::delivery::{Queue, SendResult};
 use event_ingest::idempotency::{Claimed, Delivered, Fenced, Owner, Record, RecordKey, State, StateStore, TakeOver};
+use event_ingest::packing::{Envelope, Fifo, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message};
 use event_ingest::store::StoreError;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Records by partition key. Every write has the same condition as in `aws::state_table`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -151,6 +152,21 @@ impl StateStore for MemoryStore {
     }
 }
 
+/// The messages that an ordered queue accepted within the last five minutes: their deduplication ids, by
+/// message group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Groups {
+    ids: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Groups {
+    /// Adds a message. Returns false if its group has a message with the same id: SQS acknowledges the second
+    /// one and drops it.
+    pub fn add(&mut self, fifo: &Fifo) -> bool {
+        self.ids.entry(fifo.group_id.clone()).or_default().insert(fifo.deduplication_id.clone())
+    }
+}
+
 /// The checks that SQS makes on a call as a whole. An error is permanent.
 ///
 /// The size of a message includes its body and the names, types, and values of its attributes.
@@ -180,6 +196,7 @@ fn is_allowed(char: char) -> bool {
 #[derive(Default)]
 pub struct MemoryQueue {
     bodies: RefCell<Vec<String>>,
+    groups: RefCell<Groups>,
 }
 
 impl MemoryQueue {
@@ -194,7 +211,12 @@ impl Queue for MemoryQueue {
         if check_call(envelope, messages).is_err() {
             return vec![SendResult::Permanent; messages.len()];
         }
-        self.bodies.borrow_mut().extend(messages.iter().map(|message| message.body.clone()));
+        for message in messages {
+            let is_new = message.fifo.as_ref().is_none_or(|fifo| self.groups.borrow_mut().add(fifo));
+            if is_new {
+                self.bodies.borrow_mut().push(message.body.clone());
+            }
+        }
         vec![SendResult::Acknowledged; messages.len()]
     }
 }

@@ -43,6 +43,7 @@ pub struct Sent {
 
 /// One event in one message from the queue.
 pub struct QueuedEvent {
+    group: String,
     label: String,
     batch_id: String,
     index: usize,
@@ -50,10 +51,14 @@ pub struct QueuedEvent {
 
 /// The records of a chaos run.
 pub struct Evidence {
-    pub sent: Vec<Sent>,
+    /// What each client sent, in order. A client sends its next batch after the final response to the last one.
+    pub sent: Vec<Vec<Sent>>,
+    /// The events in the order in which they were received.
     pub queued: Vec<QueuedEvent>,
     pub calls: Vec<Call>,
     pub runs: Vec<Run>,
+    /// Whether the queue is ordered, so that guarantee 7 applies.
+    pub ordered: bool,
 }
 
 /// The event at `index` of the body `label`.
@@ -66,7 +71,7 @@ pub fn event(label: &str, index: usize) -> Value {
 }
 
 /// The events of a queue message. Panics if one differs from the event that was sent.
-pub fn queued_events(message: &str) -> Vec<QueuedEvent> {
+pub fn queued_events(group: &str, message: &str) -> Vec<QueuedEvent> {
     let message: Value = serde_json::from_str(message).expect("JSON");
     let batch_id = message["batch_id"].as_str().expect("a batch id").to_owned();
     let events = message["events"].as_array().expect("events").iter().map(|queued| {
@@ -75,7 +80,7 @@ pub fn queued_events(message: &str) -> Vec<QueuedEvent> {
         let index = id.strip_prefix(&format!("{batch_id}-")).and_then(|index| index.parse().ok());
         let index = index.unwrap_or_else(|| panic!("{id} does not belong to batch {batch_id}"));
         assert_eq!(queued["event"], event(&label, index), "{id}");
-        QueuedEvent { label, batch_id: batch_id.clone(), index }
+        QueuedEvent { group: group.to_owned(), label, batch_id: batch_id.clone(), index }
     });
     events.collect()
 }
@@ -85,7 +90,7 @@ pub fn audit(evidence: &Evidence) -> Report {
     let mut report = Report::default();
     report.count(evidence);
     let mut bodies: BTreeMap<&str, BodyRecords> = BTreeMap::new();
-    for sent in &evidence.sent {
+    for sent in evidence.sent.iter().flatten() {
         let records = bodies.entry(&sent.body.label).or_insert_with(|| BodyRecords::of(&sent.body));
         records.sent.push(sent);
     }
@@ -105,11 +110,35 @@ pub fn audit(evidence: &Evidence) -> Report {
     report.bodies = bodies.len();
     let clock = (Instant::now(), epoch_millis());
     for records in bodies.values() {
-        let faults = BodyCheck::new(records, &runs, clock, &mut report).run();
+        let faults = BodyCheck::new(records, &runs, clock, evidence.ordered, &mut report).run();
         if !faults.is_empty() {
             report.violations.push(format!("{}: {}\n{records}", records.body.label, faults.join("; ")));
         }
     }
     report.check_concurrent_bodies(&evidence.sent);
+    if evidence.ordered {
+        check_order(evidence, &mut report);
+    }
     report
+}
+
+/// Guarantee 7: in each message group, the events of one client are in the order in which it sent them.
+fn check_order(evidence: &Evidence, report: &mut Report) {
+    let place = |(client, sent): (usize, &Vec<Sent>)| {
+        let places = sent.iter().enumerate().map(|(position, sent)| (sent.body.label.clone(), (client, position)));
+        places.collect::<Vec<_>>()
+    };
+    // The clients of one body send it concurrently, so its first place counts.
+    let mut places: HashMap<Arc<str>, (usize, usize)> = HashMap::new();
+    for (label, of_client) in evidence.sent.iter().enumerate().flat_map(place) {
+        places.entry(label).or_insert(of_client);
+    }
+    let mut last: HashMap<(&str, usize), (usize, usize)> = HashMap::new();
+    for QueuedEvent { group, label, index, .. } in &evidence.queued {
+        let Some(&(client, position)) = places.get(&**label) else { continue };
+        let this = (position, *index);
+        if last.insert((group, client), this).is_some_and(|last| last >= this) {
+            report.violations.push(format!("group {group}: event {index} of {label} is out of order"));
+        }
+    }
 }

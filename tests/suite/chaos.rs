@@ -3,7 +3,8 @@
 //! docs/contract.md, "Guarantees".
 //!
 //! The environment variables `CHAOS_BATCHES`, `CHAOS_SEED`, `CHAOS_FAULT_PERCENT`, `CHAOS_KILL_PERCENT`,
-//! `CHAOS_SANDBOXES`, and `CHAOS_CLIENTS` set the parameters of the run.
+//! `CHAOS_SANDBOXES`, and `CHAOS_CLIENTS` set the parameters of the runs. `CHAOS_MESSAGES` is a directory for the
+//! messages of the queues, which `docs/examples/test_consumer.py` gives to the example consumers.
 #![expect(clippy::print_stdout, reason = "the statistics of the run are part of the result")]
 
 use crate::audit::{self, Body, Evidence, Expected, QueuedEvent, Sent};
@@ -14,7 +15,11 @@ use crate::gateway_event::post;
 use crate::sandbox::QUIET_MACHINE;
 use crate::sdk_client::{self, Attempt, Retries};
 use crate::test_app::{KEY, PROJECT, Resources};
+use aws_sdk_sqs::types::MessageSystemAttributeName;
 use serde_json::{Value, json};
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -40,7 +45,7 @@ impl Run {
         };
         Self {
             plan,
-            batches: variable("CHAOS_BATCHES", 200),
+            batches: variable("CHAOS_BATCHES", 150),
             sandboxes: variable("CHAOS_SANDBOXES", 16),
             clients: variable("CHAOS_CLIENTS", 32),
         }
@@ -71,22 +76,30 @@ enum Traffic {
 
 #[tokio::test]
 async fn no_event_is_lost_and_each_duplicate_has_an_allowed_cause() {
+    run(Resources::create().await, false).await;
+}
+
+#[tokio::test]
+async fn an_ordered_queue_has_each_event_once_and_in_order() {
+    run(Resources::ordered().await, true).await;
+}
+
+async fn run(aws: Resources, ordered: bool) {
     let _alone = QUIET_MACHINE.write().await;
     let run = Run::from_env();
     let started = Instant::now();
-    let aws = Resources::create().await;
     aws.put_key(KEY, PROJECT, &[]).await;
     let plan = run.plan;
     let proxy = FaultProxy::new(&local_aws::endpoint(), move |call| plan.fault(call));
     let fleet = Arc::new(Fleet::new(&aws, &proxy, run.sandboxes));
 
     let is_over = Arc::new(AtomicBool::new(false));
-    let consumer = tokio::spawn(consume(aws.clone(), is_over.clone()));
+    let consumer = tokio::spawn(consume(aws.clone(), ordered, is_over.clone()));
     let next = Arc::new(AtomicUsize::new(0));
     let clients = (0..run.clients).map(|_| tokio::spawn(client(run, fleet.clone(), next.clone())));
-    let mut sent = Vec::new();
+    let mut clients_sent = Vec::new();
     for client in clients.collect::<Vec<_>>() {
-        sent.extend(client.await.expect("no panic"));
+        clients_sent.push(client.await.expect("no panic"));
     }
     proxy.idle().await;
     is_over.store(true, Ordering::Relaxed);
@@ -94,10 +107,11 @@ async fn no_event_is_lost_and_each_duplicate_has_an_allowed_cause() {
     let fleet = Arc::into_inner(fleet).expect("every client is done");
     let (runs, log_lines) = fleet.finish().await;
 
-    let evidence = Evidence { sent, queued, calls: proxy.calls(), runs };
+    let evidence = Evidence { sent: clients_sent, queued, calls: proxy.calls(), runs, ordered };
     let report = audit::audit(&evidence);
     println!(
-        "chaos: seed {}, {} batches by {} clients over {} sandboxes, {} % faults, {} % kills, {:.0} s, {log_lines} log lines\n{report}",
+        "chaos: {} queue, seed {}, {} batches by {} clients over {} sandboxes, {} % faults, {} % kills, {:.0} s, {log_lines} log lines\n{report}",
+        if ordered { "ordered" } else { "standard" },
         plan.seed,
         run.batches,
         run.clients,
@@ -200,13 +214,15 @@ fn gateway_event(body: &Body) -> Value {
 }
 
 /// Receives and deletes messages until the run is over and the queue is empty.
-async fn consume(aws: Resources, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
+async fn consume(aws: Resources, ordered: bool, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
     use aws_sdk_sqs::types::DeleteMessageBatchRequestEntry as Entry;
     let sqs = aws_sdk_sqs::Client::new(&aws.sdk);
     let mut queued = Vec::new();
+    let mut file = messages_file(ordered);
     loop {
         let last = is_over.load(Ordering::Relaxed);
         let receive = sqs.receive_message().queue_url(&aws.queue_url).max_number_of_messages(10);
+        let receive = receive.message_system_attribute_names(MessageSystemAttributeName::MessageGroupId);
         let messages = receive.send().await.expect("the queue responds").messages.unwrap_or_default();
         if messages.is_empty() {
             if last {
@@ -224,7 +240,20 @@ async fn consume(aws: Resources, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
         let deleted = delete.send().await.expect("the queue responds");
         assert_eq!(deleted.successful().len(), messages.len());
         for message in messages {
-            queued.extend(audit::queued_events(message.body().expect("a body")));
+            let group = message.attributes().and_then(|all| all.get(&MessageSystemAttributeName::MessageGroupId));
+            let (group, body) = (group.expect("a group"), message.body().expect("a body"));
+            queued.extend(audit::queued_events(group, body));
+            if let Some(file) = &mut file {
+                writeln!(file, "{}", json!({ "group": group, "body": body })).expect("the line is written");
+            }
         }
     }
+}
+
+/// Creates the file for the messages of a run, with one JSON object per line.
+fn messages_file(ordered: bool) -> Option<File> {
+    let directory = PathBuf::from(std::env::var_os("CHAOS_MESSAGES")?);
+    std::fs::create_dir_all(&directory).expect("the directory is created");
+    let file = directory.join(if ordered { "ordered.jsonl" } else { "standard.jsonl" });
+    Some(File::create(file).expect("the file is created"))
 }

@@ -1,5 +1,6 @@
 //! End-to-end tests over HTTP. `sam deploy` deploys template.yaml to a local AWS.
 
+use crate::client_program;
 use crate::gateway_event::gzip;
 use crate::message_schema;
 use aws_sdk_sqs::types::Message;
@@ -8,10 +9,6 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
 use test_support::deployment::{API_KEY, Deployment, PATH};
-
-fn deploy(name: &str, options: &[&str]) -> Deployment {
-    Deployment::start(name, Path::new(env!("CARGO_TARGET_TMPDIR")), options)
-}
 
 /// The next messages of the queue, validated against the schema.
 async fn next_messages(deployment: &Deployment) -> Vec<Message> {
@@ -25,7 +22,8 @@ async fn next_messages(deployment: &Deployment) -> Vec<Message> {
 /// One test with several steps, because a deployment takes a while.
 #[tokio::test]
 async fn the_deployed_template_accepts_replays_and_refuses_requests() {
-    let deployment = deploy("main-job", &[]);
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let deployment = Deployment::start("main-job", directory, &["--param", "Version=1.2.3+4d5e"]);
     let example = br#"{ "events": [ { "external_user_id": "usr_42", "name": "user_signed_up",
                 "properties": { "plan": "trial" } } ] }"#;
 
@@ -66,35 +64,25 @@ async fn the_deployed_template_accepts_replays_and_refuses_requests() {
         assert_eq!((response.status, &response.body["errors"][0]["code"]), (status, &json!(code)));
     }
 
-    run_client_tests(&deployment);
+    let path = format!("/2015-03-31/functions/{}/configuration?Qualifier=live", deployment.output("FunctionName"));
+    let live = deployment.call(Method::GET, &path, &[], b"").await.body;
+    assert_eq!((&live["Version"], &live["Timeout"]), (&json!("1"), &json!(4)), "the lease depends on the timeout");
+    assert_eq!(live["Environment"]["Variables"]["VERSION"], "1.2.3+4d5e");
+    assert_eq!(deployment.output("Version"), "1.2.3+4d5e");
+    assert!(deployment.output("AlarmsReach").starts_with("NOBODY"));
+
+    run_client_tests(&deployment).await;
 }
 
 /// Runs those tests of the TypeScript client that need a deployed service and read its queue.
-fn run_client_tests(deployment: &Deployment) {
-    let client = Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk/typescript");
-    assert!(
-        client.join("node_modules").exists(),
-        "the dependencies of the client are missing: `make test` installs them"
-    );
-    for command in [&["npm", "run", "-s", "build"][..], &["npx", "vitest", "run", "test/local-stack.test.ts"]] {
-        let status = Command::new(command[0])
-            .args(&command[1..])
-            .current_dir(&client)
-            .env("VIBEFOLLOW_BASE_URL", deployment.output("BaseUrl"))
-            .env("VIBEFOLLOW_API_KEY", API_KEY)
-            .env("VIBEFOLLOW_QUEUE_URL", deployment.output("QueueUrl"))
-            .status();
-        assert!(status.expect("node is installed").success(), "{command:?}");
-    }
-}
-
-/// With an empty `AWS_ENDPOINT_URL`, every call of the SDK would panic, and only on AWS.
-#[tokio::test]
-async fn the_template_sets_no_endpoint_variable_by_default() {
-    let deployment = deploy("no-endpoint", &["--defaults"]);
-    let path = format!("/2015-03-31/functions/{}/configuration", deployment.output("FunctionName"));
-    let configuration = deployment.call(Method::GET, &path, &[], b"").await.body;
-    let variables = configuration["Environment"]["Variables"].as_object().expect("variables");
-    assert!(variables.contains_key("EVENTS_QUEUE_URL") && !variables.contains_key("AWS_ENDPOINT_URL"), "{variables:?}");
-    assert_eq!(configuration["Timeout"], 4, "the lease depends on it");
+async fn run_client_tests(deployment: &Deployment) {
+    client_program::build().await;
+    let status = Command::new("npx")
+        .args(["vitest", "run", "test/local-stack.test.ts"])
+        .current_dir(client_program::directory())
+        .env("VIBEFOLLOW_BASE_URL", deployment.output("BaseUrl"))
+        .env("VIBEFOLLOW_API_KEY", API_KEY)
+        .env("VIBEFOLLOW_QUEUE_URL", deployment.output("QueueUrl"))
+        .status();
+    assert!(status.expect("node is installed").success());
 }

@@ -1,22 +1,30 @@
 //! Tests of the function over a local AWS, and of the files that must agree with it.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 
+mod alarms;
 mod audit;
 mod bulk;
 mod chaos;
 mod checks;
+mod client_conformance;
+mod client_program;
 mod conformance;
 mod deploy_command;
+mod deploy_policy;
 mod deployed;
 mod fault_plan;
 mod fault_proxy;
 mod features;
 mod fleet;
+mod function_server;
 mod fuzz_corpus;
 mod gateway_event;
+mod generated_clients;
+mod http_api;
 mod message_schema;
 mod mutants;
 mod openapi;
+mod ordered;
 mod packing;
 mod pipeline_failures;
 mod ports;
@@ -29,6 +37,7 @@ mod samples;
 mod sandbox;
 mod sandbox_scenarios;
 mod sdk_client;
+mod spool_kills;
 mod telemetry;
 mod template;
 mod test_app;

@@ -3,8 +3,8 @@
 use contract::batch::Batch;
 use contract::limits::{MAX_BULK_EVENTS, MAX_DEPTH, MAX_EVENT_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
 use contract::tenant::{Mode, ProjectId};
-use event_ingest::delivery::SCHEMA;
 use event_ingest::idempotency::BatchId;
+use event_ingest::packing::SCHEMA;
 use jsonschema::Validator;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;

@@ -10,10 +10,9 @@ use contract::limits::MAX_EVENT_BYTES;
 use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::deadline::Deadline;
-use event_ingest::delivery::{
-    Delivery, Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Queue, SendResult, Sender,
-};
+use event_ingest::delivery::{Delivery, Queue, SendResult, Sender};
 use event_ingest::idempotency::{BatchId, Delivered};
+use event_ingest::packing::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Packing};
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -73,15 +72,8 @@ async fn deliver(queue: &RecordingQueue, body: &[u8], max_events_per_message: u1
     for &index in delivered {
         already.insert(index);
     }
-    let max_events_per_message = NonZeroU16::new(max_events_per_message).unwrap();
-    let sender = Sender {
-        queue,
-        clock: &clock,
-        deadline: &deadline,
-        envelope: &envelope,
-        batch: &batch,
-        max_events_per_message,
-    };
+    let packing = Packing::standard(NonZeroU16::new(max_events_per_message).unwrap());
+    let sender = Sender { queue, clock: &clock, deadline: &deadline, envelope: &envelope, batch: &batch, packing };
     sender.deliver(already).await
 }
 
@@ -152,15 +144,9 @@ async fn the_largest_event_fits_into_a_message_with_the_largest_envelope() {
     let clock = StillClock(Cell::new(SystemClock.now()));
     let envelope = Envelope::new(tenant(&"p".repeat(64)), BatchId::new(clock.now()));
     let deadline = Deadline::new(clock.now(), Timestamp::from_millis(0));
-    let max_events_per_message = NonZeroU16::new(50).unwrap();
-    let sender = Sender {
-        queue: &queue,
-        clock: &clock,
-        deadline: &deadline,
-        envelope: &envelope,
-        batch: &batch,
-        max_events_per_message,
-    };
+    let packing = Packing::standard(NonZeroU16::new(50).unwrap());
+    let sender =
+        Sender { queue: &queue, clock: &clock, deadline: &deadline, envelope: &envelope, batch: &batch, packing };
     assert!(sender.deliver(Delivered::none(1)).await.delivered.contains(0));
 }
 

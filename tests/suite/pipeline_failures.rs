@@ -6,12 +6,13 @@ use contract::idempotency_key::IdempotencyKey;
 use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::Timestamp;
 use event_ingest::deadline::Deadline;
-use event_ingest::delivery::{Envelope, Message, Queue, SendResult};
+use event_ingest::delivery::{Queue, SendResult};
 use event_ingest::error::Error;
 use event_ingest::idempotency::{
     Claimant, Claimed, Delivered, Fenced, Fingerprint, Owner, Record, RecordKey, StateStore, TakeOver,
 };
 use event_ingest::ingest::{Completion, Ingested, Pipeline, Request, Success};
+use event_ingest::packing::{Envelope, Message, Packing};
 use event_ingest::store::StoreError;
 use std::cell::Cell;
 use std::num::NonZeroU16;
@@ -93,7 +94,7 @@ fn pipeline(refuses_claims: bool, queue: FakeQueue) -> Pipeline<FailingTable, Fa
         queue,
         clock: StillClock(Cell::new(START)),
         dedup_window: Duration::from_hours(24),
-        max_events_per_message: NonZeroU16::new(50).unwrap(),
+        packing: Packing::standard(NonZeroU16::new(50).unwrap()),
     }
 }
 

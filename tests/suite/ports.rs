@@ -12,7 +12,8 @@ use crate::test_app::Resources;
 use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::aws::{queue::SqsQueue, state_table::StateTable};
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
-use event_ingest::delivery::{Envelope, Message, Queue, SendResult};
+use event_ingest::delivery::{Queue, SendResult};
+use event_ingest::packing::{Envelope, Message};
 use memory::{MemoryQueue, MemoryStore};
 use std::time::Duration;
 
@@ -43,12 +44,18 @@ struct Subject<S, Q> {
 
 /// A queue whose messages a test can read.
 trait Drain: Queue {
-    async fn bodies(&self) -> Vec<String>;
+    /// Removes and returns the message bodies, in the order of the queue.
+    async fn drained(&self) -> Vec<String>;
+
+    /// Removes and returns the message bodies, sorted.
+    async fn bodies(&self) -> Vec<String> {
+        sorted(self.drained().await)
+    }
 }
 
 impl Drain for MemoryQueue {
-    async fn bodies(&self) -> Vec<String> {
-        sorted(self.drain())
+    async fn drained(&self) -> Vec<String> {
+        self.drain()
     }
 }
 
@@ -64,9 +71,9 @@ impl Queue for AwsQueue {
 }
 
 impl Drain for AwsQueue {
-    async fn bodies(&self) -> Vec<String> {
+    async fn drained(&self) -> Vec<String> {
         let drained = self.resources.drain_unchecked().await;
-        sorted(drained.into_iter().map(|message| message.body.expect("a body")).collect())
+        drained.into_iter().map(|message| message.body.expect("a body")).collect()
     }
 }
 
@@ -80,7 +87,10 @@ fn in_memory_subject() -> Subject<MemoryStore, MemoryQueue> {
 }
 
 async fn aws_subject() -> Subject<StateTable, AwsQueue> {
-    let resources = Resources::create().await;
+    aws_subject_over(Resources::create().await)
+}
+
+fn aws_subject_over(resources: Resources) -> Subject<StateTable, AwsQueue> {
     let store = StateTable::new(&resources.sdk, resources.state_table.clone());
     let queue = SqsQueue::new(&resources.sdk, resources.queue_url.clone());
     Subject { store, queue: AwsQueue { resources, queue } }

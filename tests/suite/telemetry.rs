@@ -57,6 +57,7 @@ async fn each_request_writes_one_line_with_its_outcome_and_metrics() {
     assert_eq!(lines[1]["batch_id"], first["batch_id"]);
     for (name, value) in [
         ("level", json!("INFO")),
+        ("version", json!("1.2.3+4d5e")),
         ("request_id", json!("gateway-request-id")),
         ("trace_id", json!("1-5e988e0a-3f2b1c4d5e6f708192a3b4c5")),
         ("project_id", json!(PROJECT)),
@@ -111,7 +112,8 @@ fn the_line_of_an_accepted_batch_is_short() {
     let log = crate::test_app::Log::default();
     event_ingest::telemetry::init(&"info".parse().unwrap());
     let function_name = "event-ingest-prod-Function-AbCdEfGhIjKl".to_owned();
-    let telemetry = Telemetry::new(function_name, Box::new(log.clone()), AwsCalls::default);
+    let telemetry =
+        Telemetry::new(function_name, "0.1.0+1a2b3c4.dirty".to_owned(), Box::new(log.clone()), AwsCalls::default);
     telemetry.write(facts, &Ok(Success::Accepted(pending())));
     let line = log.take_text();
     assert!(line.len() < 900, "{} bytes: {line}", line.len());
@@ -136,7 +138,8 @@ fn pending() -> PendingCompletion {
 fn line(facts: Facts, result: &Result<Success, Error>) -> Value {
     let log = crate::test_app::Log::default();
     event_ingest::telemetry::init(&"info".parse().unwrap());
-    Telemetry::new("the-function".to_owned(), Box::new(log.clone()), AwsCalls::default).write(facts, result);
+    let version = "1.2.3+4d5e".to_owned();
+    Telemetry::new("the-function".to_owned(), version, Box::new(log.clone()), AwsCalls::default).write(facts, result);
     log.take().remove(0)
 }
 

@@ -12,6 +12,7 @@ use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::{App, Unfinished};
 use event_ingest::ingest::Pipeline;
+use event_ingest::packing::Packing;
 use event_ingest::rate_limit::RateLimiter;
 use event_ingest::telemetry::{self, AwsCalls, Telemetry};
 use lambda_runtime::{Context, LambdaEvent};
@@ -89,20 +90,36 @@ pub struct Resources {
 }
 
 impl Resources {
+    /// Creates the tables and a standard queue.
     pub async fn create() -> Self {
+        Self::with_queue("", &[]).await
+    }
+
+    /// Creates the tables and an ordered queue, which drops duplicates within each message group.
+    pub async fn ordered() -> Self {
+        let attributes = [
+            (QueueAttributeName::FifoQueue, "true"),
+            (QueueAttributeName::DeduplicationScope, "messageGroup"),
+            (QueueAttributeName::FifoThroughputLimit, "perMessageGroupId"),
+        ];
+        Self::with_queue(".fifo", &attributes).await
+    }
+
+    async fn with_queue(suffix: &str, attributes: &[(QueueAttributeName, &str)]) -> Self {
         let sdk = local_aws::sdk().await;
         let id = uuid::Uuid::new_v4().simple().to_string();
         let state_table = format!("state-{id}");
         let api_keys_table = format!("api-keys-{id}");
         tables::create_table(&sdk, &state_table, "pk").await;
         tables::create_api_keys_table(&sdk, &api_keys_table).await;
-        let queue = aws_sdk_sqs::Client::new(&sdk)
+        let mut queue = aws_sdk_sqs::Client::new(&sdk)
             .create_queue()
-            .queue_name(format!("events-{id}"))
-            .attributes(QueueAttributeName::MaximumMessageSize, "1048576")
-            .send()
-            .await
-            .expect("the queue is created");
+            .queue_name(format!("events-{id}{suffix}"))
+            .attributes(QueueAttributeName::MaximumMessageSize, "1048576");
+        for (name, value) in attributes {
+            queue = queue.attributes(name.clone(), *value);
+        }
+        let queue = queue.send().await.expect("the queue is created");
         let queue_url = queue.queue_url.expect("a queue URL");
         Self { sdk, state_table, api_keys_table, queue_url }
     }
@@ -262,9 +279,14 @@ impl TestApp {
                 queue: SqsQueue::new(&aws.sdk, aws.queue_url.clone()),
                 clock: clock.clone(),
                 dedup_window: Duration::from_hours(24),
-                max_events_per_message: NonZeroU16::new(max_events_per_message).expect("not zero"),
+                packing: Packing::standard(NonZeroU16::new(max_events_per_message).expect("not zero")),
             },
-            telemetry: Telemetry::new("the-function".to_owned(), Box::new(log.clone()), aws_calls),
+            telemetry: Telemetry::new(
+                "the-function".to_owned(),
+                "1.2.3+4d5e".to_owned(),
+                Box::new(log.clone()),
+                aws_calls,
+            ),
         };
         Self { aws, clock, log, app }
     }

@@ -64,7 +64,8 @@ pub struct SendResult {
 /// An answer that ends the retries of a request.
 enum FinalAnswer {
     Queued(Queued),
-    TooLarge { reason: String, by_service: bool },
+    Rejected(String, String),
+    TooLarge(String),
 }
 
 impl BatchSender {
@@ -91,18 +92,11 @@ impl BatchSender {
         while let Some((key, body)) = unsent.pop() {
             match self.send_until_final(&key, &body, parts).await? {
                 FinalAnswer::Queued(queued) => self.add(&mut result, queued, &body)?,
-                FinalAnswer::TooLarge { reason, by_service: true } if body.len() == 1 => {
-                    let problem = Problem { field: None, code: "payload_too_large".into(), reason };
-                    result.rejected.extend(self.rejected_events(&body, BTreeMap::from([(0, vec![problem])])));
+                FinalAnswer::Rejected(code, reason) => self.reject(&mut result, &code, &reason, &body),
+                FinalAnswer::TooLarge(reason) if body.len() == 1 => {
+                    self.reject(&mut result, "payload_too_large", &reason, &body);
                 }
-                FinalAnswer::TooLarge { reason, .. } if body.len() == 1 => {
-                    let bytes = body.bytes().len();
-                    return Err(self.stop(&format!(
-                        "a gateway or proxy in front of the service refused a single event of {bytes} bytes: {reason}. \
-                         Raise its limit, which is lower than the service's"
-                    )));
-                }
-                FinalAnswer::TooLarge { .. } => unsent.extend(body.split(&key, 2).into_iter().rev()),
+                FinalAnswer::TooLarge(_) => unsent.extend(body.split(&key, 2).into_iter().rev()),
             }
         }
         Ok(result)
@@ -139,6 +133,13 @@ impl BatchSender {
         Ok(())
     }
 
+    /// Rejects every event of `body`.
+    fn reject(&self, result: &mut SendResult, code: &str, reason: &str, body: &BatchBody) {
+        let problem = || Problem { field: None, code: code.to_owned().into(), reason: reason.to_owned() };
+        let problems = (0..body.len()).map(|index| (index, vec![problem()])).collect();
+        result.rejected.extend(self.rejected_events(body, problems));
+    }
+
     fn rejected_events(&self, body: &BatchBody, problems: BTreeMap<usize, Vec<Problem>>) -> Vec<RejectedEvent> {
         let rejected = problems.into_iter().filter_map(|(index, problems)| {
             let (position, text) = body.event(index)?;
@@ -161,21 +162,20 @@ impl BatchSender {
             if is_uncertain {
                 self.counters.may_be_queued();
             }
-            if !matches!(answer, Answer::TimedOut(_) | Answer::Unconnected(_) | Answer::Unreachable(_)) {
-                self.throttle.reached();
-            }
             let reason = match answer {
                 Answer::Queued(mut queued) => {
                     queued.replayed &= !uncertain;
                     return Ok(self.final_answer(FinalAnswer::Queued(queued)));
                 }
-                Answer::TooLarge { reason, by_service } => {
-                    return Ok(self.final_answer(FinalAnswer::TooLarge { reason, by_service }));
-                }
+                Answer::TooLarge(reason) => return Ok(self.final_answer(FinalAnswer::TooLarge(reason))),
+                Answer::Rejected(code, reason) => return Ok(self.final_answer(FinalAnswer::Rejected(code, reason))),
                 Answer::Permanent(reason) => {
                     return Err(self.stop(&format!("the service refused a batch: {reason}")));
                 }
-                Answer::Unreachable(reason) if !self.throttle.has_reached() => return Err(self.stop(&reason)),
+                // At the first request, the command line or the network is wrong. Later, this may pass.
+                Answer::Unreachable(reason) | Answer::Foreign(reason) if !self.throttle.has_succeeded() => {
+                    return Err(self.stop(&reason));
+                }
                 Answer::Throttled(reason, retry_after) => {
                     self.throttle.slow_down(&permit, retry_after);
                     reason
@@ -184,7 +184,10 @@ impl BatchSender {
                     self.throttle.timed_out(&permit);
                     reason
                 }
-                Answer::Retryable(reason) | Answer::Unconnected(reason) | Answer::Unreachable(reason) => reason,
+                Answer::Retryable(reason)
+                | Answer::Foreign(reason)
+                | Answer::Unconnected(reason)
+                | Answer::Unreachable(reason) => reason,
             };
             drop(permit);
             uncertain |= is_uncertain;

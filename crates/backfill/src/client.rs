@@ -9,7 +9,7 @@ use reqwest::{StatusCode, Url, redirect};
 use serde::Deserialize;
 use std::error::Error as StdError;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,13 +27,10 @@ const HTTP_PROXY_VARIABLES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY"
 pub enum Answer {
     /// Every event that the service did not reject is in the queue.
     Queued(Queued),
-    /// The body is too large.
-    TooLarge {
-        /// The status and the message.
-        reason: String,
-        /// Whether the service itself says so, and not a proxy in front of it.
-        by_service: bool,
-    },
+    /// The service will never accept this batch: the error code and the message.
+    Rejected(String, String),
+    /// The body is too large for the service, or for something in front of it.
+    TooLarge(String),
     /// A retryable failure after which fewer requests must be sent: the reason, and `Retry-After` if present.
     Throttled(String, Option<Duration>),
     /// A retryable failure: there was no answer in time.
@@ -44,6 +41,8 @@ pub enum Answer {
     Unconnected(String),
     /// There is no connection, for a reason that a retry is unlikely to remove: the reason and what to do.
     Unreachable(String),
+    /// A success, but not of the service: another server answered, or the answer was cut off.
+    Foreign(String),
     /// A permanent failure.
     Permanent(String),
 }
@@ -53,10 +52,14 @@ impl Answer {
     pub fn is_uncertain(&self) -> bool {
         match self {
             Self::Queued(queued) => queued.accepted > 0,
-            Self::Retryable(_) | Self::TimedOut(_) => true,
+            Self::Retryable(_) | Self::TimedOut(_) | Self::Foreign(_) => true,
             // A 429 sends nothing, and a 503 may have sent something.
             Self::Throttled(reason, _) => !reason.starts_with("429"),
-            Self::TooLarge { .. } | Self::Unconnected(_) | Self::Unreachable(_) | Self::Permanent(_) => false,
+            Self::Rejected(..)
+            | Self::TooLarge(_)
+            | Self::Unconnected(_)
+            | Self::Unreachable(_)
+            | Self::Permanent(_) => false,
         }
     }
 }
@@ -226,6 +229,7 @@ fn within<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> 
     cause.downcast_ref().or_else(|| within(inner()?))
 }
 
+/// What docs/clients.md, "What to do with a response", says about this response.
 fn interpret(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
     #[derive(Deserialize)]
     struct Processed {
@@ -260,15 +264,14 @@ fn interpret(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
         || format!("{status}"),
         |error| format!("{} {}: {}", status.as_u16(), printable(&error.code), printable(&error.message)),
     );
-    let has_code = |code: &str| error.as_ref().is_some_and(|error| error.code == code);
+    let code = error.as_ref().map(|error| error.code.as_str());
     match status.as_u16() {
         429 | 503 => Answer::Throttled(reason, retry_after(headers)),
-        408 | 425 | 500.. => Answer::Retryable(reason),
-        413 => Answer::TooLarge { reason, by_service: has_code("payload_too_large") },
-        422 if has_code("idempotency_key_reuse") => Answer::Permanent(format!(
-            "{reason}. A batch from the same position was sent with other content within the last 24 hours. Has the \
-             input changed?"
-        )),
+        408 | 409 | 421 | 425 | 500.. => Answer::Retryable(reason),
+        413 => Answer::TooLarge(reason),
+        422 if matches!(code, Some("validation_failed" | "idempotency_key_reuse")) => {
+            Answer::Rejected(code.unwrap_or_default().to_owned(), reason)
+        }
         401 => Answer::Permanent(format!("{reason}. Is this the right API key for this service?")),
         403 => Answer::Permanent(format!(
             "{reason}. The API key lacks the scope events:write, or a firewall refuses the request"
@@ -277,7 +280,10 @@ fn interpret(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
         415 => {
             Answer::Permanent(format!("{reason}. Does a proxy change the headers Content-Type and Content-Encoding?"))
         }
-        404 | 405 | 200..=399 => Answer::Permanent(format!("{reason}. Are --url and --host right?")),
+        200..=299 => Answer::Foreign(format!(
+            "{reason}, which is not an answer of the service's bulk endpoint. Are --url and --host right?"
+        )),
+        404 | 405 | 300..=399 => Answer::Permanent(format!("{reason}. Are --url and --host right?")),
         _ => Answer::Permanent(reason),
     }
 }
@@ -288,8 +294,14 @@ fn printable(text: &str) -> String {
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    // The service sends whole seconds. A proxy may send fractions or a date.
+    let wait = match value.parse::<f64>() {
+        Ok(seconds) if seconds >= 0.0 => Duration::try_from_secs_f64(seconds).unwrap_or(MAX_RETRY_AFTER),
+        Ok(_) => return None,
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
 }
 
 #[cfg(test)]
@@ -310,11 +322,10 @@ mod tests {
         assert_eq!(found, Queued { errors: vec![error], ..queued(false) });
         let Answer::Queued(found) = answer(200, Some(("idempotency-replayed", "true")), body) else { panic!() };
         assert_eq!(Queued { errors: vec![], ..found }, queued(true));
-        for (status, body) in [(202, body), (200, "{}"), (200, "<html>"), (204, ""), (301, "")] {
-            assert!(
-                matches!(answer(status, None, body), Answer::Permanent(reason) if reason.contains("--url")),
-                "{status}"
-            );
+        for (status, body) in [(202, body), (200, "{}"), (200, "<html>"), (204, "")] {
+            let found = answer(status, None, body);
+            assert!(matches!(&found, Answer::Foreign(reason) if reason.contains("--url")), "{status}");
+            assert!(found.is_uncertain());
         }
     }
 
@@ -324,23 +335,28 @@ mod tests {
         let throttled = |wait| Answer::Throttled("429 rate_limited: wait".to_owned(), wait);
         let after = |value| Some(("retry-after", value));
         assert_eq!(answer(429, after("7"), limited), throttled(Some(Duration::from_secs(7))));
-        assert_eq!(answer(429, after("Tue, 24 Nov 2026 00:00:00 GMT"), limited), throttled(None));
+        assert_eq!(answer(429, after("1.5"), limited), throttled(Some(Duration::from_millis(1500))));
+        assert_eq!(answer(429, after("Tue, 24 Nov 2020 00:00:00 GMT"), limited), throttled(Some(Duration::ZERO)));
+        assert_eq!(answer(429, after("Tue, 24 Nov 2099 00:00:00 GMT"), limited), throttled(Some(MAX_RETRY_AFTER)));
+        for bad in ["-1", "NaN", "soon", ""] {
+            assert_eq!(answer(429, after(bad), limited), throttled(None), "{bad}");
+        }
         let from_gateway = answer(429, None, r#"{"message":"Too Many Requests"}"#);
         assert_eq!(from_gateway, Answer::Throttled("429 Too Many Requests".to_owned(), None));
         assert!(!from_gateway.is_uncertain() && answer(503, None, "").is_uncertain());
         assert!(matches!(answer(503, after("1"), "{}"), Answer::Throttled(..)));
         let capped = answer(503, after("18446744073709551615"), "{}");
         assert!(matches!(capped, Answer::Throttled(_, Some(MAX_RETRY_AFTER))));
-        for status in [408, 425, 500, 502, 504, 599] {
+        for status in [408, 409, 421, 425, 500, 502, 504, 599] {
             assert!(matches!(answer(status, None, ""), Answer::Retryable(_)), "{status}");
         }
-        for status in [400, 401, 403, 404, 405, 407, 409, 415, 422] {
+        for status in [301, 307, 400, 401, 403, 404, 405, 407, 410, 415, 422, 451] {
             assert!(matches!(answer(status, None, ""), Answer::Permanent(_)), "{status}");
         }
-        let by_service = |body| matches!(answer(413, None, body), Answer::TooLarge { by_service: true, .. });
-        assert!(by_service(r#"{"errors":[{"code":"payload_too_large","message":"m"}]}"#));
-        assert!(!by_service(r#"{"message":"Request Entity Too Large"}"#));
+        for body in [r#"{"errors":[{"code":"payload_too_large","message":"m"}]}"#, r#"{"message":"Too Large"}"#] {
+            assert!(matches!(answer(413, None, body), Answer::TooLarge(_)));
+        }
         let reuse = answer(422, None, r#"{"errors":[{"code":"idempotency_key_reuse","message":"no"}]}"#);
-        assert!(matches!(reuse, Answer::Permanent(reason) if reason.contains("changed")));
+        assert!(matches!(reuse, Answer::Rejected(code, _) if code == "idempotency_key_reuse"));
     }
 }

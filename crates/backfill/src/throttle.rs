@@ -37,8 +37,8 @@ struct State {
     slowness: u32,
     /// The successes since the slowness changed.
     successes: u32,
-    /// Whether any request got an answer.
-    reached: bool,
+    /// Whether any request got a final answer.
+    succeeded: bool,
     /// The time since which every request has failed; `None` if the last one succeeded.
     failing_since: Option<Instant>,
     stop_reason: Option<Error>,
@@ -85,7 +85,7 @@ impl Throttle {
             halved_at: None,
             slowness: 1,
             successes: 0,
-            reached: false,
+            succeeded: false,
             failing_since: None,
             stop_reason: None,
         };
@@ -154,6 +154,7 @@ impl Throttle {
     pub fn request_succeeded(&self) {
         let mut state = self.state();
         state.failing_since = None;
+        state.succeeded = true;
         state.limit = (state.limit + 1.0 / state.limit).min(self.max_limit);
         state.successes += 1;
         if state.successes >= SUCCESSES_BEFORE_FASTER {
@@ -186,14 +187,9 @@ impl Throttle {
         self.state().slowness
     }
 
-    /// Records that a request got an answer, whatever it says.
-    pub fn reached(&self) {
-        self.state().reached = true;
-    }
-
-    /// Whether any request of this run got an answer.
-    pub fn has_reached(&self) -> bool {
-        self.state().reached
+    /// Whether any request of this run got a final answer.
+    pub fn has_succeeded(&self) -> bool {
+        self.state().succeeded
     }
 
     /// Records a failed request, and stops the run if every request has failed for too long. The time

@@ -1,7 +1,7 @@
 //! The bodies of the endpoints → a [`Batch`] (docs/contract.md, "Requests").
 //!
 //! Nothing is copied: an [`Event`] is a slice of the body. One scan of the whole body checks its
-//! syntax and finds each event; each event is then walked once.
+//! syntax and finds each event; each event is then scanned once.
 
 use crate::event::{Event, Violation};
 use crate::limits::{MAX_BULK_EVENTS, MAX_EVENTS, MAX_VIOLATIONS};
@@ -149,10 +149,15 @@ struct Outline<'body> {
 
 fn outline(text: &str, most: usize) -> Result<Outline<'_>, BatchError> {
     let mut outline = Outline { events: Vec::new(), most, count: 0, violation: None };
-    let mut json = serde_json::Deserializer::from_str(text);
-    let parsed = json.deserialize_map(TopLevel(&mut outline)).and_then(|()| json.end());
-    if parsed.is_err() {
+    let parsed = {
+        let mut json = serde_json::Deserializer::from_str(text);
+        json.deserialize_map(TopLevel(&mut outline)).and_then(|()| json.end())
+    };
+    if let Err(error) = parsed {
         // A body of the wrong shape stops the scan early. Its syntax is still reported first.
+        if !may_have_valid_syntax(&error) {
+            return Err(BatchError::Malformed(error.to_string()));
+        }
         check_syntax(text)?;
         let is_object = text.trim_ascii_start().starts_with('{');
         let message = if is_object { "must be an array" } else { "the body must be an object with an array `events`" };
@@ -162,6 +167,14 @@ fn outline(text: &str, most: usize) -> Result<Outline<'_>, BatchError> {
         outline.events.clear();
     }
     Ok(outline)
+}
+
+/// Whether the scan may have stopped at something else than a syntax error: a value of another type, or a
+/// number or string that a parser refuses although its syntax is valid.
+fn may_have_valid_syntax(error: &serde_json::Error) -> bool {
+    let message = error.to_string();
+    let refusals = ["number out of range", "lone leading surrogate", "unexpected end of hex escape"];
+    error.is_data() || refusals.iter().any(|refusal| message.starts_with(refusal))
 }
 
 struct TopLevel<'out, 'body>(&'out mut Outline<'body>);
@@ -178,8 +191,7 @@ impl<'body> Visitor<'body> for TopLevel<'_, 'body> {
         let mut seen = false;
         // Keys are read raw, because ignored members may have keys that serde_json refuses.
         while let Some(key) = map.next_key::<&RawValue>()? {
-            let is_events = serde_json::from_str::<Cow<str>>(key.get()).is_ok_and(|key| key == "events");
-            if !is_events {
+            if !is_events(key.get()) {
                 map.next_value::<IgnoredAny>()?;
             } else if seen {
                 map.next_value::<IgnoredAny>()?;
@@ -196,6 +208,13 @@ impl<'body> Visitor<'body> for TopLevel<'_, 'body> {
         }
         Ok(())
     }
+}
+
+/// Whether a key is `events`, which may be written with escapes.
+fn is_events(key: &str) -> bool {
+    const LONGEST: usize = r#""\u0065\u0076\u0065\u006e\u0074\u0073""#.len();
+    let is_escaped = key.len() <= LONGEST && key.contains('\\');
+    key == r#""events""# || (is_escaped && serde_json::from_str::<String>(key).is_ok_and(|key| key == "events"))
 }
 
 struct EventsArray<'out, 'body>(&'out mut Outline<'body>);

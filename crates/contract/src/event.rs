@@ -1,8 +1,8 @@
 //! The rules for one event (docs/contract.md, "Requests").
 
-use crate::limits::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_PROPERTIES_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
-use crate::walk::{self, Check, Message, Reading, Rule};
-use serde::de::{IgnoredAny, MapAccess, SeqAccess};
+use crate::limits::{MAX_EVENT_BYTES, MAX_PROPERTIES_BYTES, MAX_PROPERTIES_KEYS, MAX_TEXT_CHARS};
+use crate::scan::{Scanner, Value};
+use serde::Deserialize;
 use std::borrow::Cow;
 use std::ops::Range;
 use time::OffsetDateTime;
@@ -22,19 +22,24 @@ impl<'body> Event<'body> {
     /// # Errors
     /// The first violation at each place.
     pub(crate) fn parse(text: &'body str) -> Result<Self, EventViolations> {
-        // Properties can exceed their limit only in an event that is longer than that limit. Only then
-        // are they measured, because measuring takes a scan.
-        let reading = if text.len() > MAX_PROPERTIES_BYTES { Reading::ByMember } else { Reading::Straight };
-        let mut violations = EventViolations::find(text, reading)
-            // A strict parser stops at the first value that it refuses. Reading member by member
-            // finds the other violations.
-            .or_else(|_| EventViolations::find(text, Reading::ByMember))
-            .unwrap_or_else(|refusal| EventViolations::event_as_a_whole(walk::refusal_message(&refusal)));
+        let mut violations = EventViolations::find(text);
         let event = Self { text, refused_characters: refused_characters(text).count() };
         if event.message_len() > MAX_EVENT_BYTES {
             violations.add(Place::Event, Some(format!("must be at most {MAX_EVENT_BYTES} bytes of JSON text").into()));
         }
         if violations.is_empty() { Ok(event) } else { Err(violations) }
+    }
+
+    /// The value of `external_user_id`, with escapes resolved.
+    #[must_use]
+    pub fn external_user_id(&self) -> Cow<'body, str> {
+        #[derive(Deserialize)]
+        struct User<'a> {
+            #[serde(borrow)]
+            external_user_id: Cow<'a, str>,
+        }
+        // The event is valid, so it has the member.
+        serde_json::from_str(self.text).map_or(Cow::Borrowed(""), |User { external_user_id }| external_user_id)
     }
 
     /// The bytes that this event takes in a message.
@@ -95,6 +100,15 @@ fn refused_characters(text: &str) -> impl Iterator<Item = Range<usize>> {
         .map(|at| at..at + 3)
 }
 
+/// The level of an event, the outermost one.
+const EVENT_LEVEL: usize = 1;
+
+/// The length of the longest name of a member that has rules.
+const LONGEST_MEMBER: usize = "external_user_id".len();
+
+/// The rule that a value breaks: a predicate such as "must be a string".
+type Message = Cow<'static, str>;
+
 /// The part of an event that breaks a rule, in the order in which violations are listed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -109,8 +123,15 @@ impl Place {
     const COUNT: usize = 5;
     const ALL: [Self; Self::COUNT] = [Self::Event, Self::UserId, Self::Name, Self::Properties, Self::Timestamp];
 
-    fn of_key(key: &str) -> Self {
-        Self::ALL.into_iter().find(|place| place.member() == Some(key)).unwrap_or(Self::Event)
+    fn of_key(key: &Value<'_>) -> Self {
+        let is_plain = key.text.len() == key.chars + 2;
+        let name = match key.text.get(1..=key.chars) {
+            Some(name) if is_plain => Text(name.into()),
+            // It contains escapes. Longer keys are none of the members.
+            _ if key.chars <= LONGEST_MEMBER => serde_json::from_str(key.text).unwrap_or_default(),
+            _ => return Self::Event,
+        };
+        Self::ALL.into_iter().find(|place| place.member() == Some(&*name.0)).unwrap_or(Self::Event)
     }
 
     fn member(self) -> Option<&'static str> {
@@ -129,16 +150,38 @@ impl Place {
 pub(crate) struct EventViolations([Option<Message>; Place::COUNT]);
 
 impl EventViolations {
-    fn find(text: &str, reading: Reading) -> Result<Self, serde_json::Error> {
+    fn find(text: &str) -> Self {
         let mut violations = Self::default();
-        let of_event = walk::check(text, EventRule { violations: &mut violations, reading })?;
-        violations.add(Place::Event, of_event);
-        Ok(violations)
-    }
-
-    fn event_as_a_whole(message: Message) -> Self {
-        let mut violations = Self::default();
-        violations.add(Place::Event, Some(message));
+        let mut scanner = Scanner::new(text);
+        if !scanner.skip(b'{') {
+            violations.add(Place::Event, Some("must be an object".into()));
+            return violations;
+        }
+        let mut seen = [false; Place::COUNT];
+        while !scanner.skip(b'}') && !scanner.is_at_end() {
+            let key = scanner.value(EVENT_LEVEL);
+            scanner.skip(b':');
+            scanner.skip_space();
+            let value = scanner.value(EVENT_LEVEL + 1);
+            scanner.skip(b',');
+            let place = Place::of_key(&key);
+            violations.add(Place::Event, refusal(&key));
+            if std::mem::replace(&mut seen[place as usize], true) && place != Place::Event {
+                violations.add_duplicate(place);
+            }
+            let violation = match place {
+                Place::Event => refusal(&value),
+                Place::UserId | Place::Name => short_text(&value),
+                Place::Properties => properties(&value),
+                Place::Timestamp => event_time(&value),
+            };
+            violations.add(place, violation);
+        }
+        for required in [Place::UserId, Place::Name] {
+            if !seen[required as usize] {
+                violations.add(required, Some("is required".into()));
+            }
+        }
         violations
     }
 
@@ -164,158 +207,52 @@ impl EventViolations {
     }
 }
 
-/// The rule for an event. The violations of its members go to `violations`.
-struct EventRule<'out> {
-    violations: &'out mut EventViolations,
-    reading: Reading,
-}
-
-impl Rule for EventRule<'_> {
-    const MUST_BE: &'static str = "must be an object";
-
-    fn object<'de, A: MapAccess<'de>>(self, mut map: A) -> Result<Option<Message>, A::Error> {
-        let Self { violations, reading } = self;
-        let mut seen = [false; Place::COUNT];
-        while let Some(key) = reading.next_key(&mut map, Place::of_key)? {
-            let place = key.unwrap_or_else(|refused| {
-                violations.add(Place::Event, Some(refused));
-                Place::Event
-            });
-            let seen_before = std::mem::replace(&mut seen[place as usize], true);
-            let violation = match place {
-                Place::Event => reading.check(&mut map, Nested { depth: 2 })?,
-                _ if seen_before => {
-                    map.next_value::<IgnoredAny>()?;
-                    violations.add_duplicate(place);
-                    None
-                }
-                Place::UserId | Place::Name => reading.check(&mut map, ShortText)?,
-                Place::Properties => reading.check(&mut map, Properties)?,
-                Place::Timestamp => reading.check(&mut map, EventTime)?,
-            };
-            violations.add(place, violation);
-        }
-        for required in [Place::UserId, Place::Name] {
-            if !seen[required as usize] {
-                violations.add(required, Some("is required".into()));
-            }
-        }
-        Ok(None)
+/// Checks the text of `external_user_id` or `name`.
+fn short_text(value: &Value<'_>) -> Option<Message> {
+    if !is_string(value) {
+        return Some("must be a string".into());
     }
+    let is_short = (1..=MAX_TEXT_CHARS).contains(&value.chars);
+    refusal(value).or_else(|| (!is_short).then(|| format!("must be 1 to {MAX_TEXT_CHARS} characters long").into()))
 }
 
-/// The rule for `external_user_id` and `name`.
-struct ShortText;
+fn event_time(value: &Value<'_>) -> Option<Message> {
+    if value.text == "null" {
+        return None;
+    }
+    if is_string(value) && value.refusal.is_some() {
+        return refusal(value);
+    }
+    let text = serde_json::from_str::<Text>(value.text).unwrap_or_default().0;
+    // The parser accepts any separator; the contract requires `T`.
+    let has_t = matches!(text.as_bytes().get(10), Some(b'T' | b't'));
+    let is_time = has_t && OffsetDateTime::parse(&text, &Rfc3339).is_ok();
+    (!is_time).then_some("must be an RFC 3339 time such as 2026-11-23T09:14:03Z".into())
+}
 
-impl Rule for ShortText {
-    const MUST_BE: &'static str = "must be a string";
-
-    fn string(self, text: &str) -> Option<Message> {
-        // A text never has more characters than bytes, so most texts need no counting.
-        if text.is_empty() || (text.len() > MAX_TEXT_CHARS && text.chars().count() > MAX_TEXT_CHARS) {
-            return Some(format!("must be 1 to {MAX_TEXT_CHARS} characters long").into());
-        }
+fn properties(value: &Value<'_>) -> Option<Message> {
+    let (bytes, keys) = (value.text.len(), value.keys);
+    if value.text == "null" {
         None
+    } else if !value.text.starts_with('{') {
+        Some("must be an object".into())
+    } else if bytes > MAX_PROPERTIES_BYTES {
+        Some(format!("must be at most {MAX_PROPERTIES_BYTES} bytes of JSON text").into())
+    } else if keys > MAX_PROPERTIES_KEYS {
+        Some(format!("must have at most {MAX_PROPERTIES_KEYS} keys, has {keys}").into())
+    } else {
+        refusal(value)
     }
 }
 
-/// The rule for `timestamp`.
-struct EventTime;
-
-impl Rule for EventTime {
-    const MUST_BE: &'static str = "must be an RFC 3339 time such as 2026-11-23T09:14:03Z";
-
-    fn null(self) -> Option<Message> {
-        None
-    }
-
-    fn string(self, text: &str) -> Option<Message> {
-        // The parser accepts any separator; the contract requires `T`.
-        let has_t = matches!(text.as_bytes().get(10), Some(b'T' | b't'));
-        let is_time = has_t && OffsetDateTime::parse(text, &Rfc3339).is_ok();
-        if is_time { None } else { self.scalar() }
-    }
+fn refusal(value: &Value<'_>) -> Option<Message> {
+    value.refusal.map(|refusal| refusal.message().into())
 }
 
-/// The rule for `properties`.
-struct Properties;
-
-impl Rule for Properties {
-    const MUST_BE: &'static str = "must be an object";
-
-    fn length(bytes: usize) -> Option<Message> {
-        (bytes > MAX_PROPERTIES_BYTES)
-            .then(|| format!("must be at most {MAX_PROPERTIES_BYTES} bytes of JSON text").into())
-    }
-
-    fn null(self) -> Option<Message> {
-        None
-    }
-
-    fn object<'de, A: MapAccess<'de>>(self, mut map: A) -> Result<Option<Message>, A::Error> {
-        let mut keys = 0;
-        let mut first = None;
-        while map.next_key_seed(Check(AnyText))?.is_some() {
-            keys += 1;
-            first = first.or(map.next_value_seed(Check(Nested { depth: 3 }))?);
-        }
-        if keys > MAX_PROPERTIES_KEYS {
-            return Ok(Some(format!("must have at most {MAX_PROPERTIES_KEYS} keys, has {keys}").into()));
-        }
-        Ok(first)
-    }
+fn is_string(value: &Value<'_>) -> bool {
+    value.text.starts_with('"')
 }
 
-/// The rule for the client's own keys: any string. Keys are walked because they may contain an
-/// unpaired surrogate.
-struct AnyText;
-
-impl Rule for AnyText {
-    const MUST_BE: &'static str = "must be a string";
-
-    fn string(self, _: &str) -> Option<Message> {
-        None
-    }
-}
-
-/// The rule for the client's own values. If the value is an array or object, `depth` is its level in the
-/// event.
-struct Nested {
-    depth: usize,
-}
-
-impl Nested {
-    fn too_deep(&self) -> Option<Message> {
-        (self.depth > MAX_DEPTH).then_some(Self::MUST_BE.into())
-    }
-}
-
-impl Rule for Nested {
-    const MUST_BE: &'static str = "must be nested at most 32 levels deep, the event itself being the first";
-
-    fn scalar(self) -> Option<Message> {
-        None
-    }
-
-    fn array<'de, A: SeqAccess<'de>>(self, mut seq: A) -> Result<Option<Message>, A::Error> {
-        let mut first = self.too_deep();
-        if first.is_some() {
-            while seq.next_element::<IgnoredAny>()?.is_some() {}
-        }
-        while let Some(violation) = seq.next_element_seed(Check(Self { depth: self.depth + 1 }))? {
-            first = first.or(violation);
-        }
-        Ok(first)
-    }
-
-    fn object<'de, A: MapAccess<'de>>(self, mut map: A) -> Result<Option<Message>, A::Error> {
-        let mut first = self.too_deep();
-        if first.is_some() {
-            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        }
-        while map.next_key_seed(Check(AnyText))?.is_some() {
-            first = first.or(map.next_value_seed(Check(Self { depth: self.depth + 1 }))?);
-        }
-        Ok(first)
-    }
-}
+/// A string that borrows from the JSON text if it contains no escape; a plain `Cow` would always copy.
+#[derive(Default, Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);

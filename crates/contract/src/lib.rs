@@ -6,7 +6,7 @@
 //! ```text
 //! batch             body → events, with every violation; the endpoints' two body shapes
 //!   └ event         the rules for one event
-//!       └ walk      the walk over an event's JSON that applies them
+//!       └ scan      the scan over an event's JSON that finds what they apply to
 //! api_key           API keys, and the items of the API keys table
 //!   └ tenant        project and mode
 //! idempotency_key   the header Idempotency-Key
@@ -22,5 +22,5 @@ pub mod event;
 pub mod idempotency_key;
 pub mod limits;
 pub mod rate_limit;
+mod scan;
 pub mod tenant;
-mod walk;

@@ -13,13 +13,13 @@ const EXIT_CODES: &str = "\
 Account, region and endpoint come from the usual AWS settings, such as AWS_PROFILE, AWS_REGION and AWS_ENDPOINT_URL.
 
 Exit codes:
-  0  success; also if the key was already revoked
+  0  success; also if the key was already revoked or already had the limit
   1  an AWS call failed, or the result could not be written
   2  the command line or the environment is invalid
-  3  not exactly one key matches, the name is in use, or the key cannot be copied; nothing was changed
+  3  not exactly one key matches, the name is in use, or the key is revoked or cannot be copied; nothing was changed
   4  not confirmed; nothing was changed";
 
-/// Creates, lists, rotates and revokes the API keys of event-ingest.
+/// Creates, lists, limits, rotates and revokes the API keys of event-ingest.
 #[derive(Debug, Parser)]
 #[command(name = "event-ingest-keys", version, after_help = EXIT_CODES)]
 pub struct Args {
@@ -36,6 +36,8 @@ pub enum Command {
     Create(Create),
     /// List the keys by their hints; the keys themselves are not stored
     List(List),
+    /// Change the rate limit of a key. It takes effect within 60 seconds
+    Limit(Limit),
     /// Revoke a key. Requests with it get 401 within 60 seconds
     Revoke(Revoke),
     /// Create a key with the settings of an existing key. The existing key works until you revoke it
@@ -78,6 +80,24 @@ pub struct List {
     #[arg(long)]
     pub json: bool,
 }
+
+/// Arguments of `limit`.
+#[derive(Debug, clap::Args)]
+pub struct Limit {
+    #[command(flatten)]
+    pub selector: KeySelector,
+    /// Events per second: 0 (no limit) or at least 100; or `default`, the function's default limit
+    #[arg(long = "rate-limit", value_name = "N|default", value_parser = key_limit)]
+    pub new: KeyLimit,
+    /// Do not ask for confirmation
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// The rate limit of a key in events per second. 0 means no limit; `None` means the function's
+/// default limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyLimit(pub Option<u32>);
 
 /// Arguments of `revoke`.
 #[derive(Debug, clap::Args)]
@@ -128,6 +148,13 @@ fn rate_limit(text: &str) -> Result<u32, String> {
     RateLimit::parse(number).map(|_| number)
 }
 
+fn key_limit(text: &str) -> Result<KeyLimit, String> {
+    if text == "default" {
+        return Ok(KeyLimit(None));
+    }
+    rate_limit(text).map(|limit| KeyLimit(Some(limit))).map_err(|error| format!("{error}, or `default`"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,13 +194,31 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_is_zero_or_at_least_100_or_the_default() {
+        let limit = |limit: &str| match parse(&format!("limit --hint h --rate-limit {limit}"))?.command {
+            Command::Limit(limit) => Ok::<_, clap::Error>(limit.new.0),
+            command => panic!("{command:?}"),
+        };
+        for (text, expected) in [("default", None), ("0", Some(0)), ("100", Some(100)), ("4294967295", Some(u32::MAX))]
+        {
+            assert_eq!(limit(text).unwrap(), expected);
+        }
+        for invalid in ["1", "99", "-1", "4294967296", "none", "Default", "1e3", ""] {
+            assert!(limit(invalid).is_err(), "{invalid:?}");
+        }
+        parse("limit --hint h").unwrap_err();
+    }
+
+    #[test]
     fn a_key_is_selected_by_hint_or_by_name_and_project() {
         for valid in ["--hint h", "--name n --project p", "--hint h --project p", "--hint h --name n"] {
             parse(&format!("revoke {valid}")).unwrap();
             parse(&format!("rotate {valid}")).unwrap();
+            parse(&format!("limit {valid} --rate-limit 100")).unwrap();
         }
         for invalid in ["--yes", "--project p", "--name n", "--name n --project P", "--hint "] {
             assert!(parse(&format!("revoke {invalid}")).is_err(), "{invalid:?}");
+            assert!(parse(&format!("limit {invalid} --rate-limit 100")).is_err(), "{invalid:?}");
         }
     }
 }

@@ -1,10 +1,10 @@
 //! The commands. They print results to standard output, and everything else to standard error.
 
-use crate::args::{Create, KeySelector, List, Revoke, Rotate};
+use crate::args::{Create, KeyLimit, KeySelector, Limit, List, Revoke, Rotate};
 use crate::failure::Failure;
 use crate::key::{NewKey, StoredKey};
 use crate::select::{SelectError, select};
-use crate::table::{ApiKeysTable, Revocation, TableError};
+use crate::table::{ApiKeysTable, LimitChange, Revocation, TableError};
 use crate::{generate, render};
 use contract::api_key::ApiKey;
 use contract::limits::{KNOWN_KEY_CACHED_FOR, UNKNOWN_KEY_CACHED_FOR};
@@ -47,9 +47,7 @@ impl Session {
     pub async fn list(&mut self, list: List) -> Result<(), Failure> {
         let keys = self.table.list(list.project.as_ref()).await?;
         for key in &keys {
-            if let Some(fault) = &key.fault {
-                self.inform(&format!("warning: requests with {} fail: {fault}", render::printable(&key.hint)));
-            }
+            self.warn_of_fault(key);
         }
         if keys.is_empty() {
             self.inform("There are no keys.");
@@ -61,6 +59,44 @@ impl Session {
         Ok(())
     }
 
+    pub async fn limit(&mut self, limit: Limit) -> Result<(), Failure> {
+        let key = self.select(&limit.selector).await?;
+        let label = label(&key);
+        let KeyLimit(new) = limit.new;
+        if key.is_revoked() {
+            return Err(Failure::Conflict(format!("{label} is revoked, so its limit was not changed")));
+        }
+        let new_limit = render::limit(new);
+        // The limit of an item at fault is unknown, and may be what is at fault.
+        if key.fault.is_none() && key.rate_limit == new {
+            self.inform(&format!("{label} already has the limit {new_limit}."));
+            return Ok(());
+        }
+        let effect = match new {
+            Some(0) => "Its events will not be limited.",
+            Some(_) => "Its events will be counted by themselves against this limit.",
+            None => "Its events will be counted against its project's limit, the function's default.",
+        };
+        let question = format!("{effect} Change the limit to {new_limit}? [y/N] ");
+        self.confirm(limit.yes, &key, &question)?;
+        match self.table.set_rate_limit(&key.hash, new).await? {
+            LimitChange::Changed(changed) => {
+                let seconds = KNOWN_KEY_CACHED_FOR.as_secs();
+                let old_limit = if key.fault.is_some() { "unknown".to_owned() } else { render::limit(key.rate_limit) };
+                self.inform(&format!(
+                    "Changed the limit of {label} from {old_limit} to {new_limit}. It takes effect everywhere within \
+                     {seconds} seconds."
+                ));
+                self.warn_of_fault(&changed);
+                Ok(())
+            }
+            LimitChange::Revoked => {
+                Err(Failure::Conflict(format!("{label} has just been revoked, so its limit was not changed")))
+            }
+            LimitChange::NotFound => Err(Failure::Conflict(format!("{label} has been deleted from the table"))),
+        }
+    }
+
     pub async fn revoke(&mut self, revoke: Revoke) -> Result<(), Failure> {
         let key = self.select(&revoke.selector).await?;
         if key.is_revoked() {
@@ -68,16 +104,8 @@ impl Session {
             self.inform(&format!("{} was already revoked at {revoked_at}.", label(&key)));
             return Ok(());
         }
-        if !revoke.yes {
-            if !self.stdin.is_terminal() {
-                return Err(Failure::NoTerminal);
-            }
-            self.inform(&format!("\n{}", render::table(std::slice::from_ref(&key))));
-            let question = "Requests with this key will get 401. You cannot undo this. Revoke the key? [y/N] ";
-            if !confirm(question, &mut self.stdin.lock(), &mut self.stderr) {
-                return Err(Failure::NotConfirmed);
-            }
-        }
+        let question = "Requests with this key will get 401. You cannot undo this. Revoke the key? [y/N] ";
+        self.confirm(revoke.yes, &key, question)?;
         match self.table.revoke(&key.hash, &now()).await? {
             Revocation::Revoked => {
                 let (label, seconds) = (label(&key), KNOWN_KEY_CACHED_FOR.as_secs());
@@ -103,6 +131,24 @@ impl Session {
              working everywhere within {seconds} seconds."
         ));
         Ok(())
+    }
+
+    /// Shows the key and asks the question, unless the user has already said yes.
+    fn confirm(&mut self, yes: bool, key: &StoredKey, question: &str) -> Result<(), Failure> {
+        if yes {
+            return Ok(());
+        }
+        if !self.stdin.is_terminal() {
+            return Err(Failure::NoTerminal);
+        }
+        self.inform(&format!("\n{}", render::table(std::slice::from_ref(key))));
+        if confirm(question, &mut self.stdin.lock(), &mut self.stderr) { Ok(()) } else { Err(Failure::NotConfirmed) }
+    }
+
+    fn warn_of_fault(&mut self, key: &StoredKey) {
+        if let Some(fault) = &key.fault {
+            self.inform(&format!("warning: requests with {} fail: {fault}", render::printable(&key.hint)));
+        }
     }
 
     async fn select(&self, selector: &KeySelector) -> Result<StoredKey, Failure> {

@@ -28,7 +28,7 @@ pub enum Failure {
     /// The user did not answer yes.
     #[error("not confirmed; nothing was changed")]
     NotConfirmed,
-    #[error("cannot ask for confirmation without a terminal: pass --yes to revoke without asking")]
+    #[error("cannot ask for confirmation without a terminal: pass --yes to proceed without asking")]
     NoTerminal,
 }
 

@@ -1,4 +1,4 @@
-//! `event-ingest-keys` creates, lists, rotates and revokes the API keys in the API keys table
+//! `event-ingest-keys` creates, lists, limits, rotates and revokes the API keys in the API keys table
 //! (docs/contract.md, "API keys table").
 //!
 //! ```text
@@ -50,6 +50,7 @@ async fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Create(create) => session.create(create).await,
         Command::List(list) => session.list(list).await,
+        Command::Limit(limit) => session.limit(limit).await,
         Command::Revoke(revoke) => session.revoke(revoke).await,
         Command::Rotate(rotate) => session.rotate(rotate).await,
     }

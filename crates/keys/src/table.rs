@@ -1,4 +1,4 @@
-//! The API keys table in DynamoDB: create, list and revoke keys.
+//! The API keys table in DynamoDB: create, list, limit and revoke keys.
 
 use crate::key::{NewKey, StoredKey};
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
@@ -10,9 +10,12 @@ use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_runtime_api::client::http::{HttpConnectorSettings, SharedHttpConnector, http_client_fn};
 use contract::api_key::KeyHash;
 use contract::tenant::ProjectId;
 use std::error::Error;
@@ -31,6 +34,17 @@ const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Revocation {
     /// The key is revoked, by this call or by an earlier one.
+    Revoked,
+    /// The key is no longer in the table.
+    NotFound,
+}
+
+/// The result of a change of a key's rate limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LimitChange {
+    /// The key as it is stored now.
+    Changed(Box<StoredKey>),
+    /// The key is revoked, and was not changed.
     Revoked,
     /// The key is no longer in the table.
     NotFound,
@@ -169,6 +183,41 @@ impl ApiKeysTable {
         }
     }
 
+    /// Sets the rate limit of the key stored under `hash`, in events per second. `None` removes the
+    /// attribute, so the function's default limit applies.
+    pub async fn set_rate_limit(&self, hash: &str, limit: Option<u32>) -> Result<LimitChange, TableError> {
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.name)
+            .key("key_hash", AttributeValue::S(hash.to_owned()))
+            // Without `attribute_exists`, the update would create an item for a deleted key.
+            .condition_expression("attribute_exists(key_hash) AND #status <> :revoked")
+            .expression_attribute_names("#status", "status")
+            .expression_attribute_values(":revoked", AttributeValue::S("revoked".to_owned()))
+            .return_values(ReturnValue::AllNew)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        let update = match limit {
+            Some(limit) => update
+                .update_expression("SET rate_limit = :limit")
+                .expression_attribute_values(":limit", AttributeValue::N(limit.to_string())),
+            None => update.update_expression("REMOVE rate_limit"),
+        };
+        match update.send().await {
+            Ok(updated) => updated
+                .attributes()
+                .and_then(StoredKey::from_item)
+                .map(|key| LimitChange::Changed(Box::new(key)))
+                .ok_or_else(|| TableError::NotApiKeys(self.name.clone())),
+            Err(error) => match error.as_service_error() {
+                Some(UpdateItemError::ConditionalCheckFailedException(existing)) => {
+                    Ok(if existing.item().is_some() { LimitChange::Revoked } else { LimitChange::NotFound })
+                }
+                _ => Err(self.error(&error)),
+            },
+        }
+    }
+
     fn error<E: ProvideErrorMetadata + Error + 'static, R: Debug + Send + Sync + 'static>(
         &self,
         error: &SdkError<E, R>,
@@ -198,9 +247,15 @@ impl ApiKeysTable {
 
 /// Loads region, credentials and endpoint from the usual AWS settings.
 async fn sdk_config() -> SdkConfig {
-    let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    // The SDK's own builder ignores proxies.
+    let connector = Connector::builder()
+        .proxy_config(ProxyConfig::from_env())
+        .connector_settings(HttpConnectorSettings::builder().connect_timeout(CONNECT_TIMEOUT).build())
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .build();
+    let connector = SharedHttpConnector::new(connector);
     aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
+        .http_client(http_client_fn(move |_, _| connector.clone()))
         .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
         // This protection is for streams. All calls here are short and have a timeout.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())

@@ -20,6 +20,8 @@ pub struct Report {
     faults: BTreeMap<&'static str, usize>,
     kills: usize,
     pub(super) duplicates: usize,
+    /// Duplicates that an ordered queue acknowledged and dropped.
+    pub(super) dropped_duplicates: usize,
     pub(super) batches_with_duplicates: usize,
     pub(super) causes: BTreeMap<Cause, usize>,
     /// The times from the death of an owner to the next 202 of its batch.
@@ -56,9 +58,9 @@ impl Report {
     }
 
     /// Of two bodies sent concurrently with one key, exactly one was accepted.
-    pub(super) fn check_concurrent_bodies(&mut self, sent: &[Sent]) {
+    pub(super) fn check_concurrent_bodies(&mut self, sent: &[Vec<Sent>]) {
         let mut accepted: BTreeMap<&str, usize> = BTreeMap::new();
-        for sent in sent.iter().filter(|sent| sent.body.expected == Expected::EitherOfTwo) {
+        for sent in sent.iter().flatten().filter(|sent| sent.body.expected == Expected::EitherOfTwo) {
             let last = sent.attempts.last().and_then(|attempt| attempt.response.as_ref());
             let is_accepted = last.is_some_and(|response| response.status == 202);
             *accepted.entry(&sent.body.key).or_default() += usize::from(is_accepted);
@@ -79,8 +81,8 @@ impl fmt::Display for Report {
         writeln!(f, "  {faults} faults, {kills} of them kills: {:?}", self.faults)?;
         writeln!(
             f,
-            "  {} events in the queue, {} of them duplicates, in {} batches: {:?}",
-            self.events, self.duplicates, self.batches_with_duplicates, self.causes
+            "  {} events in the queue, {} of them duplicates, in {} batches: {:?}; {} duplicates dropped by the queue",
+            self.events, self.duplicates, self.batches_with_duplicates, self.causes, self.dropped_duplicates
         )?;
         let mut recoveries = self.recoveries.clone();
         recoveries.sort_unstable();

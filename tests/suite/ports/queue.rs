@@ -2,8 +2,9 @@
 
 use super::memory::MemoryQueue;
 use super::{Drain, NOW, Subject, by, port_tests, sorted, tenant};
-use event_ingest::delivery::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, SendResult};
+use event_ingest::delivery::SendResult;
 use event_ingest::idempotency::BatchId;
+use event_ingest::packing::{Envelope, Fifo, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message};
 
 port_tests! {
     messages_are_acknowledged_and_queued
@@ -18,7 +19,43 @@ fn envelope() -> Envelope {
 }
 
 fn message(body: impl Into<String>) -> Message {
-    Message { body: body.into() }
+    Message { body: body.into(), fifo: None }
+}
+
+fn ordered(body: &str, group_id: &str, deduplication_id: &str) -> Message {
+    let fifo = Fifo { group_id: group_id.to_owned(), deduplication_id: deduplication_id.to_owned() };
+    Message { body: body.to_owned(), fifo: Some(fifo) }
+}
+
+mod ordered_queue {
+    use super::super::{aws_subject_over, in_memory_subject};
+    use super::drops_a_duplicate_in_the_same_group_and_keeps_the_order;
+    use crate::test_app::Resources;
+
+    #[tokio::test]
+    async fn in_memory() {
+        drops_a_duplicate_in_the_same_group_and_keeps_the_order(in_memory_subject()).await;
+    }
+
+    #[tokio::test]
+    async fn aws() {
+        drops_a_duplicate_in_the_same_group_and_keeps_the_order(aws_subject_over(Resources::ordered().await)).await;
+    }
+}
+
+async fn drops_a_duplicate_in_the_same_group_and_keeps_the_order<S, Q: Drain>(subject: Subject<S, Q>) {
+    let sends = [
+        vec![ordered("1", "g", "a"), ordered("2", "h", "a")],
+        vec![ordered("again", "g", "a"), ordered("3", "g", "b")],
+        vec![ordered("4", "g", "c")],
+    ];
+    for messages in sends {
+        let results = subject.queue.send(&envelope(), &messages, by()).await;
+        assert_eq!(results, vec![SendResult::Acknowledged; messages.len()]);
+    }
+    let bodies = subject.queue.drained().await;
+    assert_eq!(sorted(bodies.clone()), ["1", "2", "3", "4"]);
+    assert_eq!(bodies.iter().filter(|body| *body != "2").collect::<Vec<_>>(), ["1", "3", "4"]);
 }
 
 /// The bytes that SQS counts for the attributes of [`envelope`].

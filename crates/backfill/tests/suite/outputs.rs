@@ -5,6 +5,7 @@ use crate::formats::gzip;
 use crate::service::{Reply, Service, forbidden};
 use serde_json::json;
 use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 #[tokio::test]
@@ -196,6 +197,7 @@ async fn every_outcome_has_a_summary_in_json_and_its_exit_code() {
         ("nowhere.ndjson", "nowhere.ndjson"),
         ("/proc/self/mem", "/proc/self/mem"),
         ("/proc/self/mem --dry-run", "/proc/self/mem"),
+        ("events.ndjson /proc/self/mem", "/proc/self/mem"),
         ("empty.ndjson", "the input has no events"),
         ("empty.csv empty.ndjson", "the input has no events"),
         ("empty.ndjson --dry-run", "the input has no events"),
@@ -229,12 +231,10 @@ async fn progress_counts_every_batch_that_is_done() {
     let backfill = Backfill::new(&service);
     backfill.write("events.ndjson", lines(100));
     let mut child = backfill.command("events.ndjson --max-events 10 --concurrency 2").spawn().expect("it starts");
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped")).lines();
     let mut line = String::new();
-    let mut stderr = tokio::io::BufReader::new(child.stderr.take().expect("piped"));
-    // The first line says what is known before sending.
-    for _ in 0..2 {
-        line.clear();
-        tokio::io::AsyncBufReadExt::read_line(&mut stderr, &mut line).await.expect("a line");
+    while !line.contains(" %, ") {
+        line = stderr.next_line().await.expect("UTF-8").expect("a line with the percentage");
     }
     let percent: u32 = line.split_once(" %").and_then(|(percent, _)| percent.parse().ok()).expect(&line);
     assert!((75..85).contains(&percent) && line.contains("80 accepted"), "{line}");

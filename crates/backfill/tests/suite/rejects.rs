@@ -73,29 +73,28 @@ async fn a_batch_too_large_for_the_gateway_is_halved() {
         "events.ndjson",
         format!("{}{}", lines(9), line(9, &"n".repeat(1000)).replace("1.10", &format!("[{}1]", "1,".repeat(10_000)))),
     );
-    // A rejection is what the service itself says.
-    backfill.run("events.ndjson").await.assert(3, &["refused a single event of", "413", "Raise its limit"]);
-    assert_eq!(service.queued_ids(), (0..9).collect());
-    assert!(backfill.rejects().is_empty());
-}
-
-#[tokio::test]
-async fn an_event_too_large_for_the_service_is_rejected() {
-    let too_large = json!({"errors": [{"code": "payload_too_large", "message": "m"}]});
-    let service = Service::start(move |_, request| {
-        let is_large = request.body.len() > 10_000;
-        if is_large { Reply::Answer(413, None, too_large.clone()) } else { Reply::Process }
-    })
-    .await;
-    let backfill = Backfill::new(&service);
-    backfill.write(
-        "events.ndjson",
-        format!("{}{}", lines(9), line(9, "n").replace("1.10", &format!("[{}1]", "1,".repeat(10_000)))),
-    );
     backfill.run("events.ndjson").await.assert(1, &["9 events accepted, 1 rejected"]);
     assert_eq!(service.queued_ids(), (0..9).collect());
     let reject = &backfill.rejects()[0];
     assert_eq!((&reject["line"], &reject["code"]), (&json!(10), &json!("payload_too_large")));
+}
+
+#[tokio::test]
+async fn a_batch_that_the_service_will_never_accept_is_rejected_and_the_others_are_sent() {
+    let reuse = json!({"errors": [{"code": "idempotency_key_reuse", "message": "m"}]});
+    let service = Service::start(move |number, _| match number {
+        1 => Reply::Answer(422, None, reuse.clone()),
+        _ => Reply::Process,
+    })
+    .await;
+    let backfill = Backfill::new(&service);
+    backfill.write("events.ndjson", lines(30));
+    backfill.run("events.ndjson --max-events 10 --concurrency 1").await.assert(1, &["20 events accepted, 10 rejected"]);
+    let rejects = backfill.rejects();
+    assert_eq!(
+        (rejects.len(), &rejects[0]["line"], &rejects[0]["code"]),
+        (10, &json!(11), &json!("idempotency_key_reuse"))
+    );
 }
 
 #[tokio::test]

@@ -79,8 +79,8 @@ async fn permanent_failures_abort_the_run_with_a_reason() {
         (407, "proxy", "HTTPS_PROXY"),
         (404, "not_found", "--url and --host right"),
         (415, "unsupported_media_type", "415"),
-        (422, "idempotency_key_reuse", "Has the input changed"),
-        (422, "validation_failed", "422 validation_failed"),
+        (422, "other", "422 other"),
+        (302, "found", "--url and --host right"),
         (400, "malformed_json", "400 malformed_json"),
     ] {
         let body = json!({"errors": [{"code": code, "message": "no"}]});
@@ -97,4 +97,20 @@ async fn permanent_failures_abort_the_run_with_a_reason() {
         backfill.run("events.ndjson --max-events 10 --concurrency 1").await.assert(0, &["100 events accepted"]);
         assert_eq!((service.queued_ids().len(), service.requests().len()), (100, 11));
     }
+}
+
+#[tokio::test]
+async fn a_success_that_is_not_the_services_is_no_success() {
+    let foreign = || Reply::Answer(200, None, json!({"message": "Welcome"}));
+    let service = Service::start(move |number, _| if number == 1 { foreign() } else { Reply::Process }).await;
+    let backfill = Backfill::new(&service);
+    backfill.write("events.ndjson", lines(20));
+    let options = "events.ndjson --max-events 10 --concurrency 1";
+    backfill.run(options).await.assert(0, &["20 events accepted, 0 rejected, 1 retries"]);
+    assert_eq!(service.queued_ids().len(), 20);
+    // At the first request, it is more likely that the URL is wrong.
+    let elsewhere = Service::start(move |_, _| foreign()).await;
+    let run = backfill.run(&format!("{options} --run-name b --url http://{}", elsewhere.address())).await;
+    run.assert(3, &["200 OK, which is not an answer of the service", "--url and --host right", "0 events accepted"]);
+    assert_eq!(elsewhere.requests().len(), 1);
 }

@@ -95,6 +95,24 @@ async fn a_revoked_key_is_refused_after_sixty_seconds_at_the_latest() {
 }
 
 #[tokio::test]
+async fn a_changed_limit_applies_after_sixty_seconds_at_the_latest() {
+    let shell = Shell::new().await;
+    let function = Function::new(&shell);
+    let key = shell.key("create --project beta --name web");
+    let limit = async || {
+        let caller = function.authenticate(&key).await.expect("accepted");
+        caller.rate_limit.map(|(limit, _)| limit.events_per_second())
+    };
+    assert_eq!(limit().await, None);
+    for (new, expected) in [("200", Some(200)), ("default", None)] {
+        let run = shell.run(&format!("limit --hint {} --rate-limit {new} --yes", hint(&key)));
+        run.success().says(&["within 60 seconds"]);
+        function.clock.advance(KNOWN_KEY_CACHED_FOR);
+        assert_eq!(limit().await, expected);
+    }
+}
+
+#[tokio::test]
 async fn both_keys_of_a_rotation_are_accepted_until_the_old_key_is_revoked() {
     let shell = Shell::new().await;
     let function = Function::new(&shell);

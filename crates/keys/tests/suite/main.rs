@@ -5,6 +5,7 @@ mod create;
 mod documentation;
 mod environment;
 mod function;
+mod limit;
 mod list;
 mod lost_answers;
 mod revoke;

@@ -1,7 +1,6 @@
-//! `revoke`, and the selection of a key that it shares with `rotate`.
+//! `revoke`, and the selection of a key that it shares with `limit` and `rotate`.
 
 use crate::shell::{AssertExt, Shell, hint};
-use assert_cmd::cargo::cargo_bin;
 use predicates::prelude::*;
 use predicates::str::contains;
 use std::collections::BTreeSet;
@@ -28,16 +27,7 @@ async fn a_revocation_needs_a_confirmation() {
     shell.key("create --project beta --name web");
     shell.run("revoke --project beta --name web").fails(4, &["--yes"]);
     assert_eq!(shell.listed_members("status"), ["active"]);
-    // The program runs in a pseudo-terminal. Everything that it prints arrives on standard output.
-    let on_a_terminal = |answer: &str| {
-        let python = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
-        let mut command = assert_cmd::Command::new("python3");
-        for (name, value) in shell.command("").get_envs() {
-            command.env(name, value.unwrap_or_default());
-        }
-        command.args(["-c", python]).arg(cargo_bin!("event-ingest-keys"));
-        command.args(["revoke", "--project", "beta", "--name", "web"]).write_stdin(answer).assert()
-    };
+    let on_a_terminal = |answer| shell.run_on_a_terminal("revoke --project beta --name web", answer);
     on_a_terminal("n\n").code(4).stdout(contains("[y/N]").and(contains("nothing was changed")));
     assert_eq!(shell.listed_members("status"), ["active"]);
     on_a_terminal("y\n").success();
@@ -53,7 +43,7 @@ async fn an_ambiguous_selection_changes_nothing() {
     }
     let other = format!("sk_live_{:040}", 9);
     shell.put_key(&other, "beta", &[("name", s("web"))]).await;
-    for command in ["revoke --yes", "rotate"] {
+    for command in ["revoke --yes", "rotate", "limit --rate-limit 200 --yes"] {
         let by_name = shell.run(&format!("{command} --project beta --name web"));
         by_name.fails(3, &["sk_live_0000", "sk_live_0009", "--hint"]);
         shell.run(&format!("{command} --hint sk_live_0000")).fails(3, &["beta", "gamma"]);
@@ -62,6 +52,7 @@ async fn an_ambiguous_selection_changes_nothing() {
     }
     assert_eq!(shell.items().await.len(), 4);
     assert_eq!(BTreeSet::from_iter(shell.listed_members("status")), BTreeSet::from(["active".to_owned()]));
+    assert!(shell.items().await.iter().all(|item| !item.contains_key("rate_limit")));
     shell.run("revoke --yes --hint sk_live_0000 --project gamma").success().says(&["gamma"]);
     shell.run("revoke --yes --hint sk_live_0009").success().says(&["beta"]);
 }

@@ -34,6 +34,18 @@ impl Shell {
         command
     }
 
+    /// Runs the program in a pseudo-terminal, on which the user types `input`. Everything that it
+    /// prints arrives on standard output.
+    pub fn run_on_a_terminal(&self, line: &str, input: &str) -> Assert {
+        let python = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+        let mut command = assert_cmd::Command::new("python3");
+        for (name, value) in self.command("").get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        command.args(["-c", python]).arg(cargo_bin!("event-ingest-keys")).args(line.split_whitespace());
+        command.write_stdin(input).assert()
+    }
+
     pub fn run(&self, line: &str) -> Assert {
         self.command(line).assert()
     }
