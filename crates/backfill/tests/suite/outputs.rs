@@ -1,6 +1,7 @@
 //! The checkpoint and the rejects file: which paths a run takes, and whom they bind.
 
 use crate::command::{Backfill, lines, wait, wait_until};
+use crate::formats::gzip;
 use crate::service::{Reply, Service, forbidden};
 use serde_json::json;
 use std::process::Stdio;
@@ -208,6 +209,13 @@ async fn every_outcome_has_a_summary_in_json_and_its_exit_code() {
         assert!(run.summary()["error"].as_str().unwrap().contains(phrase), "{arguments}");
     }
     assert_eq!(service.requests().len(), 0);
+    // After something was sent, an input that cannot be read ends the run.
+    let gzip = gzip(lines(10_000));
+    backfill.write("cut.gz", &gzip[..gzip.len() / 2]);
+    let run = backfill.run("events.ndjson cut.gz --max-rejects 0 --json").await;
+    run.assert(3, &["cannot read cut.gz"]);
+    assert_eq!(run.summary()["status"], "aborted");
+    assert!(run.summary()["accepted"].as_u64() > Some(3));
     backfill.run("empty.ndjson --allow-empty").await.assert(0, &["Done: 0 events accepted"]);
 }
 
