@@ -35,6 +35,7 @@ REDOCLY := .venv/redocly/.installed
 PYTHON_PEER := .venv/bench/.installed
 TYPESCRIPT_PEER := benches/peers/typescript/dist/handler.mjs
 CLIENT := sdk/typescript/node_modules/.package-lock.json
+RUNTIMES := sdk/typescript/test/runtimes/node_modules/.package-lock.json
 LOCAL := .venv/sam/bin/python tools/local.py
 ON_AWS = $(if $(REGION),--region $(REGION))
 AT_URL = $(if $(URL),--url $(URL))
@@ -67,7 +68,7 @@ INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop logs watch invoke deploy verify load backup-drill costs test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
-	bench-backfill instructions instructions-accept instructions-deps scale lint lint-rust lint-python lint-client \
+	bench-backfill instructions instructions-accept instructions-deps bench-costliest scale lint lint-rust lint-python lint-client \
 	lint-template lint-docs release-check advisories fmt events clean
 
 help: ## List the targets
@@ -107,14 +108,14 @@ costs: ## Write the cost tables of the docs, and print the cost at EVENTS_PER_DA
 	@$(PYTHON) tools/costs.py --write
 	@$(PYTHON) tools/costs.py --events-per-day $(EVENTS_PER_DAY) --events-per-batch $(EVENTS_PER_BATCH)
 
-test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(OPENAPI_PYTHON) $(OPENAPI_TYPESCRIPT) $(CLIENT) ## Run every test, including those on a local AWS
+test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(OPENAPI_PYTHON) $(OPENAPI_TYPESCRIPT) $(CLIENT) $(RUNTIMES) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
 	@# The function is tested separately, because event-ingest-keys enables more features of aws-config.
 	CHAOS_MESSAGES=$(CHAOS_MESSAGES) cargo test --locked --package event-ingest
 	cargo test --locked --workspace --exclude event-ingest
 	$(BUILD_CONSUMER)
 	$(TEST_CONSUMERS)
-	cd sdk/typescript && npm test
+	cd sdk/typescript && RUNTIMES=required npm test
 
 explore: ## Explore every schedule of the protocol with one more fault than `make test`
 	cargo test --locked --package explore -- --ignored --nocapture
@@ -161,6 +162,10 @@ instructions: instructions-deps ## Count instructions under valgrind; fail if a 
 instructions-accept: instructions-deps ## Make the current instruction counts the baseline
 	$(INSTRUCTIONS) accept
 
+bench-costliest: ## Print the CPU time of each stage for the costliest requests within the limits
+	cargo build --profile instructions $(BENCHES) --package instructions
+	$(INSTRUCTIONS) costs
+
 instructions-deps:
 	@command -v valgrind >/dev/null || { echo "This needs valgrind: apt-get install valgrind"; exit 1; }
 	cargo build --profile instructions $(BENCHES) --package instructions
@@ -183,7 +188,7 @@ lint-rust: $(DENY) ## Check the format and lints of every Rust workspace, and th
 	$(PYTHON) tools/mutants.py --check
 
 lint-client: $(CLIENT) ## Check the client's types, lints and package
-	cd sdk/typescript && npm run --silent typecheck && npm run --silent lint && npm run --silent build && npx publint --strict
+	cd sdk/typescript && npm run --silent typecheck && npm run --silent lint && npm run --silent build && npm run --silent lint:package
 
 lint-template: $(SAM) $(CHECKOV) ## Check template.yaml
 	@$(LOCAL) validate
@@ -245,6 +250,10 @@ $(UV): tools/requirements/uv.txt
 
 $(CLIENT): sdk/typescript/package-lock.json
 	cd sdk/typescript && npm ci --no-audit --no-fund
+
+# 235 MB. The binaries are for Linux on x64.
+$(RUNTIMES): sdk/typescript/test/runtimes/package-lock.json
+	cd sdk/typescript && npm run --silent runtimes
 
 $(REDOCLY): tools/redocly/package-lock.json
 	@echo "Installing the linter of openapi.yaml into .venv/redocly (a few seconds, once)"

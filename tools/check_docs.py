@@ -32,7 +32,14 @@ import botocore
 import botocore.session
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("*.md", "docs/**/*.md", "fuzz/README.md", "events/README.md", "sdk/typescript/README.md")
+DOCUMENTS = (
+    "*.md",
+    "docs/**/*.md",
+    "fuzz/README.md",
+    "events/README.md",
+    "sdk/typescript/README.md",
+    "sdk/typescript/docs/*.md",
+)
 SHELL_LANGUAGES = ("sh", "bash", "console")
 
 

@@ -3,7 +3,8 @@ import { defineConfig } from 'eslint/config';
 import tseslint from 'typescript-eslint';
 
 export default defineConfig(
-  { ignores: ['dist', 'test/consumers'] },
+  // The programs in test/ that run without TypeScript are plain JavaScript for several runtimes.
+  { ignores: ['dist', 'test/consumers', '**/*.mjs'] },
   eslint.configs.recommended,
   tseslint.configs.strictTypeChecked,
   {

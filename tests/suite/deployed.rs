@@ -1,5 +1,6 @@
 //! End-to-end tests over HTTP. `sam deploy` deploys template.yaml to a local AWS.
 
+use crate::client_program;
 use crate::gateway_event::gzip;
 use crate::message_schema;
 use aws_sdk_sqs::types::Message;
@@ -70,24 +71,18 @@ async fn the_deployed_template_accepts_replays_and_refuses_requests() {
     assert_eq!(deployment.output("Version"), "1.2.3+4d5e");
     assert!(deployment.output("AlarmsReach").starts_with("NOBODY"));
 
-    run_client_tests(&deployment);
+    run_client_tests(&deployment).await;
 }
 
 /// Runs those tests of the TypeScript client that need a deployed service and read its queue.
-fn run_client_tests(deployment: &Deployment) {
-    let client = Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk/typescript");
-    assert!(
-        client.join("node_modules").exists(),
-        "the dependencies of the client are missing: `make test` installs them"
-    );
-    for command in [&["npm", "run", "-s", "build"][..], &["npx", "vitest", "run", "test/local-stack.test.ts"]] {
-        let status = Command::new(command[0])
-            .args(&command[1..])
-            .current_dir(&client)
-            .env("VIBEFOLLOW_BASE_URL", deployment.output("BaseUrl"))
-            .env("VIBEFOLLOW_API_KEY", API_KEY)
-            .env("VIBEFOLLOW_QUEUE_URL", deployment.output("QueueUrl"))
-            .status();
-        assert!(status.expect("node is installed").success(), "{command:?}");
-    }
+async fn run_client_tests(deployment: &Deployment) {
+    client_program::build().await;
+    let status = Command::new("npx")
+        .args(["vitest", "run", "test/local-stack.test.ts"])
+        .current_dir(client_program::directory())
+        .env("VIBEFOLLOW_BASE_URL", deployment.output("BaseUrl"))
+        .env("VIBEFOLLOW_API_KEY", API_KEY)
+        .env("VIBEFOLLOW_QUEUE_URL", deployment.output("QueueUrl"))
+        .status();
+    assert!(status.expect("node is installed").success());
 }

@@ -58,7 +58,7 @@ export class AuthError extends VibeFollowError {
   }
 }
 
-/** 409 or 422: the events violate a rule. */
+/** 409 or 422: the events violate a rule. With `partial`, 200 with rejected events. */
 export class ValidationError extends VibeFollowError {
   static {
     this.prototype.name = 'ValidationError';
@@ -106,11 +106,6 @@ function classFor(status: number): new (message: string, failure: Failure) => Vi
   if (status === 429) return RateLimitError;
   if (status >= 500) return ServerError;
   return VibeFollowError;
-}
-
-/** Whether the service rejected the request, so that a retry would be rejected as well. */
-export function isRejection(error: VibeFollowError): boolean {
-  return error.status >= 400 && error.status < 500 && error.status !== 429;
 }
 
 /**

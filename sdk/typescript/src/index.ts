@@ -1,6 +1,21 @@
-export { VibeFollow, type Events, type VibeFollowOptions } from './client.js';
-export { type BatchOptions, type EventBatch } from './batch.js';
-export { type Properties, type TrackedEvent } from './event.js';
+export {
+  VibeFollow,
+  type Events,
+  type SendOptions,
+  type VibeFollowOptions,
+} from './client.js';
+export { type BatchOptions, type EventBatch, type FlushOptions, type WithFlushOptions } from './batch.js';
+export { chunk } from './bulk.js';
+export { type BulkError, type BulkResult } from './endpoints.js';
+export {
+  type BeforeSend,
+  type Catalog,
+  type EventInput,
+  type Properties,
+  type Timestamp,
+  type TrackedEvent,
+  type TrackOptions,
+} from './event.js';
 export {
   AuthError,
   NetworkError,
@@ -10,4 +25,4 @@ export {
   VibeFollowError,
   type Fault,
 } from './errors.js';
-export { type FetchLike, type FetchRequest, type FetchResponse } from './transport.js';
+export { type FetchLike, type FetchRequest, type FetchResponse, type TransportOptions } from './transport.js';

@@ -8,3 +8,11 @@ export function wholeNumber(name: string, value: number, min: number, max: numbe
   }
   return value;
 }
+
+/** Returns an idempotency key, or throws if the service would refuse it. */
+export function checkedIdempotencyKey(key: string): string {
+  if (typeof key !== 'string' || !/^[!-~]{1,255}$/.test(key)) {
+    throw new TypeError('idempotencyKey must be 1 to 255 visible ASCII characters, without spaces');
+  }
+  return key;
+}

@@ -1,12 +1,7 @@
-import { errorFor, NetworkError, RateLimitError, ServerError, VibeFollowError } from './errors.js';
-import type { Fault } from './errors.js';
+import { encode, type Payload } from './body.js';
+import { errorFor, NetworkError, VibeFollowError, type Fault } from './errors.js';
 import { MAX_TIMER_MS, wholeNumber } from './options.js';
-
-const GZIP_OVER_BYTES = 64 * 1024;
-const BACKOFF_MS = 500;
-const MAX_BACKOFF_MS = 8_000;
-/** A 429 with a longer Retry-After is not retried. For a 5xx, a longer Retry-After is shortened. */
-const MAX_RETRY_AFTER_MS = 60_000;
+import { retryDelay } from './retry.js';
 
 /** The subset of `fetch` that this client uses. The platform's `fetch` and undici's are compatible. */
 export type FetchLike = (url: string, request: FetchRequest) => Promise<FetchResponse>;
@@ -38,15 +33,20 @@ export interface TransportOptions {
   readonly fetchImpl?: FetchLike | undefined;
 }
 
-interface Payload {
-  readonly body: Uint8Array<ArrayBuffer>;
-  readonly headers: Record<string, string>;
+/** A request, and how to read the body of its 2xx. A body that is not the service's is undefined. */
+export interface Call<T> {
+  readonly path: string;
+  readonly body: string;
+  readonly idempotencyKey: string;
+  readonly read: (body: Record<string, unknown>) => T | undefined;
 }
 
 /** Sends a body to the service, with timeouts and retries, and interprets the responses. */
 export class Transport {
   // Private, so that printing a client does not print its API key.
-  readonly #apiKey: string;
+  #apiKey: string;
+  #keyChanges = 0;
+  readonly #keyListeners = new Set<() => void>();
   readonly #baseUrl: string;
   readonly #timeoutMs: number;
   readonly #maxRetries: number;
@@ -70,19 +70,39 @@ export class Transport {
     }
   }
 
+  /** Uses another API key from the next attempt on. */
+  setApiKey(apiKey: string): void {
+    this.#apiKey = checkedKey(apiKey);
+    this.#keyChanges += 1;
+    for (const listener of [...this.#keyListeners]) listener();
+  }
+
+  /** How often the API key was changed. */
+  get keyChanges(): number {
+    return this.#keyChanges;
+  }
+
+  /** Calls a listener when the API key is changed. Returns a function that removes the listener. */
+  onKeyChange(listener: () => void): () => void {
+    this.#keyListeners.add(listener);
+    return () => {
+      this.#keyListeners.delete(listener);
+    };
+  }
+
   /** Resolves once the service has accepted the body. Otherwise rejects with a `VibeFollowError`. */
-  async post(path: string, body: string, idempotencyKey: string): Promise<void> {
+  async post<T>(call: Call<T>): Promise<T> {
     let payload: Payload | undefined;
     for (let attempt = 0; ; attempt++) {
+      const apiKey = this.#apiKey;
       try {
-        payload ??= await encode(body);
-        await this.#attempt(path, payload, idempotencyKey);
-        return;
+        payload ??= await encode(call.body);
+        return await this.#attempt(call, payload, apiKey);
       } catch (thrown) {
         const error =
           thrown instanceof VibeFollowError
             ? thrown
-            : new NetworkError(`the request failed: ${this.#redacted(describe(thrown))}`, 'network_error');
+            : new NetworkError(`the request failed: ${redacted(describe(thrown), apiKey)}`, 'network_error');
         const delay = retryDelay(error, attempt);
         if (delay === undefined || attempt >= this.#maxRetries) throw error;
         await new Promise((resolve) => setTimeout(resolve, delay));
@@ -90,7 +110,7 @@ export class Transport {
     }
   }
 
-  async #attempt(path: string, payload: Payload, idempotencyKey: string): Promise<void> {
+  async #attempt<T>(call: Call<T>, payload: Payload, apiKey: string): Promise<T> {
     const controller = new AbortController();
     let timer;
     // A race, because a fetchImpl might ignore the signal.
@@ -101,24 +121,19 @@ export class Transport {
       }, this.#timeoutMs);
     });
     try {
-      await Promise.race([this.#exchange(path, payload, idempotencyKey, controller.signal), timeout]);
+      return await Promise.race([this.#exchange(call, payload, apiKey, controller.signal), timeout]);
     } finally {
       clearTimeout(timer);
     }
   }
 
-  async #exchange(
-    path: string,
-    payload: Payload,
-    idempotencyKey: string,
-    signal: AbortSignal,
-  ): Promise<void> {
+  async #exchange<T>(call: Call<T>, payload: Payload, apiKey: string, signal: AbortSignal): Promise<T> {
     const fetch = this.#fetch;
-    const response = await fetch(this.#baseUrl + path, {
+    const response = await fetch(this.#baseUrl + call.path, {
       method: 'POST',
       headers: {
-        Authorization: `Bearer ${this.#apiKey}`,
-        'Idempotency-Key': idempotencyKey,
+        Authorization: `Bearer ${apiKey}`,
+        'Idempotency-Key': call.idempotencyKey,
         ...payload.headers,
       },
       body: payload.body,
@@ -126,15 +141,16 @@ export class Transport {
       redirect: 'manual',
       signal,
     });
-    const body = parse(this.#redacted(await response.text()));
+    const body = parse(redacted(await response.text(), apiKey));
     // A 2xx alone is not enough: a 200 from a proxy has queued nothing.
-    if (response.status >= 200 && response.status < 300 && accepted(body)) return;
-    throw failed(response, body);
+    const result = response.status >= 200 && response.status < 300 ? call.read(body) : undefined;
+    if (result === undefined) throw failed(response, body);
+    return result;
   }
+}
 
-  #redacted(text: string): string {
-    return text.replaceAll(this.#apiKey, '[API key]');
-  }
+function redacted(text: string, apiKey: string): string {
+  return text.replaceAll(apiKey, '[API key]');
 }
 
 function checkedKey(apiKey: unknown): string {
@@ -163,36 +179,6 @@ function checkedBaseUrl(baseUrl: string): string {
   return url.href.replace(/\/+$/, '');
 }
 
-/**
- * Returns the bytes to send. Behind API Gateway, a text body becomes an escaped string of at most
- * 6 MB, which 5 MB of JSON can exceed. A compressed body never exceeds it, but needs a content type
- * that is not text, because API Gateway corrupts compressed bytes of a text type.
- */
-async function encode(text: string): Promise<Payload> {
-  const body = new TextEncoder().encode(text);
-  if (body.length <= GZIP_OVER_BYTES || typeof CompressionStream === 'undefined') {
-    return { body, headers: { 'Content-Type': 'application/json' } };
-  }
-  const gzip = new Blob([body]).stream().pipeThrough(new CompressionStream('gzip'));
-  return {
-    body: new Uint8Array(await new Response(gzip).arrayBuffer()),
-    headers: { 'Content-Type': 'application/gzip', 'Content-Encoding': 'gzip' },
-  };
-}
-
-/** The delay before the next attempt, or undefined if the error must not be retried. */
-function retryDelay(error: VibeFollowError, attempt: number): number | undefined {
-  const temporary =
-    error instanceof RateLimitError ||
-    error instanceof ServerError ||
-    error instanceof NetworkError;
-  const retryAfter = Math.min(error.retryAfterMs ?? 0, MAX_RETRY_AFTER_MS);
-  const tooLong = error instanceof RateLimitError && retryAfter < (error.retryAfterMs ?? 0);
-  if (!temporary || tooLong) return undefined;
-  // Full jitter in addition to Retry-After, so that clients that failed together do not retry together.
-  return retryAfter + Math.random() * Math.min(MAX_BACKOFF_MS, BACKOFF_MS * 2 ** attempt);
-}
-
 /** Parses a JSON object. Returns an empty object for anything else. */
 function parse(text: string): Record<string, unknown> {
   try {
@@ -202,12 +188,8 @@ function parse(text: string): Record<string, unknown> {
   }
 }
 
-function record(value: unknown): Record<string, unknown> {
+export function record(value: unknown): Record<string, unknown> {
   return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {};
-}
-
-function accepted(body: Record<string, unknown>): boolean {
-  return record(body['data'])['accepted'] === true;
 }
 
 function failed(response: FetchResponse, body: Record<string, unknown>): VibeFollowError {
@@ -237,11 +219,12 @@ function faults(value: unknown): Fault[] {
   );
 }
 
-/** Parses a Retry-After header: seconds, as the service sends, or a date, as a proxy might send. */
+/** Parses a Retry-After header: seconds, as the service sends, or fractions or a date, as a proxy might send. */
 function retryAfterMs(header: string | null): number | undefined {
-  if (header === null) return undefined;
-  if (/^\d+$/.test(header.trim())) return Number(header) * 1_000;
-  const at = Date.parse(header);
+  const text = header?.trim() ?? '';
+  if (/^\d+(\.\d+)?$/.test(text)) return Math.ceil(Number(text) * 1_000);
+  // Date.parse reads almost anything as a date, such as "1.5" as the first of May 2001.
+  const at = /^(Mon|Tue|Wed|Thu|Fri|Sat|Sun)/.test(text) ? Date.parse(text) : NaN;
   return Number.isNaN(at) ? undefined : Math.max(0, at - Date.now());
 }
 

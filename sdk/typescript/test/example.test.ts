@@ -48,6 +48,7 @@ it('sends every event over a network that fails once', async () => {
       external_user_id: userId,
       name,
       properties,
+      timestamp: expect.stringMatching(/^\d{4}-\d\d-\d\dT[\d:.]+Z$/) as string,
     })),
   );
   expect(service.received).toHaveLength(13 + 1);

@@ -108,3 +108,28 @@ deployed('accepts a single event, and names the violation of an invalid one', as
   const error = await rejection(vf.events.track('', `single-${run}`), ValidationError);
   expect(error.field).toBe('name');
 });
+
+deployed('accepts the valid events of a bulk request, and names the others', async () => {
+  const vf = new VibeFollow(target);
+  const events = ['fine', '', 'fine'].map((name) => ({ name, userId: `bulk-${run}` }));
+  expect(await vf.events.bulk(events)).toEqual({
+    accepted: 2,
+    rejected: 1,
+    errors: [{ index: 1, code: 'validation', message: expect.any(String) as string, field: 'name' }],
+    received: 3,
+  });
+  const batch = vf.events.batch({ partial: true });
+  for (const { name, userId } of events) batch.track(name, userId);
+  const error = await rejection(batch.flush(), ValidationError);
+  expect(error.field).toBe('events[0].name');
+  expect(error.events).toHaveLength(1);
+});
+
+deployed('accepts every form of a time, and text that was cut in the middle of an emoji', async () => {
+  const times = ['2020-02-29T12:00:00Z', '2020-02-29t12:00:00.123456789+05:30', '2016-12-31T23:59:60Z', '0000-02-29T00:00:00z'];
+  const batch = new VibeFollow(target).events.batch();
+  for (const timestamp of [...times, new Date(), null]) {
+    batch.track('timed', `timed-${run}`, { text: 'cut \ud83d' }, { timestamp });
+  }
+  await batch.flush();
+});

@@ -3,6 +3,8 @@ import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writ
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { gzipSync } from 'node:zlib';
+import { build as bundle } from 'esbuild';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 
 // The output of `npm run build`, packed and installed as in a consumer's project.
@@ -43,9 +45,9 @@ afterAll(() => {
 it('type-checks and runs as an ES module and as CommonJS, and lets the process end', () => {
   run(process.execPath, join(root, 'node_modules/typescript/bin/tsc'));
   expect(run(process.execPath, 'out/esm.mjs')).toBe(
-    'esm {"events":[{"external_user_id":"usr_42","name":"signed_up","properties":{"plan":"trial"}}]}\n',
+    'esm {"events":[{"external_user_id":"usr_42","name":"signed_up","properties":{"plan":"trial"},"timestamp":"1970-01-01T00:00:00.000Z"}]}\n',
   );
-  expect(run(process.execPath, 'out/cjs.cjs')).toBe('cjs ValidationError c usr_42\n');
+  expect(run(process.execPath, 'out/cjs.cjs')).toBe('cjs ValidationError validation_failed usr_42\n');
 }, 120_000);
 
 it('type-checks for an older target and library', () => {
@@ -56,9 +58,29 @@ it('type-checks for an older target and library', () => {
 
 it('contains only the build, and has no dependencies', () => {
   expect(readdirSync(installed).sort()).toEqual(['LICENSE', 'README.md', 'dist', 'package.json']);
+  const files = readdirSync(join(root, 'src')).flatMap((name) => {
+    const module = name.replace(/\.ts$/, '');
+    return [`${module}.d.ts`, `${module}.js`, `${module}.js.map`];
+  });
+  expect(readdirSync(join(installed, 'dist/esm')).sort()).toEqual(files.sort());
+  expect(readdirSync(join(installed, 'dist/cjs')).sort()).toEqual([...files, 'package.json'].sort());
   const manifest = JSON.parse(readFileSync(join(installed, 'package.json'), 'utf8')) as object;
   expect(manifest).toMatchObject({ name: '@vibefollow/sdk', private: true });
   expect(manifest).not.toHaveProperty('dependencies');
+});
+
+it('has the size that the README states, bundled, minified, and gzipped', async () => {
+  const { outputFiles } = await bundle({
+    entryPoints: [join(installed, 'dist/esm/index.js')],
+    bundle: true,
+    minify: true,
+    format: 'esm',
+    write: false,
+  });
+  const kilobytes = gzipSync(outputFiles[0]?.contents ?? '', { level: 9 }).length / 1_000;
+  const readme = readFileSync(join(installed, 'README.md'), 'utf8');
+  expect(readme).toContain(`it has ${kilobytes.toFixed(1)} KB gzipped`);
+  expect(kilobytes).toBeLessThan(9);
 });
 
 it('exports the same names from both kinds of module', async () => {
@@ -77,5 +99,6 @@ it('exports the same names from both kinds of module', async () => {
     'ValidationError',
     'VibeFollow',
     'VibeFollowError',
+    'chunk',
   ]);
 });

@@ -9,6 +9,7 @@ export interface WireEvent {
   external_user_id: string;
   name: string;
   properties?: Record<string, unknown>;
+  timestamp?: string;
 }
 
 export interface Answer {
@@ -57,6 +58,10 @@ export class FakeService {
   readonly received: Received[] = [];
   readonly queue: WireEvent[] = [];
   readonly keys = new Map<string, string>();
+  /** A larger body gets a 413. */
+  maxBodyBytes = 5_242_880;
+  /** The 413 of the service, which a test can replace with that of a proxy. */
+  tooLarge: Answer = refusal(413, 'payload_too_large');
   /** The highest number of requests in flight. */
   mostAtOnce = 0;
   #inFlight = 0;
@@ -65,21 +70,31 @@ export class FakeService {
   static readonly BAD = 'bad';
 
   accept(received: Received): Answer {
+    if (Buffer.byteLength(received.body) > this.maxBodyBytes) return this.tooLarge;
+    const endpoint = received.path.slice(received.path.lastIndexOf('/') + 1);
+    const parsed = JSON.parse(received.body) as unknown;
+    const events = endpoint === 'events' ? [parsed as WireEvent] : (parsed as { events: WireEvent[] }).events;
+    const bad = [...events.keys()].filter((i) => violates(events[i]));
+    const good = events.filter((event) => !violates(event));
+    const bulk = endpoint === 'bulk';
+    const [first] = bad;
+    if (first !== undefined && !bulk) {
+      const field = endpoint === 'events' ? 'name' : `events[${first}].name`;
+      return refusal(422, 'validation_failed', { field });
+    }
+
     const key = received.headers['idempotency-key'] ?? '';
     const id = `${received.path} ${key}`;
-    if (this.keys.has(id)) {
-      return this.keys.get(id) === received.body ? ACCEPTED : refusal(422, 'idempotency_key_reuse');
+    const known = this.keys.get(id);
+    if (known !== undefined && known !== received.body) return refusal(422, 'idempotency_key_reuse');
+    if (known === undefined && good.length > 0) {
+      this.keys.set(id, received.body);
+      this.queue.push(...good);
     }
-    const single = received.path.endsWith('/events');
-    const parsed = JSON.parse(received.body) as { events: WireEvent[] };
-    const events = single ? [parsed as unknown as WireEvent] : parsed.events;
-    const bad = events.findIndex(({ name }) => name === FakeService.BAD);
-    if (bad >= 0) {
-      return refusal(422, 'validation_failed', { field: single ? 'name' : `events[${bad}].name` });
-    }
-    this.keys.set(id, received.body);
-    this.queue.push(...events);
-    return ACCEPTED;
+    if (!bulk) return ACCEPTED;
+    const errors = bad.map((index) => ({ index, code: 'validation', message: 'no: validation', field: 'name' }));
+    const data = { accepted: good.length, rejected: bad.length, errors };
+    return { status: 200, body: JSON.stringify({ data, meta: { received: events.length } }) };
   }
 
   names(): string[] {
@@ -224,6 +239,12 @@ export class HttpService {
     this.#server.closeAllConnections();
     await new Promise((resolve) => this.#server.close(resolve));
   }
+}
+
+/** Whether an event has the name BAD, or a string with half of a surrogate pair. */
+function violates(event: WireEvent | undefined): boolean {
+  // JSON.stringify writes an escape only for a surrogate without its other half.
+  return event?.name === FakeService.BAD || /(?<!\\)(\\\\)*\\ud[89a-f]/.test(JSON.stringify(event));
 }
 
 function decode(headers: Record<string, string>, wire: Buffer): string {

@@ -3,7 +3,7 @@ import sdk = require('@vibefollow/sdk');
 
 const vf = new sdk.VibeFollow({
   apiKey: 'sk_test_x',
-  fetchImpl: () => Promise.resolve(new Response('{"errors":[{"code":"c","message":"m"}]}', { status: 422 })),
+  fetchImpl: () => Promise.resolve(new Response('{"errors":[{"code":"validation_failed","message":"m"}]}', { status: 422 })),
 });
 const batch: sdk.EventBatch = vf.events.batch();
 batch.track('signed_up', 'usr_42');

@@ -7,6 +7,24 @@ const fetchImpl: FetchLike = (_, { body }) => {
   return Promise.resolve(new Response('{"data":{"accepted":true}}', { status: 202 }));
 };
 const vf = new VibeFollow({ apiKey: 'sk_test_x', fetchImpl });
+// An interface can give events types.
+interface MyEvents {
+  signed_up: { plan: 'trial' | 'paid' };
+}
+const typed = new VibeFollow<MyEvents>({ apiKey: 'sk_test_x', fetchImpl }).events;
+if (bodies.length > 99) {
+  await typed.track('signed_up', 'usr_42', { plan: 'trial' }, { idempotencyKey: 'k' });
+  await typed.bulk([{ name: 'signed_up', userId: 'usr_42', properties: { plan: 'paid' } }]);
+  // @ts-expect-error another name
+  typed.batch().track('signed_in', 'usr_42');
+  // @ts-expect-error another value
+  typed.batch().track('signed_up', 'usr_42', { plan: 'free' });
+}
+const handler = typed.batch().withFlush(async (event: { id: number }, context: { name: string }) =>
+  Promise.resolve(`${event.id} ${context.name}`),
+);
+const result: string = await handler({ id: 1 }, { name: 'n' });
+if (result !== '1 n') throw new Error(result);
 // The platform's fetch is accepted as well.
 new VibeFollow({ apiKey: 'sk_test_x', fetchImpl: fetch });
 {
@@ -20,7 +38,7 @@ new VibeFollow({ apiKey: 'sk_test_x', fetchImpl: fetch });
     plan: string;
   }
   const row: Row = { plan: 'trial' };
-  batch.track('signed_up', 'usr_42', row);
+  batch.track('signed_up', 'usr_42', row, { timestamp: new Date(0) });
   // @ts-expect-error the user id is required
   if (bodies.length > 99) batch.track('signed_up');
   if (bodies.length > 99) batch.track('signed_up', 'usr_42', null);
