@@ -1,6 +1,6 @@
 """Measures event-ingest-backfill and, for comparison, simpler ways to send events.
 
-A stub on this machine answers every batch with 202 at once. It decompresses each body and counts its
+A stub on this machine accepts every batch at once. It decompresses each body and counts its
 events, so that a lost event is noticed. `make bench-backfill` runs this script.
 
     python3 tools/bench_backfill.py                 1 million and 10 million events of 200 bytes
@@ -38,7 +38,7 @@ BATCH_EVENTS = 500
 SAMPLE_EVENTS = 20_000
 SAMPLE_CURLS = 1_000
 
-RESPONSE = b"HTTP/1.1 %d OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+RESPONSE = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
 
 
 def event(number: int) -> str:
@@ -50,6 +50,14 @@ def event(number: int) -> str:
 
 
 # ── The stub ─────────────────────────────────────────────────────────────────────────────────
+
+
+def response(bulk: bool, events: int) -> bytes:
+    status, body = b"202 Accepted", b'{"data":{"accepted":true}}'
+    if bulk:
+        status = b"200 OK"
+        body = b'{"data":{"accepted":%d,"rejected":0,"errors":[]},"meta":{"received":%d}}' % (events, events)
+    return RESPONSE % (status, len(body), body)
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: Callable[[int], None]) -> None:
@@ -64,21 +72,12 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cou
                 body = zlib.decompress(body, wbits=31)
             events = body.count(b'"external_user_id"')
             count(events)
-            writer.write(response(head, events))
+            writer.write(response(b"/events/bulk" in head, events))
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
         writer.close()
-
-
-def response(head: bytes, events: int) -> bytes:
-    """Return the answer to a request whose events are all accepted."""
-    if b"/events/bulk" not in head.split(b"\r\n", 1)[0]:
-        body = b'{"data":{"accepted":true}}'
-        return RESPONSE % (202, len(body), body)
-    body = b'{"data":{"accepted":%d,"rejected":0,"errors":[]},"meta":{"received":%d}}' % (events, events)
-    return RESPONSE % (200, len(body), body)
 
 
 def serve(

@@ -108,6 +108,7 @@ pub struct Args {
     /// Print the summary as a JSON object on standard output
     #[arg(long)]
     pub json: bool,
+    // Last, because the heading of these options would cover those after them.
     #[command(flatten)]
     pub reading: ReadArgs,
 }
