@@ -68,7 +68,7 @@ INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop logs watch invoke deploy verify load backup-drill costs test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
-	bench-backfill instructions instructions-accept instructions-deps scale lint lint-rust lint-python lint-client \
+	bench-backfill instructions instructions-accept instructions-deps bench-costliest scale lint lint-rust lint-python lint-client \
 	lint-template lint-docs release-check advisories fmt events clean
 
 help: ## List the targets
@@ -161,6 +161,10 @@ instructions: instructions-deps ## Count instructions under valgrind; fail if a 
 
 instructions-accept: instructions-deps ## Make the current instruction counts the baseline
 	$(INSTRUCTIONS) accept
+
+bench-costliest: ## Print the CPU time of each stage for the costliest requests within the limits
+	cargo build --profile instructions $(BENCHES) --package instructions
+	$(INSTRUCTIONS) costs
 
 instructions-deps:
 	@command -v valgrind >/dev/null || { echo "This needs valgrind: apt-get install valgrind"; exit 1; }

@@ -5,10 +5,9 @@ use crate::error::Error;
 use crate::gateway::{GatewayEvent, Header};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use contract::limits::{MAX_BODY_BYTES, MAX_GZIP_MEMBERS};
-use flate2::bufread::GzDecoder;
+use contract::limits::{MAX_BODY_BYTES, MAX_GZIP_MEMBERS, MAX_GZIP_STEPS};
 use serde::de::IgnoredAny;
-use std::io::Read;
+use zlib_rs::{Inflate, InflateFlush, Status};
 
 /// How the client encoded the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,23 +101,51 @@ fn is_json(body: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(body).is_ok()
 }
 
-/// Decompresses at most [`MAX_GZIP_MEMBERS`] members and [`MAX_BODY_BYTES`].
+/// Makes zlib expect a gzip header and the largest window.
+const GZIP_WINDOW_BITS: u8 = 16 + 15;
+
+/// The least memory for the decoded body.
+const LEAST_ROOM: usize = 64 * 1024;
+
+/// Decompresses at most [`MAX_GZIP_MEMBERS`] members, [`MAX_GZIP_STEPS`] steps and [`MAX_BODY_BYTES`].
 fn gunzip(body: &[u8]) -> Result<Vec<u8>, Error> {
-    let mut decoded = Vec::new();
-    let mut rest = body;
+    let mut decoded = vec![0; body.len().saturating_mul(2).clamp(LEAST_ROOM, MAX_BODY_BYTES + 1)];
+    let (mut rest, mut length, mut steps) = (body, 0, 0);
     for _ in 0..MAX_GZIP_MEMBERS {
-        let room = MAX_BODY_BYTES - decoded.len();
-        let mut member = GzDecoder::new(rest).take(room as u64 + 1);
-        member.read_to_end(&mut decoded).map_err(|_| {
-            Error::MalformedEncoding("the gzip body is damaged or truncated; compress it and send it again")
-        })?;
-        if decoded.len() > MAX_BODY_BYTES {
-            return Err(Error::PayloadTooLarge(
-                "the decompressed body is larger than 5 MB (5,242,880 bytes); send fewer events per batch",
-            ));
+        let mut member = Inflate::new(true, GZIP_WINDOW_BITS);
+        loop {
+            let (read, written) = (member.total_in(), member.total_out());
+            let status = member.decompress(rest, &mut decoded[length..], InflateFlush::Block);
+            let (read, written) = (member.total_in() - read, member.total_out() - written);
+            rest = &rest[usize::try_from(read).unwrap_or(rest.len()).min(rest.len())..];
+            length += usize::try_from(written).unwrap_or_default();
+            if length > MAX_BODY_BYTES {
+                return Err(Error::PayloadTooLarge(
+                    "the decompressed body is larger than 5 MB (5,242,880 bytes); send fewer events per batch",
+                ));
+            }
+            match status {
+                Ok(Status::StreamEnd) => break,
+                Ok(_) if length == decoded.len() => {
+                    decoded.resize((2 * length).min(MAX_BODY_BYTES + 1), 0);
+                    continue;
+                }
+                Ok(_) if read > 0 || written > 0 => {}
+                Ok(_) | Err(_) => {
+                    return Err(Error::MalformedEncoding(
+                        "the gzip body is damaged or truncated; compress it and send it again",
+                    ));
+                }
+            }
+            steps += 1;
+            if steps > MAX_GZIP_STEPS {
+                return Err(Error::MalformedEncoding(
+                    "the gzip body has more than 8,192 deflate blocks; compress it without flushing after each event",
+                ));
+            }
         }
-        rest = member.into_inner().into_inner();
         if rest.is_empty() {
+            decoded.truncate(length);
             return Ok(decoded);
         }
     }

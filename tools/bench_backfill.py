@@ -1,10 +1,13 @@
 """Measures event-ingest-backfill and, for comparison, simpler ways to send events.
 
-A stub on this machine answers every batch with 202 at once. It decompresses each body and counts its
+A stub on this machine accepts every batch at once. It decompresses each body and counts its
 events, so that a lost event is noticed. `make bench-backfill` runs this script.
 
     python3 tools/bench_backfill.py                 1 million and 10 million events of 200 bytes
     python3 tools/bench_backfill.py --rows 1000000  another number of events
+    python3 tools/bench_backfill.py --formats       1 million events as CSV, with gzip and Zstandard, and as Parquet
+
+`--formats` needs the command zstd and the package pyarrow.
 
 The figures in docs/backfill.md come from this script.
 """
@@ -35,11 +38,7 @@ BATCH_EVENTS = 500
 SAMPLE_EVENTS = 20_000
 SAMPLE_CURLS = 1_000
 
-ANSWER = b'{"data":{"accepted":true}}'
-RESPONSE = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
-    len(ANSWER),
-    ANSWER,
-)
+RESPONSE = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
 
 
 def event(number: int) -> str:
@@ -53,6 +52,14 @@ def event(number: int) -> str:
 # ── The stub ─────────────────────────────────────────────────────────────────────────────────
 
 
+def response(bulk: bool, events: int) -> bytes:
+    status, body = b"202 Accepted", b'{"data":{"accepted":true}}'
+    if bulk:
+        status = b"200 OK"
+        body = b'{"data":{"accepted":%d,"rejected":0,"errors":[]},"meta":{"received":%d}}' % (events, events)
+    return RESPONSE % (status, len(body), body)
+
+
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: Callable[[int], None]) -> None:
     try:
         while True:
@@ -63,8 +70,9 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cou
             body = await reader.readexactly(length)
             if b"content-encoding: gzip" in head:
                 body = zlib.decompress(body, wbits=31)
-            count(body.count(b'"external_user_id"'))
-            writer.write(RESPONSE)
+            events = body.count(b'"external_user_id"')
+            count(events)
+            writer.write(response(b"/events/bulk" in head, events))
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
@@ -89,12 +97,59 @@ def serve(
 # ── The measurements ─────────────────────────────────────────────────────────────────────────
 
 
-def backfill(rows: int, directory: Path, port: int) -> str:
-    """Send a file with this many rows. Report the time, and the CPU time and memory that the system measured."""
+def ndjson(rows: int, directory: Path) -> Path:
     path = directory / f"{rows}.ndjson"
     with path.open("w") as file:
         for number in range(rows):
             file.write(event(number) + "\n")
+    return path
+
+
+def csv(rows: int, directory: Path) -> Path:
+    """Write the same events as CSV, the columns being members and properties."""
+    path = directory / f"{rows}.csv"
+    with path.open("w") as file:
+        file.write("external_user_id,name,timestamp,properties.order,properties.plan,properties.note\n")
+        for number in range(rows):
+            row = json.loads(event(number))
+            properties = row["properties"].values()
+            file.write(",".join([row["external_user_id"], row["name"], row["timestamp"], *map(str, properties)]) + "\n")
+    return path
+
+
+def compressed(write: Callable[[int, Path], Path], command: str, rows: int, directory: Path) -> Path:
+    path = write(rows, directory)
+    target = path.with_suffix(f".{command}")
+    with target.open("wb") as file:
+        subprocess.run([command, "-q", "-c", path], stdout=file, check=True)
+    path.unlink()
+    return target
+
+
+def parquet(rows: int, directory: Path) -> Path:
+    """Write the same events as Parquet, with the defaults of pyarrow except for Zstandard."""
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    path = csv(rows, directory)
+    target = path.with_suffix(".parquet")
+    pyarrow.parquet.write_table(pyarrow.csv.read_csv(path), target, compression="zstd")
+    path.unlink()
+    return target
+
+
+FORMATS: dict[str, Callable[[int, Path], Path]] = {
+    "CSV": csv,
+    "NDJSON, gzip": partial(compressed, ndjson, "gzip"),
+    "NDJSON, Zstandard": partial(compressed, ndjson, "zstd"),
+    "CSV, gzip": partial(compressed, csv, "gzip"),
+    "Parquet": parquet,
+}
+
+
+def backfill(write: Callable[[int, Path], Path], rows: int, directory: Path, port: int) -> str:
+    """Send a file with this many rows. Report the time, and the CPU time and memory that the system measured."""
+    path = write(rows, directory)
     environment = {"VIBEFOLLOW_API_KEY": API_KEY, "PATH": os.environ["PATH"]}
     command: list[str | Path] = [COMMAND, "--url", f"http://127.0.0.1:{port}", "--json", path]
     started = time.monotonic()
@@ -152,6 +207,7 @@ def post_each(port: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 10_000_000])
+    parser.add_argument("--formats", action="store_true")
     arguments = parser.parse_args()
     port = multiprocessing.Value("i", 0)
     counted = multiprocessing.Value("q", 0)
@@ -169,12 +225,17 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(dir=ROOT / "target") as temporary:
         directory = Path(temporary)
-        for rows in arguments.rows:
-            measure("event-ingest-backfill", rows, partial(backfill, rows, directory, port.value))
-        calls, each = SAMPLE_CURLS, BATCH_EVENTS
-        measure(f"curl in a loop, {each} events each", calls * each, lambda: curl(each, calls, directory, port.value))
-        measure("curl in a loop, one event each", calls, lambda: curl(1, calls, directory, port.value))
-        measure("one POST per event (Python, one connection)", SAMPLE_EVENTS, lambda: post_each(port.value))
+        for rows in arguments.rows[:1] if arguments.formats else arguments.rows:
+            measure("event-ingest-backfill", rows, partial(backfill, ndjson, rows, directory, port.value))
+        if arguments.formats:
+            for name, write in FORMATS.items():
+                measure(name, arguments.rows[0], partial(backfill, write, arguments.rows[0], directory, port.value))
+        else:
+            calls, each = SAMPLE_CURLS, BATCH_EVENTS
+            title = f"curl in a loop, {each} events each"
+            measure(title, calls * each, lambda: curl(each, calls, directory, port.value))
+            measure("curl in a loop, one event each", calls, lambda: curl(1, calls, directory, port.value))
+            measure("one POST per event (Python, one connection)", SAMPLE_EVENTS, lambda: post_each(port.value))
     stub.terminate()
     stub.join()
     cpu = resource.getrusage(resource.RUSAGE_CHILDREN)

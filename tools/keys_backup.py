@@ -4,6 +4,7 @@
     tools/keys_backup.py compare --from TABLE --to TABLE     show which keys are missing or differ
     tools/keys_backup.py copy --from TABLE --to TABLE        copy keys that are missing
         --overwrite     also replace keys that differ
+        --revoked HINT  copy this key as revoked, because it was revoked after the backup; can be repeated
         --reactivate    also make keys active again that are revoked in the table
         --to-region     the region of the table to copy to, if it is another one
 
@@ -182,7 +183,10 @@ def copy(arguments: argparse.Namespace) -> None:
         if difference.source is None:
             continue
         item = repaired(difference, arguments.overwrite, arguments.reactivate)
-        print(f"{'copy' if item else 'keep'}  {difference}")
+        if item and text(item, "hint") in arguments.revoked and not is_revoked(item):
+            item = item | {"status": {"S": "revoked"}, "revoked_at": {"S": now()}}
+        what = "keep" if item is None else "copy as revoked" if is_revoked(item) else "copy"
+        print(f"{what}  {difference}")
         if item:
             planned.append((item, difference.target))
     if not planned:
@@ -250,6 +254,7 @@ def parse_arguments() -> argparse.Namespace:
         added.add_argument("--to-region", metavar="REGION", help="the region of the table to copy to")
         if command is copy:
             added.add_argument("--overwrite", action="store_true", help="also replace keys that differ")
+            added.add_argument("--revoked", action="append", default=[], metavar="HINT", help="copy a key as revoked")
             added.add_argument("--reactivate", action="store_true", help="also reactivate revoked keys")
             added.add_argument("--yes", action="store_true", help="ask no questions")
     return parser.parse_args()

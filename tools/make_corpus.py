@@ -116,6 +116,15 @@ def bodies() -> dict[str, bytes]:
     found["depth-100000-open"] = run('{"k":[', 100_000)
     # Both scans of the body nest deeply: the one for the events, and the one that reports the syntax.
     found["depth-1000000-open-in-an-event"] = fill('{"events":[{"x":{"k":§', run("[", 1_090_000))
+    # The costliest bodies for each byte: numbers between two floats, a refused value after many others, and
+    # short keys.
+    found["costly-numbers"] = fill(valid('"x":[§0]'), run("2.4703282292062327208e-324,", 38_000))
+    found["costly-refusal"] = fill(valid(r'"x":[§"\ud800"]'), run("0,", 500_000))
+    found["costly-keys"] = fill(valid('§"b":0'), run('"a":0,', 170_000))
+    found["costly-keys-malformed"] = fill('{"events":[' + REST + '],§"b":0}!', run('"a":0,', 170_000))
+    # The least integer beyond a float, and the greatest within.
+    found["number-least-infinite"] = valid(f'"x":{2**1024 - 2**970}').encode()
+    found["number-greatest-finite"] = valid(f'"x":{2**1024 - 2**970 - 1}').encode()
     for size in (1_000_000, 1_000_001):
         found[f"properties-{size}"] = fill(valid('"properties":{"k":"§"}'), run("x", size - len('{"k":""}')))
     for size in (1_047_552, 1_047_553):
@@ -170,6 +179,8 @@ def gateway_events() -> dict[str, bytes]:
     found |= {f"gzip-{name}": b"\x04" + body for name, body in raw.items()}
     # 350 members of 180 KB each: 63 MB, of which at most 5 MB may be in memory.
     found["gzip-bomb-of-members"] = b"\x04" + run_of(gz(b" " * 180_000), 350)
+    # Deflate blocks of ten bits that contain nothing: four of them in five bytes.
+    found["gzip-of-empty-blocks"] = b"\x04" + gz(b"")[:10] + run_of(bytes.fromhex("0208208000"), 19_000)
     found["gzip-of-violations"] = b"\x0c" + fill('{"events":[§{}]}', run("{},", 60))
     found["gzip-of-a-run"] = b"\x0c" + fill(valid('"x":"§"'), run("x", 90_000))
     odd = samples["accepted"] | {"body": None}

@@ -225,6 +225,7 @@ class ConsumerTest(unittest.TestCase):
     """Tests of the Python consumer, and through a subclass, of the Rust consumer."""
 
     command = PYTHON
+    chaos_run = "standard"
     aws: local_aws.LocalAws
 
     @classmethod
@@ -417,14 +418,12 @@ class ConsumerTest(unittest.TestCase):
     @unittest.skipUnless(CHAOS_MESSAGES, "CHAOS_MESSAGES is not set; see make chaos")
     def test_adds_every_event_of_a_chaos_run_once(self) -> None:
         """Consumes what tests/suite/chaos.rs received, including copies from crashes and lost acknowledgements."""
-        self.consume_chaos_run("standard", "")
-        self.consume_chaos_run("ordered", ".fifo")
-
-    def consume_chaos_run(self, kind: str, suffix: str) -> None:
-        lines = [json.loads(line) for line in (Path(CHAOS_MESSAGES) / f"{kind}.jsonl").read_text().splitlines()]
-        run = self.resources(suffix)
+        text = (Path(CHAOS_MESSAGES) / f"{self.chaos_run}.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        is_ordered = self.chaos_run == "ordered"
+        run = self.resources(".fifo" if is_ordered else "")
         rng = random.Random(7)
-        if not suffix:
+        if not is_ordered:
             rng.shuffle(lines)
         run.send_lines(lines)
         sandboxes = [run.sandboxes[0], *(run.new_sandbox() for _ in range(3))]
@@ -438,7 +437,8 @@ class ConsumerTest(unittest.TestCase):
         expected = Counter(one.rpartition("-")[0] for one in set(ids))
         found = {item["batch_id"]["S"]: int(item["totals"]["M"]["chaos"]["N"]) for item in run.items()}
         print(
-            f"{kind} queue: {len(lines):,} messages, {len(ids):,} events, {len(ids) - len(set(ids)):,} of them copies; "
+            f"{self.chaos_run} queue: {len(lines):,} messages, {len(ids):,} events, "
+            f"{len(ids) - len(set(ids)):,} of them copies; "
             f"{faults.total():,} faults: {dict(faults)}; added {sum(found.values()):,}, expected {len(set(ids)):,}"
         )
         self.assertEqual(found, expected)
@@ -460,6 +460,7 @@ class ConsumerTest(unittest.TestCase):
 
 class RustConsumerTest(ConsumerTest):
     command = RUST
+    chaos_run = "ordered"
 
 
 class StackTest(unittest.TestCase):

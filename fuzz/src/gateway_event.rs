@@ -32,6 +32,12 @@ pub fn run(input: &[u8], meter: Meter) {
     let function = Function::new();
     let handling = Function::handling(payload.len() + expected.body_bytes);
     let response = handling.check(meter, || function.invoke(event));
+    // The reference cannot count deflate blocks, which take at least ten bits each.
+    let message = response.body["errors"][0]["message"].as_str().unwrap_or_default();
+    if message.contains("8,192 deflate blocks") {
+        assert!(payload.len() > 8192 * 10 / 8, "{message}");
+        return;
+    }
     expected.check(&response);
 
     let log: Value = serde_json::from_slice(&function.log()).expect("the log is one line of JSON");

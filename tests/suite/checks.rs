@@ -5,6 +5,7 @@ use crate::test_app::{KEY, TestApp};
 use aws_sdk_dynamodb::types::AttributeValue;
 use contract::limits::MAX_BODY_BYTES;
 use serde_json::json;
+use std::io::Write;
 use std::time::Duration;
 
 const REVOKED_KEY: &str = "sk_live_revoked_revoked_revoked_revoked_0000";
@@ -325,6 +326,34 @@ async fn gzip_bodies_are_decoded_or_refused_with_advice() {
     test.send(&gzipped().raw_body("!not base64!", true)).await.assert_error(400, "malformed_encoding");
     test.send(&gzipped().binary(&gzip(b"{"))).await.assert_error(400, "malformed_json");
     assert_eq!(test.aws.drain().await.len(), 2, "only the two accepted batches are queued");
+}
+
+/// One gzip member with the bytes of `body` in blocks of one byte.
+fn gzip_of_small_blocks(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+    for byte in body {
+        encoder.write_all(&[*byte]).unwrap();
+        encoder.flush().unwrap();
+    }
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn a_gzip_body_has_at_most_8192_members_and_blocks() {
+    let test = TestApp::start().await;
+    let event = r#"{"external_user_id":"u","name":"n"}"#;
+    // Each flush ends a block and adds an empty one.
+    let few = format!(r#"{{"events":[{event}{}]}}"#, " ".repeat(4_000 - event.len()));
+    test.send(&post().gzip(b"").binary(&gzip_of_small_blocks(few.as_bytes()))).await.assert_accepted();
+    let many = format!(r#"{{"events":[{event}{}]}}"#, " ".repeat(8_200 - event.len()));
+    let many = gzip_of_small_blocks(many.as_bytes());
+    // Blocks of ten bits that contain nothing.
+    let empty = [&gzip(b"")[..10], &[0x02, 0x08, 0x20, 0x80, 0x00].repeat(900_000)].concat();
+    for many in [&many, &empty] {
+        let response = test.send(&post().gzip(b"").binary(many)).await;
+        response.assert_error(400, "malformed_encoding");
+        assert!(response.message().contains("8,192 deflate blocks"), "{response:?}");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::PointInTimeRecoverySpecification;
+use contract::api_key::ApiKey;
 use hyper::body::Bytes;
 use hyper::{Request, Response};
 use std::collections::BTreeMap;
@@ -240,7 +241,7 @@ async fn keys_are_repaired_from_a_backup_and_no_revoked_key_becomes_active() {
     let put = async |table: &str, number: u8, name: &str, status: &str, project: &str| {
         tables::put_api_key(&sdk, table, &key(number), project, &[("name", s(name)), ("status", s(status))]).await;
     };
-    for (number, name) in [(1, "equal"), (2, "lost"), (3, "moved"), (4, "revoked since")] {
+    for (number, name) in [(1, "equal"), (2, "lost"), (3, "moved"), (4, "revoked since"), (7, "lost and revoked")] {
         put("keys-backup", number, name, "active", "acme").await;
     }
     put("keys-backup", 5, "revoked before", "revoked", "acme").await;
@@ -256,15 +257,17 @@ async fn keys_are_repaired_from_a_backup_and_no_revoked_key_becomes_active() {
     };
     let state = |status: &str, project: &str| [status.to_owned(), project.to_owned(), String::new()];
     let before = keys("keys-damaged").await;
-    let shown = ["lost of acme): missing; would be active", "evil now", "not in the backup", "5 keys differ"];
+    let shown = ["lost of acme): missing; would be active", "evil now", "not in the backup", "6 keys differ"];
     assert_run(tool(&["compare"]), 0, &shown);
     assert_run(tool(&["copy"]), 1, &["Nobody is there to confirm this"]);
     assert_eq!(keys("keys-damaged").await, before);
 
     // Without --overwrite, only what is missing is copied.
-    assert_run(tool(&["copy", "--yes"]), 0, &["1 of 1 keys were written"]);
+    let hint = ApiKey::parse(&key(7)).expect("a key").hint();
+    assert_run(tool(&["copy", "--yes", "--revoked", &hint]), 0, &["copy as revoked", "2 of 2 keys were written"]);
     let mut expected = before;
     expected.insert("lost".to_owned(), state("active", "acme"));
+    expected.insert("lost and revoked".to_owned(), state("revoked", "acme"));
     assert_eq!(keys("keys-damaged").await, expected);
 
     assert_run(tool(&["copy", "--overwrite", "--yes"]), 0, &["3 of 3 keys were written"]);
@@ -273,8 +276,9 @@ async fn keys_are_repaired_from_a_backup_and_no_revoked_key_becomes_active() {
     expected.insert("revoked before".to_owned(), state("revoked", "acme"));
     assert_eq!(keys("keys-damaged").await, expected);
 
-    assert_run(tool(&["copy", "--overwrite", "--reactivate", "--yes"]), 0, &["1 of 1 keys were written"]);
+    assert_run(tool(&["copy", "--overwrite", "--reactivate", "--yes"]), 0, &["2 of 2 keys were written"]);
     expected.insert("revoked since".to_owned(), state("active", "acme"));
+    expected.insert("lost and revoked".to_owned(), state("active", "acme"));
     assert_eq!(keys("keys-damaged").await, expected);
 }
 
@@ -306,7 +310,11 @@ fn nothing_is_built_without_credentials_region_profile_or_confirmation() {
     // The environment takes precedence, and a difference is shown and must be confirmed.
     let difference = ["region   us-east-1, although samconfig.toml has eu-west-1", "AWS_REGION is us-east-1, but"];
     assert_run(deploy_to(&[], other), 1, &[&difference[..], &["Nobody is there to confirm this"]].concat());
-    assert_run(deploy_to(&["--yes"], other), 1, &[&difference[..], &["REGION=us-east-1 YES=1"]].concat());
+    assert_run(
+        deploy_to(&["--yes"], other),
+        1,
+        &[&difference[..], &["nothing deployed.", "REGION=us-east-1 YES=1"]].concat(),
+    );
     // Without a difference, the question is the usual one.
     for (options, region, shown) in [
         (&[][..], None, "region   eu-west-1\n"),

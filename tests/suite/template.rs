@@ -594,7 +594,7 @@ fn the_saved_queries_name_members_of_the_log_lines() {
     let line: Value = serde_json::from_str(format).expect("JSON");
     let of_access = line.as_object().expect("an object").keys().map(String::as_str).collect();
 
-    let words = ["as", "asc", "by", "desc", "fields", "filter", "in", "limit", "or", "sort", "stats"];
+    let words = ["as", "asc", "by", "desc", "fields", "filter", "in", "like", "limit", "or", "sort", "stats"];
     let functions = ["count(*)", "ispresent", "latest"];
     let queries = resources_of(&template, "AWS::Logs::QueryDefinition");
     assert_eq!(queries.len(), 5);
@@ -611,7 +611,7 @@ fn the_saved_queries_name_members_of_the_log_lines() {
         for word in named.into_iter().filter(|word| !word.is_empty()) {
             let is_new_name = std::mem::replace(&mut follows_as, word == "as");
             let is_known = of_log.contains(word) || words.contains(&word) || is_new_name;
-            let is_literal = word.starts_with(['"', '=', '>']) || word.parse::<u32>().is_ok() || word == "*";
+            let is_literal = word.starts_with(['"', '=', '/']) || word.parse::<u32>().is_ok() || word == "*";
             let is_function = functions.iter().any(|function| function.starts_with(word));
             let is_sorted = ["requests"].contains(&word);
             assert!(is_known || is_literal || is_function || is_sorted, "{name}: {word}");

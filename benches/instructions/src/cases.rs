@@ -14,11 +14,11 @@ use event_ingest::aws::{api_keys::ApiKeysTable, queue::SqsQueue, state_table::St
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
 use event_ingest::deadline::Deadline;
 use event_ingest::delivery::{Queue, SendResult, Sender};
-use event_ingest::packing::{Envelope, Message, Packing};
 use event_ingest::gateway::GatewayEvent;
 use event_ingest::http::App;
 use event_ingest::idempotency::{BatchId, Delivered};
 use event_ingest::ingest::Pipeline;
+use event_ingest::packing::{Envelope, Message, Packing};
 use event_ingest::rate_limit::RateLimiter;
 use event_ingest::telemetry::{self, AwsCalls, Telemetry};
 use lambda_runtime::{Context as LambdaContext, LambdaEvent};
@@ -27,8 +27,12 @@ use sha2::{Digest, Sha256};
 use shapes::{Outcome, PROJECT, Shape};
 use std::num::NonZeroU16;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 
-const EVENTS_PER_MESSAGE: NonZeroU16 = NonZeroU16::new(50).unwrap();
+/// The default setting.
+pub const EVENTS_PER_MESSAGE: NonZeroU16 = NonZeroU16::new(50).unwrap();
+/// The queue.
+pub const QUEUE_URL: &str = "https://sqs.us-east-1.amazonaws.com/123456789012/events";
 
 /// A part of the function, run on a shape.
 pub struct Case {
@@ -65,23 +69,10 @@ impl Case {
         }
     }
 
-    fn run_request(&self, runtime: &tokio::runtime::Runtime) -> Result<()> {
+    fn run_request(&self, runtime: &Runtime) -> Result<()> {
         let batch = self.shape.batch()?;
         telemetry::init(&"info".parse()?);
-        let sdk = runtime.block_on(sdk_config(Aws::new(&self.shape, &batch.body)));
-        let state_table = StateTable::new(&sdk, "state".to_owned());
-        let app = App {
-            auth: Authenticator::new(ApiKeysTable::new(&sdk, "api-keys".to_owned()), None),
-            limiter: RateLimiter::new(state_table.clone()),
-            pipeline: Pipeline {
-                store: state_table,
-                queue: SqsQueue::new(&sdk, "https://sqs.us-east-1.amazonaws.com/123456789012/events".to_owned()),
-                clock: SystemClock,
-                dedup_window: Duration::from_hours(24),
-                packing: Packing::standard(EVENTS_PER_MESSAGE),
-            },
-            telemetry: Telemetry::new("event-ingest".to_owned(), "0.1.0".to_owned(), Box::new(std::io::sink()), AwsCalls::default),
-        };
+        let app = app(runtime, Aws::new(&self.shape, &batch.body));
         let handle = |payload: &[u8]| -> Result<Value> {
             let payload: GatewayEvent = serde_json::from_slice(payload)?;
             let invocation = LambdaEvent { payload, context: LambdaContext::default() };
@@ -100,7 +91,7 @@ impl Case {
         Ok(())
     }
 
-    fn run_part(&self, part: &str, runtime: &tokio::runtime::Runtime) -> Result<()> {
+    fn run_part(&self, part: &str, runtime: &Runtime) -> Result<()> {
         let batch = self.shape.batch()?;
         let parse = || Batch::parse(batch.body.as_bytes());
         let parsed = parse().map_err(|_| anyhow::anyhow!("the batch is invalid"))?;
@@ -127,6 +118,29 @@ impl Case {
     }
 }
 
+/// The function as it ships, with `aws` instead of AWS.
+pub fn app(runtime: &Runtime, aws: Aws) -> App<ApiKeysTable, StateTable, StateTable, SqsQueue, SystemClock> {
+    let sdk = runtime.block_on(sdk_config(aws));
+    let state_table = StateTable::new(&sdk, "state".to_owned());
+    App {
+        auth: Authenticator::new(ApiKeysTable::new(&sdk, "api-keys".to_owned()), None),
+        limiter: RateLimiter::new(state_table.clone()),
+        pipeline: Pipeline {
+            store: state_table,
+            queue: SqsQueue::new(&sdk, QUEUE_URL.to_owned()),
+            clock: SystemClock,
+            dedup_window: Duration::from_hours(24),
+            packing: Packing::standard(EVENTS_PER_MESSAGE),
+        },
+        telemetry: Telemetry::new(
+            "event-ingest".to_owned(),
+            "0.1.0".to_owned(),
+            Box::new(std::io::sink()),
+            AwsCalls::default,
+        ),
+    }
+}
+
 /// Callgrind counts only inside this function.
 #[inline(never)]
 fn measured<T>(work: impl FnOnce() -> T) -> T {
@@ -134,7 +148,7 @@ fn measured<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// A queue that acknowledges every message.
-struct AcknowledgeAll;
+pub struct AcknowledgeAll;
 
 impl Queue for AcknowledgeAll {
     async fn send(&self, _: &Envelope, messages: &[Message], _: Timestamp) -> Vec<SendResult> {
@@ -144,13 +158,18 @@ impl Queue for AcknowledgeAll {
 
 /// The responses of AWS.
 #[derive(Clone, Debug)]
-struct Aws {
+pub struct Aws {
     get_item: String,
     put_item: (u16, String),
     send: String,
 }
 
 impl Aws {
+    /// AWS that accepts everything.
+    pub fn accepting() -> Self {
+        Self::new(&Shape::small("", 500, 0), "")
+    }
+
     fn new(shape: &Shape, body: &str) -> Self {
         let key = json!({ "Item": {
             "project_id": { "S": PROJECT }, "hint": { "S": "sk_live_…0000" }, "status": { "S": "active" },
@@ -196,7 +215,7 @@ impl Aws {
     }
 }
 
-async fn sdk_config(aws: Aws) -> SdkConfig {
+pub async fn sdk_config(aws: Aws) -> SdkConfig {
     aws_config::defaults(BehaviorVersion::latest())
         .region("us-east-1")
         .credentials_provider(Credentials::new(

@@ -3,6 +3,8 @@
 //!
 //! ```text
 //! instructions check     fail if a count grew by more than 3 %
+//! instructions costs     print the CPU time of each stage for the costly requests
+//! instructions search    print the same for every combination of the search
 //! instructions accept    make the current counts the baseline
 //! instructions run CASE  run one case, under callgrind
 //! ```
@@ -13,6 +15,7 @@
 //! of a count than of the time on Lambda's processors.
 
 mod cases;
+mod costs;
 
 use anyhow::{Context, Result, bail, ensure};
 use cases::Case;
@@ -31,6 +34,8 @@ fn main() -> Result<ExitCode> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["check"] => check(),
         ["accept"] => accept(),
+        ["costs"] => costs::report(shapes::costly::all()?.into_iter().map(Ok), 5).map(|()| ExitCode::SUCCESS),
+        ["search"] => costs::report(shapes::costly::grid(), 2).map(|()| ExitCode::SUCCESS),
         ["run", name] => Case::named(name)?.run().map(|()| ExitCode::SUCCESS),
         _ => bail!("usage: instructions check | accept | run CASE"),
     }
@@ -46,7 +51,7 @@ fn check() -> Result<ExitCode> {
     let mut failed = false;
     println!("{:<28}{:>14}{:>14}{:>9}", "", "baseline", "now", "change");
     for case in Case::all() {
-        let now = count(&case)?;
+        let now = count(&case.name())?;
         let Some(&before) = baseline.get(&case.name()) else {
             println!("{:<28}{:>14}{now:>14}", case.name(), "–");
             failed = true;
@@ -73,7 +78,7 @@ fn check() -> Result<ExitCode> {
 fn accept() -> Result<ExitCode> {
     let mut counts = Counts::new();
     for case in Case::all() {
-        let now = count(&case)?;
+        let now = count(&case.name())?;
         println!("{:<28}{now:>14}", case.name());
         counts.insert(case.name(), now);
     }
@@ -82,10 +87,10 @@ fn accept() -> Result<ExitCode> {
 }
 
 /// Runs one case under callgrind. The profile stays in `target/callgrind/`.
-fn count(case: &Case) -> Result<u64> {
+fn count(name: &str) -> Result<u64> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/callgrind");
     std::fs::create_dir_all(&directory)?;
-    let profile = directory.join(format!("{}.out", case.name().replace(' ', "-")));
+    let profile = directory.join(format!("{}.out", name.replace(|char: char| !char.is_alphanumeric(), "-")));
     let status = Command::new("valgrind")
         .args([
             "--tool=callgrind",
@@ -95,14 +100,14 @@ fn count(case: &Case) -> Result<u64> {
         ])
         .arg(format!("--callgrind-out-file={}", profile.display()))
         .arg(std::env::current_exe()?)
-        .args(["run", &case.name()])
+        .args(["run", name])
         .stdout(Stdio::null())
         .status()
         .context("valgrind is needed; on Debian: apt-get install valgrind")?;
-    ensure!(status.success(), "{} failed under valgrind", case.name());
+    ensure!(status.success(), "{name} failed under valgrind");
     let text = std::fs::read_to_string(&profile)?;
     let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
     let total: u64 = total.context("callgrind counted nothing")?.trim().parse()?;
-    ensure!(total > 0, "{}: callgrind did not find the measured function", case.name());
+    ensure!(total > 0, "{name}: callgrind did not find the measured function");
     Ok(total)
 }

@@ -1,5 +1,7 @@
 //! The requests to measure: batches of events in gateway events, and their expected outcome.
 
+pub mod costly;
+
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -102,6 +104,11 @@ impl Shape {
     pub fn batch(&self) -> Result<Batch> {
         Batch::new(self)
     }
+}
+
+/// A batch of 5 MB.
+fn large_batch() -> Result<Batch> {
+    Shape::five_megabytes().batch()
 }
 
 /// A batch, and the gateway events that carry it.

@@ -1,14 +1,17 @@
 //! Command-line arguments, validated while parsing.
 
-use crate::column_types::ColumnTypes;
-use crate::format::Format;
+use crate::read_args::ReadArgs;
 use crate::target::Target;
-use clap::Parser;
 use clap::builder::NonEmptyStringValueParser;
-use contract::limits::MAX_EVENTS;
+use clap::{Parser, Subcommand, value_parser};
+use contract::limits::MAX_BULK_EVENTS;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// The default of `--max-events`.
+const DEFAULT_EVENTS: usize = 500;
+/// The most characters of `--run-name`, which becomes a part of file names.
+const MAX_NAME_LENGTH: usize = 64;
 /// The highest `--concurrency`. The service's limits are reached far earlier.
 const MAX_CONCURRENCY: usize = 64;
 
@@ -17,6 +20,10 @@ The API key is read from the environment variable VIBEFOLLOW_API_KEY, or from th
 
 To resume a run, run the same command again. FILE.checkpoint.json records how far the run got.
 FILE.rejects.ndjson has the rejected events, each with its line, field and reason.
+`event-ingest-backfill rejects FILE.rejects.ndjson` prints these events as they were, to be corrected and sent.
+
+Proxies are taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY. SSL_CERT_FILE names a PEM file with the
+certificate authorities to trust in place of the system's.
 
 Exit codes:
   0  all events were accepted (with --dry-run: are valid)
@@ -26,17 +33,21 @@ Exit codes:
      run the same command again to resume";
 
 /// Not a doc comment, which would need the URL in angle brackets.
-const URL_HELP: &str = "The base URL of the service, such as https://api.example.com, without /api/v1/events/batch";
+const URL_HELP: &str = "The base URL of the service, such as https://api.example.com, without /api/v1/events/bulk";
 
 /// Sends events from files or standard input to event-ingest, each exactly once.
 #[derive(Debug, Parser)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an independent flag")]
 #[command(name = "event-ingest-backfill", version, after_help = HELP)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
 pub struct Args {
-    /// NDJSON (one event per line) or CSV with a header; without FILE, or with `-`, standard input
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// NDJSON, JSON, CSV, TSV or Parquet files, also with gzip or Zstandard; a directory or a pattern such as 'part-*'
+    /// means the files in it; without FILE, or with `-`, standard input
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    #[arg(long, help = URL_HELP, env = "VIBEFOLLOW_BASE_URL", value_parser = Target::parse, required_unless_present = "dry_run")]
+    #[arg(long, help = URL_HELP, env = "VIBEFOLLOW_BASE_URL", value_parser = Target::parse, required_unless_present_any = ["dry_run", "preview"])]
     pub url: Option<Target>,
     /// The environment variable with the API key
     #[arg(long, value_name = "NAME", default_value = "VIBEFOLLOW_API_KEY", value_parser = NonEmptyStringValueParser::new())]
@@ -47,22 +58,18 @@ pub struct Args {
     /// Allow http:// to another machine, although it exposes the API key to the network
     #[arg(long)]
     pub insecure_http: bool,
-    /// The format of the files. Default: CSV if the name ends in .csv, otherwise NDJSON
-    #[arg(long, value_enum)]
-    pub format: Option<Format>,
-    /// The types of CSV columns that are not strings, such as properties.age=number,properties.vip=boolean
-    #[arg(long, value_name = "COLUMN=TYPE,…", default_value = "", hide_default_value = true, value_parser = ColumnTypes::parse)]
-    pub types: ColumnTypes,
+    #[command(flatten)]
+    pub reading: ReadArgs,
     /// Only validate the events. Send nothing, and write no files except --rejects
     #[arg(long)]
     pub dry_run: bool,
     /// The most events in a request
-    #[arg(long, value_name = "N", default_value_t = MAX_EVENTS, value_parser = max_events)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_EVENTS, value_parser = max_events)]
     pub max_events: usize,
-    /// The most requests in flight. After a 429 or 503, fewer are sent for a while
+    /// The most requests in flight. After a 429, a 503 or a time-out, fewer are sent for a while
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = concurrency)]
     pub concurrency: usize,
-    /// How long to wait for an answer, such as 30s
+    /// How long to wait for an answer, such as 30s. After a time-out, batches are smaller or may take longer
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub timeout: Duration,
     /// Abort when all requests have failed for this long, such as 90s, 15m or 2h
@@ -74,16 +81,57 @@ pub struct Args {
     /// The file for rejected events. Default: FILE.rejects.ndjson, for the first FILE
     #[arg(long, value_name = "PATH")]
     pub rejects: Option<PathBuf>,
-    /// Start over: ignore the checkpoint and empty the rejects file
+    /// Abort when more events than this are rejected. Default: abort if the first 1,000 are all rejected
+    #[arg(long, value_name = "N")]
+    pub max_rejects: Option<u64>,
+    /// Print the first N events as they would be sent, and send nothing
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub preview: Option<u64>,
+    /// Send at most N events in this run. The next run continues after them
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    /// Send at most N events a second, on average
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub events_per_second: Option<u64>,
+    /// Start over: ignore the checkpoint, and rename the rejects file if there is one. Events that the service accepted
+    /// within the last 24 hours are not queued again, unless --run-name is new
     #[arg(long)]
     pub restart: bool,
+    /// A name for the run, which makes its events different from those of every other run of the same files. It becomes
+    /// a part of the names of the checkpoint and the rejects file
+    #[arg(long, value_name = "NAME", value_parser = run_name)]
+    pub run_name: Option<String>,
+    /// Resume with another API key of the same project and mode, such as after a rotation
+    #[arg(long)]
+    pub same_project: bool,
+    /// Accept an input without any event
+    #[arg(long)]
+    pub allow_empty: bool,
     /// Print the summary as a JSON object on standard output
     #[arg(long)]
     pub json: bool,
 }
 
+/// What else the command can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the events of a rejects file as they were in the input, byte for byte, one per line
+    Rejects {
+        /// The rejects file, or `-` for standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+/// Parses a name that is safe in file names.
+fn run_name(text: &str) -> Result<String, String> {
+    let is_allowed = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+    let is_valid = !text.is_empty() && text.len() <= MAX_NAME_LENGTH && text.chars().all(is_allowed);
+    is_valid.then(|| text.to_owned()).ok_or_else(|| format!("must be 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 . _ -"))
+}
+
 fn max_events(text: &str) -> Result<usize, String> {
-    number_up_to(MAX_EVENTS, text)
+    number_up_to(MAX_BULK_EVENTS, text)
 }
 
 fn concurrency(text: &str) -> Result<usize, String> {
@@ -120,10 +168,10 @@ mod tests {
     #[test]
     fn bounds_are_exact() {
         let with = |rest: &str| parse(&format!("--url http://localhost f {rest}"));
-        for good in ["--max-events 1", "--max-events 500", "--concurrency 1", "--concurrency 64", "--types a=number"] {
+        for good in ["--max-events 1", "--max-events 1000", "--concurrency 1", "--concurrency 64", "--types a=number"] {
             with(good).unwrap_or_else(|error| panic!("{good}: {error}"));
         }
-        for bad in ["--max-events 0", "--max-events 501", "--concurrency 0", "--concurrency 65", "--types a=date"] {
+        for bad in ["--max-events 0", "--max-events 1001", "--concurrency 0", "--concurrency 65", "--types a=date"] {
             assert!(with(bad).is_err(), "{bad:?}");
         }
         assert!(parse("f").is_err());

@@ -1,36 +1,53 @@
 //! Sends one batch until each of its events is accepted or rejected.
 
-use crate::client::{Answer, ApiError, Client};
+use crate::client::{Answer, Client, EventError, Queued};
 use crate::counters::Counters;
 use crate::error::Error;
-use crate::packing::{BatchBody, key_of_part};
+use crate::packing::BatchBody;
 use crate::rejects::{Problem, RejectedEvent};
 use crate::throttle::{Stopped, Throttle};
 use bytes::Bytes;
-use contract::limits::MAX_EVENT_BYTES;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use hyper::http::header::HeaderValue;
+use reqwest::header::HeaderValue;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
 
 /// The longest wait before the second attempt. It doubles with each attempt, as in the SDK.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// The longest wait between two attempts, unless the service asks for more.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// The longest time-out of a batch on a slow line.
+const MAX_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Sends batches.
 pub struct BatchSender {
     /// Sends the requests.
     pub client: Client,
+    /// How long to wait for an answer, if the line is not slow.
+    pub timeout: Duration,
     /// Limits the requests in flight.
     pub throttle: Arc<Throttle>,
     /// The names of the inputs, for rejected events.
     pub input_names: Vec<String>,
     /// Counts the retries.
     pub counters: Arc<Counters>,
+    /// Records that a batch will be sent in parts.
+    pub splits: mpsc::Sender<Split>,
+}
+
+/// A batch that is about to be sent in parts. A resumed run must send the same parts, so the checkpoint records them
+/// first.
+pub struct Split {
+    /// The number of the batch.
+    pub batch: u64,
+    /// The number of parts.
+    pub parts: usize,
+    /// Answered when the checkpoint is on disk.
+    pub recorded: oneshot::Sender<()>,
 }
 
 /// The result for a batch's events.
@@ -38,51 +55,89 @@ pub struct BatchSender {
 pub struct SendResult {
     /// The number of events in the queue.
     pub accepted: u64,
+    /// How many of these the service had accepted before this run sent them.
+    pub replayed: u64,
     /// The events that the service rejected.
     pub rejected: Vec<RejectedEvent>,
 }
 
 /// An answer that ends the retries of a request.
 enum FinalAnswer {
-    Accepted,
-    /// The problems of each event that the service rejected, by index.
-    Invalid(BTreeMap<usize, Vec<Problem>>),
-    TooLarge,
+    Queued(Queued),
+    Rejected(String, String),
+    TooLarge(String),
 }
 
 impl BatchSender {
-    /// Sends `body` under `key`. If the service rejects some of the events, the others are sent under
-    /// a new key. If the body is too large, it is sent in halves with new keys.
+    /// Sends the batch with this number and key. `parts` is the number of parts in which an earlier run may have sent
+    /// it: the batch may be in the queue, so it must be sent again as it was. A body that is too large is sent in halves
+    /// with new keys.
     ///
     /// # Errors
     /// When the run is stopped.
-    pub async fn send(&self, key: String, body: BatchBody) -> Result<SendResult, Stopped> {
+    pub async fn send(
+        &self,
+        batch: u64,
+        key: String,
+        body: BatchBody,
+        parts: Option<usize>,
+    ) -> Result<SendResult, Stopped> {
+        let parts = match parts {
+            Some(parts) => parts,
+            None => self.choose_parts(batch, body.len()).await?,
+        };
+        let mut unsent = if parts > 1 { body.split(&key, parts) } else { vec![(key, body)] };
+        unsent.reverse();
         let mut result = SendResult::default();
-        let mut unsent = vec![(key, body)];
         while let Some((key, body)) = unsent.pop() {
-            match self.send_until_final(&key, &body).await? {
-                FinalAnswer::Accepted => result.accepted += body.len() as u64,
-                FinalAnswer::Invalid(problems) => {
-                    let rest = body.part(|index| !problems.contains_key(&index));
-                    result.rejected.extend(self.rejected_events(&body, problems));
-                    if rest.len() > 0 {
-                        unsent.push((key_of_part(&key, &rest), rest));
-                    }
+            match self.send_until_final(&key, &body, parts).await? {
+                FinalAnswer::Queued(queued) => self.add(&mut result, queued, &body)?,
+                FinalAnswer::Rejected(code, reason) => self.reject(&mut result, &code, &reason, &body),
+                FinalAnswer::TooLarge(reason) if body.len() == 1 => {
+                    self.reject(&mut result, "payload_too_large", &reason, &body);
                 }
-                FinalAnswer::TooLarge if body.len() == 1 => {
-                    let reason = format!("too large for the service's gateway, though at most {MAX_EVENT_BYTES} bytes");
-                    let problem = Problem { field: None, code: "payload_too_large".into(), reason };
-                    result.rejected.extend(self.rejected_events(&body, BTreeMap::from([(0, vec![problem])])));
-                }
-                FinalAnswer::TooLarge => {
-                    let half = body.len() / 2;
-                    for part in [body.part(|index| index >= half), body.part(|index| index < half)] {
-                        unsent.push((key_of_part(&key, &part), part));
-                    }
-                }
+                FinalAnswer::TooLarge(_) => unsent.extend(body.split(&key, 2).into_iter().rev()),
             }
         }
         Ok(result)
+    }
+
+    /// Into how many parts to split a batch that was never sent.
+    async fn choose_parts(&self, batch: u64, events: usize) -> Result<usize, Stopped> {
+        // A batch that waits for its turn learns from the time-outs of those before it.
+        drop(self.throttle.permit().await?);
+        let parts = events.min(self.throttle.slowness() as usize);
+        if parts > 1 {
+            let (recorded, is_recorded) = oneshot::channel();
+            let split = Split { batch, parts, recorded };
+            self.splits.send(split).await.map_err(|_| Stopped)?;
+            is_recorded.await.map_err(|_| Stopped)?;
+        }
+        Ok(parts)
+    }
+
+    /// Adds the answer to `body` to the result.
+    fn add(&self, result: &mut SendResult, queued: Queued, body: &BatchBody) -> Result<(), Stopped> {
+        let Queued { replayed, accepted, rejected, errors } = queued;
+        let problems = problems_by_event(errors, body.len());
+        if accepted + rejected != body.len() || problems.as_ref().is_none_or(|problems| problems.len() != rejected) {
+            return Err(self.stop(&format!(
+                "the service's answer does not fit the {} events of the batch: {accepted} accepted, {rejected} \
+                 rejected. Is this service a version that the command knows?",
+                body.len()
+            )));
+        }
+        result.accepted += accepted as u64;
+        result.replayed += if replayed { accepted as u64 } else { 0 };
+        result.rejected.extend(self.rejected_events(body, problems.unwrap_or_default()));
+        Ok(())
+    }
+
+    /// Rejects every event of `body`.
+    fn reject(&self, result: &mut SendResult, code: &str, reason: &str, body: &BatchBody) {
+        let problem = || Problem { field: None, code: code.to_owned().into(), reason: reason.to_owned() };
+        let problems = (0..body.len()).map(|index| (index, vec![problem()])).collect();
+        result.rejected.extend(self.rejected_events(body, problems));
     }
 
     fn rejected_events(&self, body: &BatchBody, problems: BTreeMap<usize, Vec<Problem>>) -> Vec<RejectedEvent> {
@@ -94,37 +149,61 @@ impl BatchSender {
         rejected.collect()
     }
 
-    async fn send_until_final(&self, key: &str, body: &BatchBody) -> Result<FinalAnswer, Stopped> {
+    async fn send_until_final(&self, key: &str, body: &BatchBody, parts: usize) -> Result<FinalAnswer, Stopped> {
         let compressed = compress(body).await.ok_or_else(|| self.stop("internal error: compression failed"))?;
         let key = HeaderValue::from_str(key).map_err(|_| self.stop("internal error: a key is not a header value"))?;
         let mut backoff = FIRST_BACKOFF;
+        // Whether an earlier attempt may have queued the batch, so that a replay is this run's own.
+        let mut uncertain = false;
         loop {
             let permit = self.throttle.permit().await?;
-            let reason = match self.client.send(&key, compressed.clone()).await {
-                Answer::Accepted => return Ok(self.final_answer(FinalAnswer::Accepted)),
-                Answer::TooLarge => return Ok(self.final_answer(FinalAnswer::TooLarge)),
-                Answer::Invalid(errors) => {
-                    return match problems_by_event(errors, body) {
-                        Some(problems) => Ok(self.final_answer(FinalAnswer::Invalid(problems))),
-                        None => Err(self.stop("the service rejected a batch without naming an event")),
-                    };
+            let answer = self.client.send(&key, compressed.clone(), self.timeout(parts)).await;
+            let is_uncertain = answer.is_uncertain();
+            if is_uncertain {
+                self.counters.may_be_queued();
+            }
+            let reason = match answer {
+                Answer::Queued(mut queued) => {
+                    queued.replayed &= !uncertain;
+                    return Ok(self.final_answer(FinalAnswer::Queued(queued)));
                 }
+                Answer::TooLarge(reason) => return Ok(self.final_answer(FinalAnswer::TooLarge(reason))),
+                Answer::Rejected(code, reason) => return Ok(self.final_answer(FinalAnswer::Rejected(code, reason))),
                 Answer::Permanent(reason) => {
                     return Err(self.stop(&format!("the service refused a batch: {reason}")));
+                }
+                // At the first request, the command line or the network is wrong. Later, this may pass.
+                Answer::Unreachable(reason) | Answer::Foreign(reason) if !self.throttle.has_succeeded() => {
+                    return Err(self.stop(&reason));
                 }
                 Answer::Throttled(reason, retry_after) => {
                     self.throttle.slow_down(&permit, retry_after);
                     reason
                 }
-                Answer::Retryable(reason) => reason,
+                Answer::TimedOut(reason) => {
+                    self.throttle.timed_out(&permit);
+                    reason
+                }
+                Answer::Retryable(reason)
+                | Answer::Foreign(reason)
+                | Answer::Unconnected(reason)
+                | Answer::Unreachable(reason) => reason,
             };
             drop(permit);
+            uncertain |= is_uncertain;
             self.throttle.request_failed(&reason);
             self.counters.request_failed(reason);
             // Full jitter, so that requests that failed together are not retried together.
             self.throttle.sleep(backoff.mul_f64(fastrand::f64())).await?;
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
+    }
+
+    /// How long to wait for the answer to one of the `parts` of a batch.
+    fn timeout(&self, parts: usize) -> Duration {
+        let parts = u32::try_from(parts).unwrap_or(u32::MAX);
+        let factor = (self.throttle.slowness() / parts).max(1);
+        (self.timeout * factor).min(MAX_TIMEOUT.max(self.timeout))
     }
 
     fn final_answer(&self, answer: FinalAnswer) -> FinalAnswer {
@@ -139,15 +218,14 @@ impl BatchSender {
     }
 }
 
-/// The problems of each event, by index; `None` if an error does not name an event of `body`.
-fn problems_by_event(errors: Vec<ApiError>, body: &BatchBody) -> Option<BTreeMap<usize, Vec<Problem>>> {
+/// The problems of each event, by index; `None` if an index is not one of the batch.
+fn problems_by_event(errors: Vec<EventError>, events: usize) -> Option<BTreeMap<usize, Vec<Problem>>> {
     let mut problems: BTreeMap<usize, Vec<Problem>> = BTreeMap::new();
-    for error in errors {
-        let (index, member) = error.event_and_member().filter(|(index, _)| *index < body.len())?;
-        let field = member.map(str::to_owned);
-        problems.entry(index).or_default().push(Problem { field, code: error.code.into(), reason: error.message });
+    for EventError { index, code, message, field } in errors {
+        let problem = Problem { field, code: code.into(), reason: message };
+        (index < events).then(|| problems.entry(index).or_default().push(problem))?;
     }
-    (!problems.is_empty()).then_some(problems)
+    Some(problems)
 }
 
 async fn compress(body: &BatchBody) -> Option<Bytes> {

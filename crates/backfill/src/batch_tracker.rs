@@ -1,6 +1,7 @@
 //! Tracks which batches are done. Batches may finish in any order.
 
 use crate::checkpoint::Checkpoint;
+use crate::error::Error;
 use crate::position::ResumePoint;
 use crate::rejects::RejectedEvent;
 use std::collections::BTreeMap;
@@ -8,11 +9,34 @@ use std::collections::BTreeMap;
 /// With this many unsaved bytes of rejected events, a checkpoint is due at once.
 const MAX_UNSAVED_REJECTS_BYTES: usize = 8 * 1024 * 1024;
 
+/// A batch of which each event is accepted or rejected.
+#[derive(Default)]
+pub struct DoneBatch {
+    /// The number of the batch.
+    pub number: u64,
+    /// Its idempotency key.
+    pub key: String,
+    /// Where it ends.
+    pub end: ResumePoint,
+    /// Its bytes in the inputs, as stored.
+    pub bytes: u64,
+    /// The number of accepted events.
+    pub accepted: u64,
+    /// How many of these were replays.
+    pub replayed: u64,
+    /// The rejected events.
+    pub rejected: Vec<RejectedEvent>,
+}
+
 /// The state of a run, from which checkpoints are made.
 pub struct BatchTracker {
     checkpoint: Checkpoint,
     /// Where each batch in `done_beyond` ends; `None` until a resumed run has read it again.
     ends: BTreeMap<u64, Option<ResumePoint>>,
+    /// The bytes of the inputs before the first batch of this run.
+    bytes_before: u64,
+    /// The bytes of the inputs in the batches that are done, of those that this run read.
+    bytes_done: u64,
     /// Lines for the rejects file that are not saved yet.
     unsaved_rejects: Vec<u8>,
     changed: bool,
@@ -22,7 +46,7 @@ impl BatchTracker {
     /// Continues from a checkpoint.
     pub fn new(checkpoint: Checkpoint) -> Self {
         let ends = checkpoint.done_beyond.keys().map(|number| (*number, None)).collect();
-        Self { checkpoint, ends, unsaved_rejects: Vec::new(), changed: false }
+        Self { checkpoint, ends, bytes_before: 0, bytes_done: 0, unsaved_rejects: Vec::new(), changed: false }
     }
 
     /// The current state, as a checkpoint.
@@ -35,27 +59,58 @@ impl BatchTracker {
         self.checkpoint.next_batch
     }
 
+    /// The bytes of the inputs in the batches that are done, of those that this run read.
+    pub fn bytes_done(&self) -> u64 {
+        self.bytes_done
+    }
+
+    /// The bytes of the inputs before the first batch of this run.
+    pub fn bytes_before(&self) -> u64 {
+        self.bytes_before
+    }
+
+    /// Records that the first batch of this run begins after this many bytes of the inputs.
+    pub fn begins_after(&mut self, bytes: u64) {
+        self.bytes_before = bytes;
+    }
+
+    /// Records that a batch will be sent in parts.
+    pub fn split(&mut self, number: u64, parts: usize) {
+        self.checkpoint.split.insert(number, parts);
+        self.changed = true;
+    }
+
+    /// The number of parts in which the batch with this number is sent, if that is recorded.
+    pub fn parts(&self, number: u64) -> Option<usize> {
+        self.checkpoint.split.get(&number).copied()
+    }
+
     /// The key of the batch with this number, if it is done already.
     pub fn key_if_done(&self, number: u64) -> Option<&str> {
         self.checkpoint.done_beyond.get(&number).map(String::as_str)
     }
 
     /// Records the end of a batch that an earlier run has done.
-    pub fn read_again(&mut self, number: u64, end: ResumePoint) {
+    pub fn read_again(&mut self, number: u64, end: ResumePoint, bytes: u64) {
+        self.bytes_done += bytes;
         self.ends.insert(number, Some(end));
         self.advance();
     }
 
     /// Records that a batch is done.
-    pub fn done(&mut self, number: u64, key: String, end: ResumePoint, accepted: u64, rejected: &[RejectedEvent]) {
+    pub fn done(&mut self, batch: DoneBatch) {
+        let DoneBatch { number, key, end, bytes, accepted, replayed, rejected } = batch;
         let before = self.unsaved_rejects.len();
-        for event in rejected {
+        for event in &rejected {
             event.write_to(&mut self.unsaved_rejects);
         }
         self.checkpoint.rejects_bytes += (self.unsaved_rejects.len() - before) as u64;
         self.checkpoint.accepted += accepted;
+        self.checkpoint.replayed += replayed;
         self.checkpoint.rejected += rejected.len() as u64;
         self.checkpoint.done_beyond.insert(number, key);
+        self.checkpoint.split.remove(&number);
+        self.bytes_done += bytes;
         self.ends.insert(number, Some(end));
         self.advance();
     }
@@ -69,6 +124,24 @@ impl BatchTracker {
             self.checkpoint.done_beyond.remove(&self.checkpoint.next_batch);
             self.checkpoint.next_batch += 1;
         }
+    }
+
+    /// Records whether it is certain that no event is in the queue.
+    pub fn set_nothing_queued(&mut self, nothing_queued: bool) {
+        self.changed |= self.checkpoint.nothing_queued != nothing_queued;
+        self.checkpoint.nothing_queued = nothing_queued;
+    }
+
+    /// Checks that the inputs had any event.
+    ///
+    /// # Errors
+    /// If they had none, unless that is allowed.
+    pub fn check_events(&self, allow_empty: bool) -> Result<(), Error> {
+        if allow_empty || self.checkpoint.events_done() > 0 {
+            return Ok(());
+        }
+        let reason = "the input has no events. If that is right, pass --allow-empty";
+        Err(Error::Input(reason.to_owned()))
     }
 
     /// Records that the run is complete.
@@ -98,15 +171,18 @@ impl BatchTracker {
 mod tests {
     use super::*;
     use crate::checkpoint::Job;
-    use crate::column_types::ColumnTypes;
+    use crate::checkpoint::tests::job;
     use crate::position::Position;
     use crate::rejects::Problem;
     use proptest::prelude::*;
 
     fn new_tracker() -> BatchTracker {
-        let (url, mode) = (String::new(), String::new());
-        let job = Job { url, host: None, mode, inputs: Vec::new(), max_events: 1, types: ColumnTypes::default() };
-        BatchTracker::new(Checkpoint::new(job))
+        BatchTracker::new(Checkpoint::new(Job { inputs: Vec::new(), ..job() }))
+    }
+
+    fn batch(number: u64, accepted: u64, rejected: Vec<RejectedEvent>) -> DoneBatch {
+        let (key, end) = (format!("k{number}"), resume_point((number + 1) * 10));
+        DoneBatch { number, key, end, bytes: 10, accepted, replayed: 0, rejected }
     }
 
     fn resume_point(offset: u64) -> ResumePoint {
@@ -119,12 +195,17 @@ mod tests {
         assert!(tracker.take_unsaved().is_none());
         let problem = Problem { field: None, code: "c".into(), reason: "r".to_owned() };
         let rejected = RejectedEvent { file: "f".to_owned(), line: 1, problems: vec![problem], text: None };
-        tracker.done(1, "k1".to_owned(), resume_point(20), 2, &[rejected]);
-        tracker.done(2, "k2".to_owned(), resume_point(30), 3, &[]);
+        tracker.split(1, 4);
+        tracker.split(2, 2);
+        assert_eq!(tracker.take_unsaved().unwrap().0.split, [(1, 4), (2, 2)].into());
+        tracker.done(batch(1, 2, vec![rejected]));
+        assert_eq!((tracker.parts(1), tracker.parts(2)), (None, Some(2)));
+        tracker.done(batch(2, 3, vec![]));
+        assert_eq!(tracker.bytes_done(), 20, "batches done out of order count");
         let (saved, rejects) = tracker.take_unsaved().unwrap();
         assert_eq!((saved.next_batch, saved.resume_point.position.offset, saved.done_beyond.len()), (0, 0, 2));
         assert_eq!((saved.rejects_bytes, saved.accepted, saved.rejected), (rejects.len() as u64, 5, 1));
-        tracker.done(0, "k0".to_owned(), resume_point(10), 1, &[]);
+        tracker.done(batch(0, 1, vec![]));
         let (saved, rejects) = tracker.take_unsaved().unwrap();
         assert_eq!((saved.next_batch, saved.resume_point.position.offset, saved.done_beyond.len()), (3, 30, 0));
         assert!(rejects.is_empty() && tracker.take_unsaved().is_none());
@@ -142,14 +223,14 @@ mod tests {
                     tracker = BatchTracker::new(tracker.checkpoint().clone());
                     for number in tracker.next_batch()..12 {
                         if tracker.key_if_done(number).is_some() {
-                            tracker.read_again(number, resume_point(number + 1));
+                            tracker.read_again(number, resume_point((number + 1) * 10), 10);
                         }
                     }
                 }
                 prop_assert!(tracker.key_if_done(*number).is_none() && tracker.next_batch() <= *number);
-                tracker.done(*number, number.to_string(), resume_point(number + 1), 1, &[]);
+                tracker.done(batch(*number, 1, vec![]));
                 prop_assert_eq!(tracker.checkpoint().accepted, step as u64 + 1);
-                prop_assert_eq!(tracker.checkpoint().resume_point.position.offset, tracker.next_batch());
+                prop_assert_eq!(tracker.checkpoint().resume_point.position.offset, tracker.next_batch() * 10);
             }
             prop_assert_eq!((tracker.next_batch(), tracker.checkpoint().done_beyond.len()), (12, 0));
         }

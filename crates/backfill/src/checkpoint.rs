@@ -1,15 +1,16 @@
 //! The content of the checkpoint file: how far a run got.
 
-use crate::column_types::ColumnTypes;
 use crate::input::InputIdentity;
 use crate::position::ResumePoint;
+use crate::reader::ReadPlan;
+use crate::records::ReadOptions;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Must change if an older version of this program would misread a newer checkpoint.
-const FORMAT: &str = "event-ingest-backfill/2";
+const FORMAT: &str = "event-ingest-backfill/3";
 
 /// How long the service remembers an idempotency key by default, in seconds (docs/contract.md, "Idempotency").
 const DEDUP_WINDOW_SECONDS: u64 = 24 * 3600;
@@ -21,6 +22,11 @@ pub struct Checkpoint {
     /// What is sent, and where. Another run can resume only if it has the same job.
     #[serde(flatten)]
     pub job: Job,
+    /// What enters the keys of all batches: `--run-name`, or a random text for standard input and other streams, which
+    /// have no name of their own.
+    pub key_name: String,
+    /// Whether it is certain that no event of this run is in the queue. Such a checkpoint binds nobody.
+    pub nothing_queued: bool,
     /// The number of the first batch that is not done.
     pub next_batch: u64,
     /// Where that batch begins.
@@ -28,6 +34,8 @@ pub struct Checkpoint {
     pub resume_point: ResumePoint,
     /// The keys of later batches that are done, by number.
     pub done_beyond: BTreeMap<u64, String>,
+    /// The number of parts of each batch that is sent in parts and not done.
+    pub split: BTreeMap<u64, usize>,
     /// The absolute path of the rejects file.
     #[serde(rename = "rejects")]
     pub rejects_path: PathBuf,
@@ -35,6 +43,8 @@ pub struct Checkpoint {
     pub rejects_bytes: u64,
     /// The events accepted so far.
     pub accepted: u64,
+    /// How many of these the service had accepted before they were sent.
+    pub replayed: u64,
     /// The events rejected so far.
     pub rejected: u64,
     /// The requests retried so far.
@@ -54,12 +64,33 @@ pub struct Job {
     pub host: Option<String>,
     /// `live` or `test`, from the API key's prefix. The service keeps the two apart.
     pub mode: String,
+    /// The hint of the API key, as `event-ingest-keys list` shows it: its first 8 and last 4 characters. It stands for
+    /// the project, which only the service knows.
+    pub api_key: String,
+    /// `--run-name`.
+    pub run_name: Option<String>,
     /// The inputs.
     pub inputs: Vec<InputIdentity>,
     /// The most events in a batch.
     pub max_events: usize,
-    /// The types of CSV columns.
-    pub types: ColumnTypes,
+    /// Which events the inputs become.
+    pub reading: ReadOptions,
+}
+
+impl Job {
+    /// The job of `plan` without a destination.
+    pub fn of(plan: &ReadPlan) -> Self {
+        Self {
+            url: String::new(),
+            host: None,
+            mode: String::new(),
+            api_key: String::new(),
+            run_name: None,
+            inputs: plan.sources.iter().map(|source| source.identity.clone()).collect(),
+            max_events: plan.max_events,
+            reading: plan.options.clone(),
+        }
+    }
 }
 
 impl Checkpoint {
@@ -67,7 +98,12 @@ impl Checkpoint {
     pub fn new(job: Job) -> Self {
         Self {
             format: FORMAT.to_owned(),
+            key_name: key_name(&job),
             job,
+            // A run that is killed may have sent something.
+            nothing_queued: false,
+            split: BTreeMap::new(),
+            replayed: 0,
             rejects_path: PathBuf::new(),
             next_batch: 0,
             resume_point: ResumePoint::default(),
@@ -115,11 +151,11 @@ impl Checkpoint {
         (!self.complete && age >= DEDUP_WINDOW_SECONDS).then_some(age / 3600)
     }
 
-    /// Checks that this is a checkpoint of `job`.
+    /// Checks that this is a checkpoint of `job`. With `same_project`, the API key may be another.
     ///
     /// # Errors
     /// The message says what differs.
-    pub fn check_job(&self, job: &Job) -> Result<(), String> {
+    pub fn check_job(&self, job: &Job, same_project: bool) -> Result<(), String> {
         let saved = &self.job;
         if saved.inputs.len() != job.inputs.len() {
             return Err(format!("it is for {} files, not {}", saved.inputs.len(), job.inputs.len()));
@@ -138,11 +174,23 @@ impl Checkpoint {
         if saved.max_events != job.max_events {
             return Err(format!("--max-events was {}, not {}", saved.max_events, job.max_events));
         }
-        if saved.types != job.types {
-            return Err("--types was different".to_owned());
+        if saved.reading != job.reading {
+            let options = "--map, --set, --where, --remaining-as-properties, --drop-remaining, --types, --timestamp-format, \
+                           --tz, --delimiter, --quote, --escape, --null";
+            return Err(format!("one of these options was different: {options}"));
         }
         if saved.mode != job.mode {
             return Err(format!("the API key was a {} key, not a {} key", saved.mode, job.mode));
+        }
+        if saved.api_key != job.api_key && !same_project {
+            return Err(format!(
+                "it is for the API key {}, not {}. If both keys are of the same project, pass --same-project",
+                saved.api_key, job.api_key
+            ));
+        }
+        if saved.run_name != job.run_name {
+            let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "not given".to_owned());
+            return Err(format!("--run-name was {}, and is {}", name(&saved.run_name), name(&job.run_name)));
         }
         if saved.url != job.url {
             return Err(format!(
@@ -160,6 +208,13 @@ impl Checkpoint {
     }
 }
 
+fn key_name(job: &Job) -> String {
+    let is_stream = job.inputs.iter().any(|input| input.bytes.is_none());
+    // The first events of two streams may be equal.
+    let random = || format!("stream {:032x}", fastrand::u128(..));
+    job.run_name.clone().unwrap_or_else(|| if is_stream { random() } else { String::new() })
+}
+
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since_epoch| since_epoch.as_secs())
 }
@@ -175,30 +230,48 @@ pub(crate) mod tests {
             url: "https://a".to_owned(),
             host: None,
             mode: "test".to_owned(),
+            api_key: "sk_test_…aaaa".to_owned(),
+            run_name: None,
             inputs: vec![input],
             max_events: 500,
-            types: ColumnTypes::default(),
+            reading: ReadOptions::default(),
         }
     }
 
     #[test]
     fn another_job_is_refused() {
         let checkpoint = Checkpoint::new(job());
-        assert_eq!(checkpoint.check_job(&job()), Ok(()));
+        assert_eq!(checkpoint.check_job(&job(), false), Ok(()));
         let refusal = |change: fn(&mut Job)| {
             let mut other = job();
             change(&mut other);
-            checkpoint.check_job(&other).unwrap_err()
+            checkpoint.check_job(&other, false).unwrap_err()
         };
         assert!(refusal(|job| job.inputs.clear()).contains("1 files, not 0"));
         assert!(refusal(|job| job.inputs[0].name = "g".to_owned()).contains("file f, not g"));
         assert!(refusal(|job| job.inputs[0].bytes = Some(8)).contains("size of f"));
         assert!(refusal(|job| job.inputs[0].format = Format::Csv).contains("another format"));
         assert!(refusal(|job| job.max_events = 7).contains("--max-events was 500, not 7"));
-        assert!(refusal(|job| job.types = ColumnTypes::parse("a=number").unwrap()).contains("--types"));
+        assert!(refusal(|job| job.reading.dialect.escape = Some(b'x')).contains("--escape"));
         assert!(refusal(|job| job.url = "https://b".to_owned()).contains("https://a"));
         assert!(refusal(|job| job.host = Some("b".to_owned())).contains("--host was not given"));
         assert!(refusal(|job| job.mode = "live".to_owned()).contains("a test key, not a live key"));
+        assert!(refusal(|job| job.run_name = Some("again".to_owned())).contains("not given, and is again"));
+        assert!(refusal(|job| job.api_key = "sk_test_…bbbb".to_owned()).contains("sk_test_…aaaa, not sk_test_…bbbb"));
+        let rotated = Job { api_key: "sk_test_…bbbb".to_owned(), ..job() };
+        assert_eq!(checkpoint.check_job(&rotated, true), Ok(()));
+        let mode = Job { mode: "live".to_owned(), ..rotated };
+        assert!(checkpoint.check_job(&mode, true).is_err());
+    }
+
+    #[test]
+    fn only_streams_without_a_name_have_random_keys() {
+        let key_name = |job: Job| Checkpoint::new(job).key_name;
+        assert_eq!(key_name(job()), "");
+        let mut stream = job();
+        stream.inputs[0].bytes = None;
+        assert_ne!(key_name(stream.clone()), key_name(stream.clone()));
+        assert_eq!(key_name(Job { run_name: Some("night".to_owned()), ..stream }), "night");
     }
 
     #[test]
@@ -213,7 +286,7 @@ pub(crate) mod tests {
     fn a_checkpoint_of_another_version_is_refused() {
         let checkpoint = Checkpoint::new(job());
         assert_eq!(Checkpoint::parse(&checkpoint.to_json().unwrap()), Ok(checkpoint.clone()));
-        let newer = Checkpoint { format: "event-ingest-backfill/3".to_owned(), ..checkpoint };
-        assert_eq!(Checkpoint::parse(&newer.to_json().unwrap()), Err("event-ingest-backfill/3".to_owned()));
+        let newer = Checkpoint { format: "event-ingest-backfill/4".to_owned(), ..checkpoint };
+        assert_eq!(Checkpoint::parse(&newer.to_json().unwrap()), Err("event-ingest-backfill/4".to_owned()));
     }
 }

@@ -2,71 +2,106 @@
 
 use crate::target::Target;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::http::header::{
+use reqwest::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT,
 };
-use hyper::http::{Method, Request, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use reqwest::{StatusCode, Url, redirect};
 use serde::Deserialize;
-use std::time::Duration;
+use std::error::Error as StdError;
+use std::io;
+use std::time::{Duration, SystemTime};
 
 /// The longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most bytes of an answer. The service's longest answer, with 100 violations, has about 20 KB.
-const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+/// The most bytes of an answer. Lambda's answers have at most 6 MB.
+const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
 /// The longest `Retry-After` that is respected. The service itself asks for seconds.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
+/// The variables that name a proxy, in the order in which they apply to an `https://` URL.
+const HTTPS_PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+/// The same for an `http://` URL.
+const HTTP_PROXY_VARIABLES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
 /// The meaning of an answer, or of a missing answer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Every event is in the queue.
-    Accepted,
-    /// The service rejected the batch because of these violations.
-    Invalid(Vec<ApiError>),
-    /// The body is too large for the service or for a gateway in front of it.
-    TooLarge,
+    /// Every event that the service did not reject is in the queue.
+    Queued(Queued),
+    /// The service will never accept this batch: the error code and the message.
+    Rejected(String, String),
+    /// The body is too large for the service, or for something in front of it.
+    TooLarge(String),
     /// A retryable failure after which fewer requests must be sent: the reason, and `Retry-After` if present.
     Throttled(String, Option<Duration>),
+    /// A retryable failure: there was no answer in time.
+    TimedOut(String),
     /// A retryable failure.
     Retryable(String),
+    /// There is no connection, for a reason that a retry removes, such as a service that restarts.
+    Unconnected(String),
+    /// There is no connection, for a reason that a retry is unlikely to remove: the reason and what to do.
+    Unreachable(String),
+    /// A success, but not of the service: another server answered, or the answer was cut off.
+    Foreign(String),
     /// A permanent failure.
     Permanent(String),
 }
 
-/// An entry of `errors` in an answer.
+impl Answer {
+    /// Whether the service may have queued the events all the same.
+    pub fn is_uncertain(&self) -> bool {
+        match self {
+            Self::Queued(queued) => queued.accepted > 0,
+            Self::Retryable(_) | Self::TimedOut(_) | Self::Foreign(_) => true,
+            // A 429 sends nothing, and a 503 may have sent something.
+            Self::Throttled(reason, _) => !reason.starts_with("429"),
+            Self::Rejected(..)
+            | Self::TooLarge(_)
+            | Self::Unconnected(_)
+            | Self::Unreachable(_)
+            | Self::Permanent(_) => false,
+        }
+    }
+}
+
+/// The answer to a batch that the service processed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Queued {
+    /// Whether the service had processed the same batch before, and queued nothing now.
+    pub replayed: bool,
+    /// The number of events in the queue.
+    pub accepted: usize,
+    /// The number of rejected events.
+    pub rejected: usize,
+    /// At least one entry for each rejected event.
+    pub errors: Vec<EventError>,
+}
+
+/// Why the service rejected an event.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
-pub struct ApiError {
-    /// A place such as `events[3].name`.
-    pub field: Option<String>,
+pub struct EventError {
+    /// The index of the event in the request.
+    pub index: usize,
     /// The error code.
     #[serde(default)]
     pub code: String,
-    /// The text for people.
+    /// The rule that is broken.
     #[serde(default)]
     pub message: String,
-}
-
-impl ApiError {
-    /// The index of the event and its member, if `field` names an event.
-    pub fn event_and_member(&self) -> Option<(usize, Option<&str>)> {
-        let (index, member) = self.field.as_deref()?.strip_prefix("events[")?.split_once(']')?;
-        let member = if member.is_empty() { None } else { Some(member.strip_prefix('.')?) };
-        Some((index.parse().ok()?, member))
-    }
+    /// The member at fault, such as `name`; `None` means the whole event.
+    #[serde(default)]
+    pub field: Option<String>,
 }
 
 /// Sends requests.
 pub struct Client {
-    http: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    uri: Uri,
+    http: reqwest::Client,
+    url: Url,
     headers: HeaderMap,
     api_key: String,
-    timeout: Duration,
+    host: String,
+    /// The variable that names a proxy for this URL, for messages.
+    proxy_variable: Option<&'static str>,
 }
 
 impl Client {
@@ -74,7 +109,7 @@ impl Client {
     ///
     /// # Errors
     /// If `host` is not a header value, or the system's root certificates cannot be read.
-    pub fn new(target: &Target, api_key: &str, host: Option<&str>, timeout: Duration) -> Result<Self, String> {
+    pub fn new(target: &Target, api_key: &str, host: Option<&str>) -> Result<Self, String> {
         let mut headers = HeaderMap::new();
         let mut authorization = HeaderValue::from_str(&format!("Bearer {api_key}"))
             .map_err(|_| "the API key is not a header value".to_owned())?;
@@ -88,86 +123,167 @@ impl Client {
         if let Some(host) = host {
             headers.insert(HOST, HeaderValue::from_str(host).map_err(|_| "--host is not a host name".to_owned())?);
         }
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let connector = HttpsConnectorBuilder::new()
-            .with_native_roots()
-            .map_err(|error| format!("cannot read the system's root certificates: {error}"))?
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector);
-        let http = HttpClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Ok(Self { http, uri: target.uri().clone(), headers, api_key: api_key.to_owned(), timeout })
+        // Fails if a provider is installed already, which is this one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut http = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).redirect(redirect::Policy::none());
+        if !target.is_https() {
+            // A machine without root certificates can still send to a local service.
+            http = http.tls_certs_only([]);
+        }
+        let http = http.build().map_err(|error| {
+            format!(
+                "cannot set up TLS or the proxy: {}. Install the system's root certificates (package `ca-certificates`), \
+                 or name a PEM file in SSL_CERT_FILE; check HTTPS_PROXY",
+                innermost(&error)
+            )
+        })?;
+        let variables = if target.is_https() { HTTPS_PROXY_VARIABLES } else { HTTP_PROXY_VARIABLES };
+        let proxy_variable =
+            variables.into_iter().find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+        let (url, host) = (target.url().clone(), target.host().to_owned());
+        Ok(Self { http, url, headers, api_key: api_key.to_owned(), host, proxy_variable })
     }
 
     /// Sends a compressed body once.
-    pub async fn send(&self, idempotency_key: &HeaderValue, body: Bytes) -> Answer {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
-        request.headers_mut().insert("idempotency-key", idempotency_key.clone());
+    pub async fn send(&self, idempotency_key: &HeaderValue, body: Bytes, timeout: Duration) -> Answer {
+        let request = self.http.post(self.url.clone()).headers(self.headers.clone());
+        let request = request.header("idempotency-key", idempotency_key).body(body);
         let answer = async {
-            let (head, body) = self.http.request(request).await.map_err(|error| connection_error(&error))?.into_parts();
-            let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
-            let body = body.map_err(|error| format!("the answer was cut off: {error}"))?.to_bytes();
+            let mut response = request.send().await.map_err(|error| self.no_answer(&error))?;
+            let mut body = Vec::new();
+            while let Some(part) = response.chunk().await.map_err(|error| cut_off(&error))? {
+                body.extend_from_slice(&part);
+                if body.len() > MAX_ANSWER_BYTES {
+                    return Err(Answer::Retryable("the answer is longer than any of the service".to_owned()));
+                }
+            }
             // A proxy may echo the request, and parts of the answer are printed.
             let body = String::from_utf8_lossy(&body).replace(&self.api_key, "[API key]");
-            Ok(interpret(head.status, &head.headers, body.as_bytes()))
+            Ok(interpret(response.status(), response.headers(), body.as_bytes()))
         };
-        match tokio::time::timeout(self.timeout, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(reason)) => Answer::Retryable(reason),
-            Err(_) => Answer::Retryable(format!("no answer within {}", humantime::format_duration(self.timeout))),
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(answer) | Err(answer)) => answer,
+            Err(_) => Answer::TimedOut(format!("no answer within {}", humantime::format_duration(timeout))),
+        }
+    }
+
+    fn no_answer(&self, error: &reqwest::Error) -> Answer {
+        let cause = innermost(error);
+        if cause.contains("proxy authorization required") {
+            return Answer::Permanent(proxy_credentials(&format!("the proxy refused the connection: {cause}")));
+        }
+        if !error.is_connect() {
+            return Answer::Retryable(format!("no answer: {cause}"));
+        }
+        let proxy = self.proxy_variable.map(|name| format!(" ({name} is set)")).unwrap_or_default();
+        let reason = format!("cannot connect: {cause}{proxy}");
+        match self.advice(error, &cause) {
+            Some(advice) => Answer::Unreachable(format!("{reason}. {advice}")),
+            None => Answer::Unconnected(reason),
+        }
+    }
+
+    /// What to do about an error that a retry is unlikely to remove.
+    fn advice(&self, error: &reqwest::Error, cause: &str) -> Option<String> {
+        let host = &self.host;
+        // The resolver's codes for a failure that may pass, in the words of glibc and musl.
+        let may_pass = ["Temporary failure", "Try again"].iter().any(|text| cause.contains(text));
+        if (error.is_dns() && !may_pass) || cause == "invalid dns name" {
+            return Some(format!("There is no host {host}. Is --url right?"));
+        }
+        match tls_error(error)? {
+            rustls::Error::InvalidCertificate(_) => Some(format!(
+                "The certificate of {host} is not trusted. If a private authority has signed it, add the authority's \
+                 certificate to the system's, or name a PEM file in SSL_CERT_FILE"
+            )),
+            _ => Some(format!("{host} does not speak TLS on this port. Is --url right?")),
         }
     }
 }
 
-/// Describes an error by its innermost cause, such as "Connection refused".
-fn connection_error(error: &hyper_util::client::legacy::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    if error.is_connect() { format!("cannot connect: {cause}") } else { format!("no answer: {cause}") }
+fn cut_off(error: &reqwest::Error) -> Answer {
+    Answer::Retryable(format!("the answer was cut off: {}", innermost(error)))
 }
 
+fn proxy_credentials(reason: &str) -> String {
+    format!("{reason}. Add the proxy's user name and password to HTTPS_PROXY: http://user:password@proxy:3128")
+}
+
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// The innermost cause, such as "Connection refused".
+fn innermost(error: &reqwest::Error) -> String {
+    causes(error).last().map_or_else(String::new, ToString::to_string)
+}
+
+/// The TLS error among the causes.
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    causes(error).find_map(within)
+}
+
+/// The TLS error within `cause`. An `io::Error` contains another error, but does not report it as its source.
+fn within<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    let inner = || cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    cause.downcast_ref().or_else(|| within(inner()?))
+}
+
+/// What docs/clients.md, "What to do with a response", says about this response.
 fn interpret(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
     #[derive(Deserialize)]
-    struct Accepted {
+    struct Processed {
         data: Data,
     }
     #[derive(Deserialize)]
     struct Data {
-        accepted: bool,
+        accepted: usize,
+        rejected: usize,
+        errors: Vec<EventError>,
     }
     #[derive(Deserialize)]
-    struct Errors {
+    struct Refused {
         errors: Vec<ApiError>,
     }
-    if status == StatusCode::ACCEPTED && serde_json::from_slice(body).is_ok_and(|answer: Accepted| answer.data.accepted)
-    {
-        return Answer::Accepted;
+    #[derive(Deserialize)]
+    struct ApiError {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
     }
-    let errors = serde_json::from_slice(body).map_or(Vec::new(), |answer: Errors| answer.errors);
-    let reason = errors.first().map_or_else(
+    if status == StatusCode::OK
+        && let Ok(Processed { data }) = serde_json::from_slice(body)
+    {
+        let Data { accepted, rejected, errors } = data;
+        let replayed = headers.get("idempotency-replayed").is_some_and(|value| value == "true");
+        return Answer::Queued(Queued { replayed, accepted, rejected, errors });
+    }
+    let error = serde_json::from_slice(body).ok().and_then(|answer: Refused| answer.errors.into_iter().next());
+    let reason = error.as_ref().map_or_else(
         || format!("{status}"),
         |error| format!("{} {}: {}", status.as_u16(), printable(&error.code), printable(&error.message)),
     );
-    let has_code = |code: &str| errors.first().is_some_and(|error| error.code == code);
+    let code = error.as_ref().map(|error| error.code.as_str());
     match status.as_u16() {
         429 | 503 => Answer::Throttled(reason, retry_after(headers)),
-        408 | 500.. => Answer::Retryable(reason),
-        413 => Answer::TooLarge,
-        422 if has_code("validation_failed") => Answer::Invalid(errors),
-        422 if has_code("idempotency_key_reuse") => Answer::Permanent(format!(
-            "{reason}. A batch from the same position was sent with other content within the last 24 hours. Has the \
-             input changed?"
-        )),
+        408 | 409 | 421 | 425 | 500.. => Answer::Retryable(reason),
+        413 => Answer::TooLarge(reason),
+        422 if matches!(code, Some("validation_failed" | "idempotency_key_reuse")) => {
+            Answer::Rejected(code.unwrap_or_default().to_owned(), reason)
+        }
         401 => Answer::Permanent(format!("{reason}. Is this the right API key for this service?")),
-        404 | 405 | 200..=399 => Answer::Permanent(format!("{reason}. Are --url and --host right?")),
+        403 => Answer::Permanent(format!(
+            "{reason}. The API key lacks the scope events:write, or a firewall refuses the request"
+        )),
+        407 => Answer::Permanent(proxy_credentials(&reason)),
+        415 => {
+            Answer::Permanent(format!("{reason}. Does a proxy change the headers Content-Type and Content-Encoding?"))
+        }
+        200..=299 => Answer::Foreign(format!(
+            "{reason}, which is not an answer of the service's bulk endpoint. Are --url and --host right?"
+        )),
+        404 | 405 | 300..=399 => Answer::Permanent(format!("{reason}. Are --url and --host right?")),
         _ => Answer::Permanent(reason),
     }
 }
@@ -178,29 +294,38 @@ fn printable(text: &str) -> String {
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    // The service sends whole seconds. A proxy may send fractions or a date.
+    let wait = match value.parse::<f64>() {
+        Ok(seconds) if seconds >= 0.0 => Duration::try_from_secs_f64(seconds).unwrap_or(MAX_RETRY_AFTER),
+        Ok(_) => return None,
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn answer(status: u16, retry_after: Option<&'static str>, body: &str) -> Answer {
-        let headers = retry_after.map(|value| (RETRY_AFTER, HeaderValue::from_static(value)));
-        interpret(StatusCode::from_u16(status).unwrap(), &headers.into_iter().collect(), body.as_bytes())
+    fn answer(status: u16, header: Option<(&'static str, &'static str)>, body: &str) -> Answer {
+        let header = header.map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+        interpret(StatusCode::from_u16(status).unwrap(), &header.into_iter().collect(), body.as_bytes())
     }
 
     #[test]
-    fn only_a_202_with_the_services_body_means_accepted() {
-        assert_eq!(answer(202, None, r#"{"data":{"accepted":true}}"#), Answer::Accepted);
-        for (status, body) in
-            [(200, r#"{"data":{"accepted":true}}"#), (202, "{}"), (202, "<html>"), (204, ""), (301, "")]
-        {
-            assert!(
-                matches!(answer(status, None, body), Answer::Permanent(reason) if reason.contains("--url")),
-                "{status}"
-            );
+    fn only_a_200_with_the_services_body_means_queued() {
+        let body = r#"{"data":{"accepted":2,"rejected":1,"errors":[{"index":1,"code":"validation","message":"m"}]}}"#;
+        let error = EventError { index: 1, code: "validation".to_owned(), message: "m".to_owned(), field: None };
+        let queued = |replayed| Queued { replayed, accepted: 2, rejected: 1, errors: vec![] };
+        let Answer::Queued(found) = answer(200, None, body) else { panic!() };
+        assert_eq!(found, Queued { errors: vec![error], ..queued(false) });
+        let Answer::Queued(found) = answer(200, Some(("idempotency-replayed", "true")), body) else { panic!() };
+        assert_eq!(Queued { errors: vec![], ..found }, queued(true));
+        for (status, body) in [(202, body), (200, "{}"), (200, "<html>"), (204, "")] {
+            let found = answer(status, None, body);
+            assert!(matches!(&found, Answer::Foreign(reason) if reason.contains("--url")), "{status}");
+            assert!(found.is_uncertain());
         }
     }
 
@@ -208,34 +333,30 @@ mod tests {
     fn statuses_are_retryable_or_permanent() {
         let limited = r#"{"errors":[{"code":"rate_limited","message":"wait"}]}"#;
         let throttled = |wait| Answer::Throttled("429 rate_limited: wait".to_owned(), wait);
-        assert_eq!(answer(429, Some("7"), limited), throttled(Some(Duration::from_secs(7))));
-        assert_eq!(answer(429, Some("Tue, 24 Nov 2026 00:00:00 GMT"), limited), throttled(None));
+        let after = |value| Some(("retry-after", value));
+        assert_eq!(answer(429, after("7"), limited), throttled(Some(Duration::from_secs(7))));
+        assert_eq!(answer(429, after("1.5"), limited), throttled(Some(Duration::from_millis(1500))));
+        assert_eq!(answer(429, after("Tue, 24 Nov 2020 00:00:00 GMT"), limited), throttled(Some(Duration::ZERO)));
+        assert_eq!(answer(429, after("Tue, 24 Nov 2099 00:00:00 GMT"), limited), throttled(Some(MAX_RETRY_AFTER)));
+        for bad in ["-1", "NaN", "soon", ""] {
+            assert_eq!(answer(429, after(bad), limited), throttled(None), "{bad}");
+        }
         let from_gateway = answer(429, None, r#"{"message":"Too Many Requests"}"#);
         assert_eq!(from_gateway, Answer::Throttled("429 Too Many Requests".to_owned(), None));
-        assert!(matches!(answer(503, Some("1"), "{}"), Answer::Throttled(..)));
-        let capped = answer(503, Some("18446744073709551615"), "{}");
+        assert!(!from_gateway.is_uncertain() && answer(503, None, "").is_uncertain());
+        assert!(matches!(answer(503, after("1"), "{}"), Answer::Throttled(..)));
+        let capped = answer(503, after("18446744073709551615"), "{}");
         assert!(matches!(capped, Answer::Throttled(_, Some(MAX_RETRY_AFTER))));
-        for status in [408, 500, 502, 504] {
-            assert!(matches!(answer(status, None, ""), Answer::Retryable(_)));
+        for status in [408, 409, 421, 425, 500, 502, 504, 599] {
+            assert!(matches!(answer(status, None, ""), Answer::Retryable(_)), "{status}");
         }
-        for status in [400, 401, 403, 404, 405, 409, 415, 422] {
-            assert!(matches!(answer(status, None, ""), Answer::Permanent(_)));
+        for status in [301, 307, 400, 401, 403, 404, 405, 407, 410, 415, 422, 451] {
+            assert!(matches!(answer(status, None, ""), Answer::Permanent(_)), "{status}");
         }
-        assert_eq!(answer(413, None, ""), Answer::TooLarge);
+        for body in [r#"{"errors":[{"code":"payload_too_large","message":"m"}]}"#, r#"{"message":"Too Large"}"#] {
+            assert!(matches!(answer(413, None, body), Answer::TooLarge(_)));
+        }
         let reuse = answer(422, None, r#"{"errors":[{"code":"idempotency_key_reuse","message":"no"}]}"#);
-        assert!(matches!(reuse, Answer::Permanent(reason) if reason.contains("changed")));
-    }
-
-    #[test]
-    fn a_field_names_an_event_and_a_member() {
-        let parse = |field: &str| {
-            let error = ApiError { field: Some(field.to_owned()), code: String::new(), message: String::new() };
-            error.event_and_member().map(|(index, member)| (index, member.map(str::to_owned)))
-        };
-        assert_eq!(parse("events[3].name"), Some((3, Some("name".to_owned()))));
-        assert_eq!(parse("events[12]"), Some((12, None)));
-        for other in ["events", "events[x]", "events[1", "events[1]name", "name", ""] {
-            assert_eq!(parse(other), None, "{other}");
-        }
+        assert!(matches!(reuse, Answer::Rejected(code, _) if code == "idempotency_key_reuse"));
     }
 }

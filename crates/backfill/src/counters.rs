@@ -1,13 +1,14 @@
-//! Counts that the senders share with the progress display.
+//! What the senders share with the run and the progress display.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// The retries of this run, and the error that is being retried.
+/// The retries of this run, the error that is being retried, and whether anything may be in the queue.
 #[derive(Default)]
 pub struct Counters {
     retries: AtomicU64,
+    may_be_queued: AtomicBool,
     current_error: Mutex<Option<String>>,
 }
 
@@ -21,6 +22,16 @@ impl Counters {
     /// Records that a request got a final answer.
     pub fn request_succeeded(&self) {
         self.set_error(None);
+    }
+
+    /// Records that the service may have queued events of this run.
+    pub fn may_be_queued(&self) {
+        self.may_be_queued.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is certain that the service has queued no event of this run.
+    pub fn nothing_queued(&self) -> bool {
+        !self.may_be_queued.load(Ordering::Relaxed)
     }
 
     /// The number of requests of this run that were retried.

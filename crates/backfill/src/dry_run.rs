@@ -1,12 +1,12 @@
 //! `--dry-run`: reads and validates the inputs, and sends nothing.
 
-use crate::batch_tracker::BatchTracker;
+use crate::batch_tracker::{BatchTracker, DoneBatch};
 use crate::checkpoint::{Checkpoint, Job};
 use crate::counters::Counters;
 use crate::error::Error;
+use crate::packing::PackedBatch;
 use crate::progress::Progress;
 use crate::reader::{self, ReadPlan, ReadStart};
-use crate::rejects::RejectedEvent;
 use crate::summary::{Status, Summary};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -20,13 +20,10 @@ const MAX_PRINTED: u64 = 20;
 ///
 /// # Errors
 /// If an input cannot be read, or the rejects file cannot be written.
-pub async fn run(plan: ReadPlan, rejects: Option<PathBuf>) -> Result<Summary, Error> {
-    let inputs: Vec<_> = plan.sources.iter().map(|source| source.identity.clone()).collect();
-    let sizes: Vec<_> = inputs.iter().map(|input| input.bytes).collect();
-    let (url, mode) = (String::new(), String::new());
-    let job = Job { url, host: None, mode, inputs, max_events: plan.max_events, types: plan.types.clone() };
-    let mut tracker = BatchTracker::new(Checkpoint::new(job));
-    let mut progress = Progress::new(&sizes, tracker.checkpoint());
+pub async fn run(plan: ReadPlan, rejects: Option<PathBuf>, allow_empty: bool) -> Result<Summary, Error> {
+    let mut tracker = BatchTracker::new(Checkpoint::new(Job::of(&plan)));
+    let sources = plan.sources.clone();
+    let mut progress = Progress::new(&sources, tracker.checkpoint());
     let mut file = rejects.as_deref().map(create).transpose()?;
     let mut batches = reader::spawn(plan, ReadStart::default());
     while let Some(batch) = batches.next().await? {
@@ -38,18 +35,26 @@ pub async fn run(plan: ReadPlan, rejects: Option<PathBuf>) -> Result<Summary, Er
                 batch.rejected.iter().for_each(|event| event.write_to(&mut lines));
                 file.write_all(&lines).map_err(|error| Error::file("write", path, &error))?;
             }
-            None => batch.rejected.iter().zip(printed..MAX_PRINTED).for_each(|(event, _)| progress.print(&line(event))),
+            None => batch
+                .rejected
+                .iter()
+                .zip(printed..MAX_PRINTED)
+                .for_each(|(event, _)| progress.print(&event.to_string())),
         }
-        tracker.done(batch.number, String::new(), batch.end, valid, &batch.rejected);
+        let PackedBatch { number, end, read, rejected, .. } = batch;
+        let bytes = read.end - read.start;
+        tracker.done(DoneBatch { number, end, bytes, accepted: valid, rejected, ..DoneBatch::default() });
         // Frees the tracker's lines for the rejects file, which were written above.
         drop(tracker.take_unsaved());
-        progress.show(tracker.checkpoint(), &Counters::default(), Duration::ZERO);
+        progress.show(&tracker, &Counters::default(), Duration::ZERO);
     }
     if let Some((path, file)) = &mut file {
         file.flush().map_err(|error| Error::file("write", path, &error))?;
     }
     progress.finish();
+    tracker.check_events(allow_empty)?;
     let mut summary = Summary::new(Status::DryRun, tracker.checkpoint(), 0, progress.elapsed());
+    summary.skipped = batches.skipped();
     if file.is_none() && summary.rejected > MAX_PRINTED {
         let unprinted = summary.rejected - MAX_PRINTED;
         progress.print(&format!("… and {unprinted} more; --rejects PATH writes all of them to a file"));
@@ -63,13 +68,4 @@ fn create(path: &Path) -> Result<(PathBuf, BufWriter<File>), Error> {
     let file = OpenOptions::new().write(true).create_new(true).open(path);
     let file = file.map_err(|error| Error::Usage(format!("cannot create {}: {error}", path.display())))?;
     Ok((path.to_owned(), BufWriter::new(file)))
-}
-
-fn line(event: &RejectedEvent) -> String {
-    let problems = event.problems.iter().map(|problem| match &problem.field {
-        Some(field) => format!("{field} {}", problem.reason),
-        None => problem.reason.clone(),
-    });
-    let problems: Vec<_> = problems.collect();
-    format!("{}:{}: {}", event.file, event.line, problems.join("; ").replace(char::is_control, "\u{fffd}"))
 }

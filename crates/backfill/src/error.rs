@@ -10,21 +10,25 @@ pub enum Error {
     /// The command line, the environment, an input or the checkpoint is wrong.
     #[error("{0}")]
     Usage(String),
+    /// An input could not be read. If this happens before anything is sent, the input is wrong; afterwards, the run is
+    /// aborted.
+    #[error("{0}")]
+    Input(String),
     /// The run could not continue. The checkpoint records what was accepted.
     #[error("{0}")]
     Aborted(String),
 }
 
 impl Error {
-    /// The exit code that `--help` documents.
+    /// The exit code that `--help` documents, if the run sent nothing.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::Input(_) => 2,
             Self::Aborted(_) => 3,
         })
     }
 
-    /// A file operation failed; `action` is a verb such as "read".
+    /// A file operation failed; `action` is a verb such as "write".
     pub fn file(action: &str, path: &Path, error: &io::Error) -> Self {
         Self::Aborted(format!("cannot {action} {}: {error}", path.display()))
     }

@@ -7,8 +7,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// One event in JSON per line.
+    /// One event in JSON per line
     Ndjson,
-    /// Comma-separated values with a header.
+    /// An array of events in JSON, or events one after another, on any number of lines
+    Json,
+    /// Delimited text with a header
     Csv,
+    /// CSV whose delimiter is a tab
+    Tsv,
+    /// A Parquet file
+    Parquet,
 }

@@ -1,22 +1,34 @@
-//! Inputs: files and standard input, read once from front to back. Every byte is counted and hashed.
+//! Inputs: files and standard input, read once from front to back.
+//!
+//! They are decompressed, and a Parquet file is turned into lines of JSON. Every byte after that is counted and hashed.
 
 use crate::error::Error;
 use crate::format::Format;
+use crate::parquet_rows::ParquetRows;
 use crate::position::{Position, ResumePoint};
+use crate::sized_file::SizedFile;
+use crate::sniff::{self, Compression, MAX_HEAD_BYTES, MAX_SIGNATURE_BYTES};
+use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The size of the read buffer, in bytes.
 const BUFFER_BYTES: usize = 256 * 1024;
 
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
+/// The bytes of an input, after decompression.
+type Stream = Box<dyn Read + Send>;
+
 /// An input to read.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Source {
     /// The file's path; `None` means standard input.
     pub path: Option<PathBuf>,
@@ -24,6 +36,12 @@ pub struct Source {
     pub format: Format,
     /// What the checkpoint records about the input.
     pub identity: InputIdentity,
+    /// Whether a position in the input is one in the file.
+    is_plain: bool,
+    /// The bytes of the file that were read so far.
+    bytes_read: Arc<AtomicU64>,
+    /// A stream, which can be read only once and is open already.
+    stream: Arc<Mutex<Option<Stream>>>,
 }
 
 /// What the checkpoint records about an input, to recognize it.
@@ -38,26 +56,77 @@ pub struct InputIdentity {
 }
 
 impl Source {
-    /// Resolves a FILE argument. Without `format`, the file's name determines the format.
+    /// Resolves a FILE argument. The first bytes determine the format, unless `format` is given.
     ///
     /// # Errors
-    /// If there is no such file, or it is a directory.
+    /// If there is no such file, or it cannot be read.
     pub fn new(path: &Path, format: Option<Format>) -> Result<Self, Error> {
-        if path == Path::new("-") {
-            let format = format.unwrap_or(Format::Ndjson);
-            let identity = InputIdentity { name: "-".to_owned(), bytes: None, format };
-            return Ok(Self { path: None, format, identity });
+        let is_stdin = path == Path::new("-");
+        let display_name = if is_stdin { "standard input".to_owned() } else { path.display().to_string() };
+        let usage = |reason: String| Error::Usage(format!("{display_name}: {reason}"));
+        let unreadable = |error: io::Error| usage(error.to_string());
+        let mut bytes = None;
+        let mut is_stream = is_stdin;
+        if !is_stdin {
+            let metadata = std::fs::metadata(path).map_err(unreadable)?;
+            if metadata.is_dir() {
+                return Err(usage("is a directory".to_owned()));
+            }
+            bytes = metadata.is_file().then_some(metadata.len());
+            // `/dev/stdin` or a process substitution, `/dev/fd/63`. If it leads to a regular file, it is that file.
+            // Otherwise it is a stream like standard input, whose name means nothing.
+            if path.starts_with("/dev") || path.starts_with("/proc") {
+                let file = path.canonicalize().ok().filter(|file| bytes.is_some() && !file.starts_with("/proc"));
+                if let Some(file) = file.filter(|file| file != path) {
+                    return Self::new(&file, format);
+                }
+                (bytes, is_stream) = (None, true);
+            }
         }
-        let usage = |reason: String| Error::Usage(format!("{}: {reason}", path.display()));
-        let metadata = std::fs::metadata(path).map_err(|error| usage(error.to_string()))?;
-        if metadata.is_dir() {
-            return Err(usage("is a directory".to_owned()));
+        let name =
+            if is_stream { Cow::Borrowed("-") } else { path.file_name().unwrap_or(path.as_os_str()).to_string_lossy() };
+        let path = (!is_stdin).then_some(path);
+        let bytes_read = Arc::default();
+        let raw = Opened::new(raw(path, bytes, &bytes_read).map_err(unreadable)?).map_err(unreadable)?;
+        let compression = raw.compression;
+        let (head, stream) = raw.decompressed().and_then(first_line).map_err(unreadable)?;
+        let extension = path.and_then(Path::extension).and_then(OsStr::to_str);
+        let format = sniff::format(&head, format, extension).map_err(usage)?;
+        let is_plain = compression == Compression::None && format != Format::Parquet;
+        if format == Format::Parquet && (bytes.is_none() || compression != Compression::None) {
+            return Err(usage(
+                "a Parquet file can be read neither from a stream nor from within gzip or Zstandard; save it as a file"
+                    .to_owned(),
+            ));
         }
-        let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-        let format = format.unwrap_or(if is_csv { Format::Csv } else { Format::Ndjson });
-        let name = path.file_name().map_or_else(|| path.to_string_lossy(), OsStr::to_string_lossy).into_owned();
-        let bytes = metadata.is_file().then_some(metadata.len());
-        Ok(Self { path: Some(path.to_owned()), format, identity: InputIdentity { name, bytes, format } })
+        let stream: Option<Stream> = bytes.is_none().then(|| Box::new(io::Cursor::new(head).chain(stream)) as _);
+        let identity = InputIdentity { name: name.into_owned(), bytes, format };
+        let (path, stream) = (path.map(Path::to_owned), Arc::new(Mutex::new(stream)));
+        Ok(Self { path, format, identity, is_plain, bytes_read, stream })
+    }
+
+    /// The bytes of the file before `offset`, if the reader is there now. Of compressed and Parquet files, only the
+    /// reader knows this, and only approximately.
+    pub fn bytes_before(&self, offset: u64) -> u64 {
+        if self.is_plain { offset } else { self.bytes_read.load(Ordering::Relaxed) }
+    }
+
+    /// The path after which the checkpoint is named; `None` for standard input and its like.
+    pub fn state_path(&self) -> Option<&Path> {
+        self.path.as_deref().filter(|_| self.identity.name != "-")
+    }
+
+    /// If the file has grown since the beginning of the run: what was sent, and how to send the rest.
+    pub fn growth(&self) -> Option<String> {
+        let (path, size) = (self.path.as_ref().filter(|_| self.is_plain)?, self.identity.bytes?);
+        let now = std::fs::metadata(path).ok().filter(|metadata| metadata.len() > size)?.len();
+        let path = path.display();
+        Some(format!(
+            "{path} has grown by {} bytes since the beginning of the run. Only its first {size} bytes were read. To send \
+             the rest, write it to a file of its own: tail -c +{} {path}",
+            now - size,
+            size + 1
+        ))
     }
 
     /// The input's name for messages, as on the command line.
@@ -65,13 +134,89 @@ impl Source {
         self.path.as_ref().map_or_else(|| "standard input".to_owned(), |path| path.display().to_string())
     }
 
-    fn open(&self) -> Result<Box<dyn Read + Send>, Error> {
-        match &self.path {
-            None => Ok(Box::new(io::stdin())),
-            Some(path) => {
-                File::open(path).map(|file| Box::new(file) as _).map_err(|error| Error::file("read", path, &error))
-            }
+    fn open(&self) -> io::Result<Stream> {
+        if let Some(stream) = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(stream);
         }
+        if let (Format::Parquet, Some(path)) = (self.format, &self.path) {
+            return Ok(Box::new(ParquetRows::open(path, Arc::clone(&self.bytes_read))?));
+        }
+        Opened::new(raw(self.path.as_deref(), self.identity.bytes, &self.bytes_read)?)?.decompressed()
+    }
+}
+
+/// Opens an input as it is. A regular file is read up to the size that it had when the command started.
+fn raw(path: Option<&Path>, size: Option<u64>, bytes_read: &Arc<AtomicU64>) -> io::Result<Stream> {
+    let Some(path) = path else { return Ok(Box::new(io::stdin())) };
+    let file = File::open(path)?;
+    Ok(match size {
+        None => Box::new(file),
+        Some(size) => Box::new(SizedFile::new(file, size, Arc::clone(bytes_read))),
+    })
+}
+
+/// An input whose compression is known.
+struct Opened {
+    compression: Compression,
+    raw: Stream,
+}
+
+impl Opened {
+    fn new(mut raw: Stream) -> io::Result<Self> {
+        // One read of a pipe can return fewer bytes than a signature has.
+        let mut head = Vec::new();
+        raw.by_ref().take(MAX_SIGNATURE_BYTES as u64).read_to_end(&mut head)?;
+        Ok(Self { compression: Compression::of(&head), raw: Box::new(io::Cursor::new(head).chain(raw)) })
+    }
+
+    fn decompressed(self) -> io::Result<Stream> {
+        let Self { compression, raw } = self;
+        Ok(match compression {
+            Compression::None => raw,
+            Compression::Gzip => {
+                let reader = MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, raw));
+                Box::new(Decompressing { reader, name: "gzip" })
+            }
+            Compression::Zstd => Box::new(Decompressing { reader: zstd::Decoder::new(raw)?, name: "Zstandard" }),
+        })
+    }
+}
+
+/// Reads the first line, or as much as is needed to know the format.
+fn first_line(mut stream: Stream) -> io::Result<(Vec<u8>, Stream)> {
+    let mut head = vec![0; MAX_HEAD_BYTES];
+    let mut filled = 0;
+    while filled < head.len() {
+        match stream.read(&mut head[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        let text = head[..filled].strip_prefix(BYTE_ORDER_MARK).unwrap_or(&head[..filled]);
+        if text.trim_ascii_start().contains(&b'\n') {
+            break;
+        }
+    }
+    head.truncate(filled);
+    Ok((head, stream))
+}
+
+/// Says in an error which compression failed.
+struct Decompressing<R> {
+    reader: R,
+    name: &'static str,
+}
+
+impl<R: Read> Read for Decompressing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            _ => {
+                let reason = format!("its {} data is damaged or cut off: {error}", self.name);
+                io::Error::new(io::ErrorKind::InvalidData, reason)
+            }
+        })
     }
 }
 
@@ -91,7 +236,7 @@ impl Snapshot {
 
 /// Reads one input, and counts and hashes the bytes consumed.
 pub struct InputReader {
-    reader: BufReader<Box<dyn Read + Send>>,
+    reader: BufReader<Stream>,
     hash: Sha256,
     position: Position,
 }
@@ -102,15 +247,14 @@ impl InputReader {
     /// # Errors
     /// If the input cannot be read.
     pub fn open(source: &Source, file: usize, hash: Sha256) -> Result<Self, Error> {
-        Self::new(source.open()?, file, hash).map_err(|error| read_error(source, &error))
+        source.open().and_then(|stream| Self::new(stream, file, hash)).map_err(|error| read_error(source, &error))
     }
 
-    fn new(mut input: Box<dyn Read + Send>, file: usize, hash: Sha256) -> io::Result<Self> {
-        // One read of a pipe can return fewer bytes than a byte order mark has.
-        let mut start = Vec::new();
-        input.by_ref().take(BYTE_ORDER_MARK.len() as u64).read_to_end(&mut start)?;
-        let has_byte_order_mark = start == BYTE_ORDER_MARK;
-        let input: Box<dyn Read + Send> = Box::new(io::Cursor::new(start).chain(input));
+    fn new(input: Stream, file: usize, hash: Sha256) -> io::Result<Self> {
+        // The first peek returns the first line, if that is not too long, also where a pipe has it in pieces.
+        let (start, input) = first_line(input)?;
+        let has_byte_order_mark = start.starts_with(BYTE_ORDER_MARK);
+        let input: Stream = Box::new(io::Cursor::new(start).chain(input));
         let position = Position { file, offset: 0, line: 1 };
         let mut reader = Self { reader: BufReader::with_capacity(BUFFER_BYTES, input), hash, position };
         if has_byte_order_mark {
@@ -183,7 +327,7 @@ impl InputReader {
 
 /// The error for an input that cannot be read.
 pub fn read_error(source: &Source, error: &io::Error) -> Error {
-    Error::Aborted(format!("cannot read {}: {error}", source.display_name()))
+    Error::Input(format!("cannot read {}: {error}", source.display_name()))
 }
 
 #[cfg(test)]

@@ -4,19 +4,26 @@
 //!
 //! ```text
 //! main
-//! args                      command-line arguments
-//! run · dry_run             a run that sends, and one that only validates
+//! args · read_args          command-line arguments
+//! run · dry_run · preview   a run that sends, one that only validates, and one that only prints
+//! print_rejects             the events of a rejects file
+//! expand                    directories and patterns → files
+//! forecast                  what is known before sending
 //! progress · summary        what the user sees during a run, and at its end
 //! run_files                 the checkpoint, rejects and lock files on disk
 //! batch_tracker             which batches are done
 //! checkpoint                the content of the checkpoint file
 //! reader                    inputs → batches, on a separate thread
-//! records                   inputs → validated events, from ndjson and csv
-//! ndjson · csv              the two input formats
+//! records                   inputs → validated events, in any format
+//! ndjson · json · csv       the formats
+//! csv_parser                delimited text → cells
+//! mapping · times           which event a record becomes
 //! batch_sender              one batch, until each event is accepted or rejected
 //! packing                   events → batches, and their idempotency keys
 //! client · throttle         one request and its answer; when to send the next one
-//! input                     files and standard input, counted and hashed
+//! input · sized_file        files and standard input: decompressed, counted and hashed
+//! parquet_rows              Parquet files → lines of JSON
+//! sniff                     what an input is, by its first bytes
 //! rejects                   rejected events, and lines of the rejects file
 //! target · column_types · format · position · counters · error
 //! ```
@@ -29,24 +36,37 @@ mod client;
 mod column_types;
 mod counters;
 mod csv;
+mod csv_parser;
 mod dry_run;
 mod error;
+mod expand;
+mod forecast;
 mod format;
 mod input;
+mod json;
+mod mapping;
 mod ndjson;
 mod packing;
+mod parquet_rows;
 mod position;
+mod preview;
+mod print_rejects;
 mod progress;
+mod read_args;
 mod reader;
 mod records;
 mod rejects;
 mod run;
 mod run_files;
+mod sized_file;
+mod sniff;
 mod summary;
 mod target;
 mod throttle;
+mod times;
 
-use args::Args;
+use args::{Args, Command};
+use checkpoint::Job;
 use clap::Parser;
 use client::Client;
 use contract::api_key::ApiKey;
@@ -55,7 +75,7 @@ use error::Error;
 use input::Source;
 use reader::ReadPlan;
 use run::RunOptions;
-use run_files::{RunPaths, with_suffix};
+use run_files::{RunPaths, Treatment, with_suffix};
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -63,10 +83,21 @@ use summary::Summary;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let args = Args::parse();
+    let mut args = Args::parse();
+    if let Some(Command::Rejects { file }) = args.command.take() {
+        return print_rejects(&file);
+    }
     let json = args.json;
-    match run(args).await {
-        Ok(summary) => print_summary(&summary, json),
+    let result = match args.preview {
+        Some(events) => preview(&args, events).await,
+        None => run(args).await.map(|summary| print_summary(&summary, json)),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if json => {
+            print_summary(&Summary::failed(&error), json);
+            error.exit_code()
+        }
         Err(error) => {
             print(&format!("error: {error}"));
             error.exit_code()
@@ -74,10 +105,14 @@ async fn main() -> ExitCode {
     }
 }
 
+async fn preview(args: &Args, events: u64) -> Result<ExitCode, Error> {
+    preview::run(read_plan(args)?, events).await
+}
+
 async fn run(args: Args) -> Result<Summary, Error> {
     let plan = read_plan(&args)?;
     if args.dry_run {
-        return dry_run::run(plan, args.rejects).await;
+        return dry_run::run(plan, args.rejects, args.allow_empty).await;
     }
     let target = args.url.ok_or_else(|| Error::Usage("--url is missing".to_owned()))?;
     if target.is_exposed() && !args.insecure_http {
@@ -86,45 +121,74 @@ async fn run(args: Args) -> Result<Summary, Error> {
             target.base_url()
         )));
     }
-    if [Mode::Live, Mode::Test].iter().any(|mode| args.key_env.starts_with(mode.key_prefix())) {
-        // The message must not repeat the value, which may be a key.
-        return Err(Error::Usage(
-            "--key-env takes the name of an environment variable, not the API key itself".to_owned(),
-        ));
-    }
-    let api_key = std::env::var(&args.key_env).unwrap_or_default();
-    let mode = ApiKey::parse(&api_key).map(|key| key.mode()).ok_or_else(|| {
+    let api_key = api_key(&args.key_env)?;
+    let key = ApiKey::parse(&api_key).ok_or_else(|| {
         Error::Usage(format!(
             "the environment variable {} does not contain an API key (sk_live_… or sk_test_…)",
             args.key_env
         ))
     })?;
-    let client = Client::new(&target, &api_key, args.host.as_deref(), args.timeout).map_err(Error::Usage)?;
-    let base = plan.sources.iter().find_map(|source| source.path.clone()).unwrap_or_else(|| PathBuf::from("stdin"));
+    let client = Client::new(&target, &api_key, args.host.as_deref()).map_err(Error::Usage)?;
+    let base = state_base(&plan, args.run_name.as_deref());
     let paths = RunPaths {
         checkpoint: args.checkpoint.unwrap_or_else(|| with_suffix(&base, ".checkpoint.json")),
         rejects: args.rejects.unwrap_or_else(|| with_suffix(&base, ".rejects.ndjson")),
     };
-    if let Some(path) = [&paths.checkpoint, &paths.rejects].into_iter().find(|path| is_input(&plan, path)) {
-        return Err(Error::Usage(format!("{} is an input file and would be overwritten", path.display())));
-    }
-    run::run(RunOptions {
+    let inputs: Vec<_> = plan.sources.iter().filter_map(|source| source.path.as_deref()).collect();
+    let resolved = paths.resolve(&inputs)?;
+    let job = Job {
         url: target.base_url().to_owned(),
         host: args.host,
-        mode,
+        mode: key.mode().to_string(),
+        api_key: key.hint(),
+        run_name: args.run_name,
+        ..Job::of(&plan)
+    };
+    let treatment = Treatment { restart: args.restart, same_project: args.same_project };
+    let summary = run::run(RunOptions {
         plan,
+        job,
         client,
-        paths,
-        restart: args.restart,
+        paths: resolved,
+        treatment,
         concurrency: args.concurrency,
+        timeout: args.timeout,
         give_up_after: args.give_up_after,
-    })
-    .await
+        allow_empty: args.allow_empty,
+    });
+    summary.await.map(|summary| summary.with_files(&paths))
 }
 
-fn is_input(plan: &ReadPlan, path: &Path) -> bool {
-    let inputs = plan.sources.iter().filter_map(|source| source.path.as_ref()?.canonicalize().ok());
-    path.canonicalize().is_ok_and(|path| inputs.into_iter().any(|input| input == path))
+fn api_key(variable: &str) -> Result<String, Error> {
+    if [Mode::Live, Mode::Test].iter().any(|mode| variable.starts_with(mode.key_prefix())) {
+        // The message must not repeat the value, which may be a key.
+        return Err(Error::Usage(
+            "--key-env takes the name of an environment variable, not the API key itself".to_owned(),
+        ));
+    }
+    Ok(std::env::var(variable).unwrap_or_default())
+}
+
+/// The path to which the suffixes of the run's files are added: that of the first file, with the run's name.
+fn state_base(plan: &ReadPlan, run_name: Option<&str>) -> PathBuf {
+    let file = plan.sources.iter().find_map(|source| source.state_path().map(Path::to_owned));
+    let base = file.unwrap_or_else(|| PathBuf::from("stdin"));
+    run_name.map_or(base.clone(), |name| with_suffix(&base, &format!(".{name}")))
+}
+
+fn print_rejects(path: &Path) -> ExitCode {
+    match print_rejects::run(path, stdout()) {
+        Ok(printed) if printed.without_text.is_empty() => ExitCode::SUCCESS,
+        Ok(printed) => {
+            let places = printed.without_text.join(", ");
+            print(&format!("error: these events were too long to be kept; take them from the input: {places}"));
+            ExitCode::from(1)
+        }
+        Err(error) => {
+            print(&format!("error: {error}"));
+            error.exit_code()
+        }
+    }
 }
 
 fn read_plan(args: &Args) -> Result<ReadPlan, Error> {
@@ -138,8 +202,15 @@ fn read_plan(args: &Args) -> Result<ReadPlan, Error> {
     if files.iter().filter(|file| file.as_path() == Path::new("-")).count() > 1 {
         return Err(Error::Usage("standard input (`-`) can be given only once".to_owned()));
     }
-    let sources = files.iter().map(|path| Source::new(path, args.format)).collect::<Result<_, _>>()?;
-    let plan = ReadPlan { sources, types: args.types.clone(), max_events: args.max_events };
+    let options = args.reading.options()?;
+    let files = expand::expand(files)?;
+    let sources = files.iter().map(|path| Source::new(path, args.reading.format)).collect::<Result<_, _>>()?;
+    let plan = ReadPlan {
+        max_rejects: args.max_rejects,
+        limit: args.limit,
+        events_per_second: args.events_per_second,
+        ..ReadPlan::new(sources, options, args.max_events)
+    };
     reader::check_headers(&plan)?;
     Ok(plan)
 }

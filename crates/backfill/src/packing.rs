@@ -1,6 +1,6 @@
 //! Packs events into batches and derives their idempotency keys.
 //!
-//! The end of a batch depends only on the input and `--max-events`, and its key only on its position
+//! The end of a batch depends only on the input and `--max-events`, and its key only on the run's name, its position
 //! and its bytes. A resumed run therefore makes the same batches with the same keys.
 
 use crate::position::{Position, ResumePoint};
@@ -13,7 +13,7 @@ const OPEN: &[u8] = br#"{"events":["#;
 const CLOSE: &[u8] = b"]}";
 
 /// The first text that is hashed into every key. It must change if packing or key derivation changes.
-const KEY_FORMAT: &str = "event-ingest-backfill/1";
+const KEY_FORMAT: &str = "event-ingest-backfill/2";
 
 /// The most rejected events in a batch, to bound memory.
 const MAX_REJECTED: usize = 500;
@@ -31,7 +31,9 @@ pub struct PackedBatch {
     pub body: BatchBody,
     /// The events that break a rule.
     pub rejected: Vec<RejectedEvent>,
-    /// Identifies the first event by file name, file index and offset. The key is derived from it and the body.
+    /// The bytes of all inputs, as stored, before this batch and before the next one. Only progress depends on them.
+    pub read: Range<u64>,
+    /// Identifies the first event by run, file name, file index and offset. The key is derived from it and the body.
     first_event: String,
 }
 
@@ -42,9 +44,10 @@ impl PackedBatch {
     }
 }
 
-/// The key of a part of the batch whose key is `parent`.
-pub fn key_of_part(parent: &str, part: &BatchBody) -> String {
-    hash(&[KEY_FORMAT, "part of", parent], part)
+/// The key of a part of the batch whose key is `parent`. `first` is the index in the batch of the part's first event:
+/// parts with equal bytes are different events.
+fn key_of_part(parent: &str, first: usize, part: &BatchBody) -> String {
+    hash(&[KEY_FORMAT, "part of", parent, &first.to_string()], part)
 }
 
 fn hash(prefix: &[&str], body: &BatchBody) -> String {
@@ -102,13 +105,23 @@ impl BatchBody {
         self.events.get(index).map(|(position, range)| (position, &self.bytes[range.clone()]))
     }
 
-    /// A body with only the events whose index satisfies `is_wanted`.
-    pub fn part(&self, is_wanted: impl Fn(usize) -> bool) -> Self {
+    /// Splits a body whose key is `key` into `parts` bodies with keys of their own, of about equally many events. A
+    /// body with fewer events has fewer parts.
+    pub fn split(&self, key: &str, parts: usize) -> Vec<(String, Self)> {
+        let parts = parts.clamp(1, self.len().max(1));
+        let start = |part: usize| self.len() * part / parts;
+        (0..parts)
+            .map(|part| {
+                let body = self.part(start(part)..start(part + 1));
+                (key_of_part(key, start(part), &body), body)
+            })
+            .collect()
+    }
+
+    fn part(&self, indexes: Range<usize>) -> Self {
         let mut part = Self::new();
-        for (index, (position, range)) in self.events.iter().enumerate() {
-            if is_wanted(index) {
-                part.push(position.clone(), &self.bytes[range.clone()]);
-            }
+        for (position, range) in &self.events[indexes] {
+            part.push(position.clone(), &self.bytes[range.clone()]);
         }
         part.close();
         part
@@ -118,6 +131,8 @@ impl BatchBody {
 /// Fills one batch after another.
 pub struct Packer {
     max_events: usize,
+    run_name: String,
+    read: u64,
     number: u64,
     body: BatchBody,
     rejected: Vec<RejectedEvent>,
@@ -126,10 +141,16 @@ pub struct Packer {
 }
 
 impl Packer {
-    /// Begins with the batch of this number.
-    pub fn new(max_events: usize, number: u64) -> Self {
+    /// Begins with the batch of this number, after `read` bytes of the inputs. `run_name` enters the keys.
+    pub fn new(max_events: usize, run_name: String, number: u64, read: u64) -> Self {
         let body = BatchBody::new();
-        Self { max_events, number, body, rejected: Vec::new(), rejected_bytes: 0, first_event: String::new() }
+        let first_event = String::new();
+        Self { max_events, run_name, read, number, body, rejected: Vec::new(), rejected_bytes: 0, first_event }
+    }
+
+    /// Corrects the number of bytes read before the first batch.
+    pub fn begin_after(&mut self, read: u64) {
+        self.read = read;
     }
 
     /// Whether the current batch has enough bytes left for `event`.
@@ -142,7 +163,7 @@ impl Packer {
         if self.body.len() == 0 {
             // With the file's name in the key, equal bytes in tomorrow's file are different events.
             // The directory is left out, so that a file can be moved.
-            self.first_event = format!("{file}\n{}\n{}", position.file, position.offset);
+            self.first_event = format!("{}\n{file}\n{}\n{}", self.run_name, position.file, position.offset);
         }
         self.body.push(position, event);
     }
@@ -165,12 +186,12 @@ impl Packer {
         self.body.len() == 0 && self.rejected.is_empty()
     }
 
-    /// Ends the batch at `end` and begins the next one.
-    pub fn finish_batch(&mut self, end: ResumePoint) -> PackedBatch {
-        let next = Self::new(self.max_events, self.number + 1);
-        let Self { number, mut body, rejected, first_event, .. } = std::mem::replace(self, next);
+    /// Ends the batch at `end`, after `read` bytes of the inputs, and begins the next one.
+    pub fn finish_batch(&mut self, end: ResumePoint, read: u64) -> PackedBatch {
+        let next = Self::new(self.max_events, self.run_name.clone(), self.number + 1, read);
+        let Self { number, mut body, rejected, first_event, read: start, .. } = std::mem::replace(self, next);
         body.close();
-        PackedBatch { number, end, body, rejected, first_event }
+        PackedBatch { number, end, body, rejected, read: start..read.max(start), first_event }
     }
 }
 
@@ -179,6 +200,7 @@ mod tests {
     use super::*;
     use contract::batch::Batch;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     fn event(id: usize, padding: usize) -> Vec<u8> {
         format!(r#"{{"external_user_id":"{id}","name":"n","note":"{}"}}"#, "x".repeat(padding)).into_bytes()
@@ -191,20 +213,20 @@ mod tests {
     /// Packs the events from index `from` on, as the reader does. Each batch is returned with the
     /// index of the event after it.
     fn pack(events: &[Vec<u8>], from: usize, number: u64, max_events: usize) -> Vec<(u64, PackedBatch)> {
-        let mut packer = Packer::new(max_events, number);
+        let mut packer = Packer::new(max_events, "run".to_owned(), number, from as u64);
         let mut batches = Vec::new();
         let resume_point = |offset| ResumePoint { position: position(offset), sha256: String::new() };
         for (offset, event) in events.iter().enumerate().skip(from) {
             if !packer.has_room_for(event) {
-                batches.push((offset as u64, packer.finish_batch(resume_point(offset))));
+                batches.push((offset as u64, packer.finish_batch(resume_point(offset), offset as u64)));
             }
             packer.push("f", position(offset), event);
             if packer.is_full() {
-                batches.push((offset as u64 + 1, packer.finish_batch(resume_point(offset + 1))));
+                batches.push((offset as u64 + 1, packer.finish_batch(resume_point(offset + 1), offset as u64 + 1)));
             }
         }
         if !packer.is_empty() {
-            batches.push((events.len() as u64, packer.finish_batch(resume_point(events.len()))));
+            batches.push((events.len() as u64, packer.finish_batch(resume_point(events.len()), events.len() as u64)));
         }
         batches
     }
@@ -237,22 +259,32 @@ mod tests {
         let mut changed = same.clone();
         changed[3] = event(1, 0);
         assert_ne!(pack(&changed, 0, 0, 10)[0].1.key(), keys[0]);
-        let body = &batches[0].1.body;
-        assert_ne!(key_of_part(&keys[0], body), key_of_part(&keys[1], body));
-        let mut elsewhere = Packer::new(10, 0);
-        same[..10].iter().enumerate().for_each(|(at, event)| elsewhere.push("g", position(at), event));
-        assert_ne!(elsewhere.finish_batch(ResumePoint::default()).key(), keys[0]);
+        let key = |run: &str, file| {
+            let mut packer = Packer::new(10, run.to_owned(), 0, 0);
+            same[..10].iter().enumerate().for_each(|(at, event)| packer.push(file, position(at), event));
+            packer.finish_batch(ResumePoint::default(), 0).key()
+        };
+        assert_eq!(key("run", "f"), keys[0]);
+        assert_ne!(key("run", "g"), keys[0]);
+        assert_ne!(key("again", "f"), keys[0]);
     }
 
     #[test]
-    fn a_part_keeps_texts_and_positions() {
-        let events: Vec<_> = (0..4).map(|id| event(id, id)).collect();
+    fn parts_have_all_events_once_and_different_keys() {
+        let events: Vec<_> = (0..7).map(|_| event(0, 0)).collect();
         let body = pack(&events, 0, 0, 500).remove(0).1.body;
-        let part = body.part(|index| index % 2 == 1);
-        assert_eq!(part.event(1), Some((&position(3), events[3].as_slice())));
-        assert_eq!((part.len(), part.event(2)), (2, None));
-        assert_eq!(Batch::parse(part.bytes()).unwrap().events().len(), 2);
-        assert_eq!(body.part(|_| true).bytes(), body.bytes());
+        for parts in [1, 2, 3, 7, 64] {
+            let split = body.split("key", parts);
+            assert_eq!(split.len(), parts.min(7));
+            let keys: BTreeSet<_> = split.iter().map(|(key, _)| key).collect();
+            assert_eq!(keys.len(), split.len(), "equal bytes at two positions are different events");
+            assert!(split.iter().all(|(key, _)| *key != "key" && body.split("other", parts)[0].0 != *key));
+            let found: Vec<_> =
+                split.iter().flat_map(|(_, part)| (0..part.len()).filter_map(|at| part.event(at))).collect();
+            let expected: Vec<_> = (0..7).filter_map(|at| body.event(at)).collect();
+            assert_eq!(found, expected);
+            assert!(split.iter().all(|(_, part)| Batch::parse(part.bytes()).is_ok()));
+        }
     }
 
     proptest! {

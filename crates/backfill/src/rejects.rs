@@ -1,8 +1,9 @@
 //! The rejects file: one line per rejected event, with its position and the reasons.
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::fmt;
 
 /// An event that was rejected, by this command or by the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,12 +38,61 @@ struct RejectsLine<'a> {
     first: &'a Problem,
     #[serde(skip_serializing_if = "<[Problem]>::is_empty")]
     more: &'a [Problem],
-    /// The event as written, if it is JSON. `jq -c .event` makes a file of events to fix and send.
+    /// The event as written, if it is JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     event: Option<&'a RawValue>,
     /// The text, if it is not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<Cow<'a, str>>,
+    /// The bytes of the text in hexadecimal, if it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text_hex: Option<String>,
+}
+
+/// A rejected event as it was in the input.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Original {
+    /// Where it was, such as `events.ndjson:17`.
+    pub place: String,
+    /// Its text; `None` if that was too long to be kept.
+    pub text: Option<Vec<u8>>,
+}
+
+/// Reads a line of the rejects file.
+///
+/// # Errors
+/// The message says why the line is not one of a rejects file.
+pub fn original(line: &[u8]) -> Result<Original, String> {
+    #[derive(Deserialize)]
+    struct Rejected<'a> {
+        file: Cow<'a, str>,
+        line: u64,
+        #[serde(borrow, default, deserialize_with = "present")]
+        event: Option<&'a RawValue>,
+        text: Option<Cow<'a, str>>,
+        text_hex: Option<Cow<'a, str>>,
+    }
+    /// To `Option`, the event `null` would be absent.
+    fn present<'de: 'a, 'a, D: Deserializer<'de>>(event: D) -> Result<Option<&'a RawValue>, D::Error> {
+        <&RawValue>::deserialize(event).map(Some)
+    }
+    let Rejected { file, line, event, text, text_hex } =
+        serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    let from_hex = text_hex.map(|hex| hex::decode(hex.as_ref()).map_err(|error| error.to_string())).transpose()?;
+    let event = event.map(|event| event.get().as_bytes().to_vec());
+    let text = event.or(from_hex).or(text.map(|text| text.into_owned().into_bytes()));
+    Ok(Original { place: format!("{file}:{line}"), text })
+}
+
+impl fmt::Display for RejectedEvent {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let problems = self.problems.iter().map(|problem| match &problem.field {
+            Some(field) => format!("{field} {}", problem.reason),
+            None => problem.reason.clone(),
+        });
+        let problems = problems.collect::<Vec<_>>().join("; ").replace(char::is_control, "\u{fffd}");
+        write!(formatter, "{}:{}: {problems}", self.file, self.line)
+    }
 }
 
 impl RejectedEvent {
@@ -57,12 +107,22 @@ impl RejectedEvent {
         let Some((first, more)) = self.problems.split_first() else { return };
         let text = self.text.as_deref().unwrap_or_default();
         let event: Option<&RawValue> = serde_json::from_slice(text).ok();
-        let text = (event.is_none() && self.text.is_some()).then(|| String::from_utf8_lossy(text));
-        let line = RejectsLine { file: &self.file, line: self.line, first, more, event, text };
+        let one_line = event.and_then(on_one_line);
+        let event = one_line.as_deref().or(event);
+        let is_text = event.is_none() && self.text.is_some();
+        let text_hex = (is_text && std::str::from_utf8(text).is_err()).then(|| hex::encode(text));
+        let text = is_text.then(|| String::from_utf8_lossy(text));
+        let line = RejectsLine { file: &self.file, line: self.line, first, more, event, text, text_hex };
         // Serializing strings, numbers and raw JSON cannot fail.
         lines.extend(serde_json::to_vec(&line).unwrap_or_default());
         lines.push(b'\n');
     }
+}
+
+/// An event of several lines on one line; `None` if it is on one line already. Line breaks in JSON are only between
+/// tokens, where a space means the same.
+fn on_one_line(event: &RawValue) -> Option<Box<RawValue>> {
+    event.get().contains(['\n', '\r']).then(|| RawValue::from_string(event.get().replace(['\n', '\r'], " ")).ok())?
 }
 
 #[cfg(test)]
@@ -84,7 +144,31 @@ mod tests {
         let event = r#"{"name": 1.10,  "name":2}"#;
         let start = format!(r#"{{"file":"f","line":7,{problem}"#);
         assert_eq!(line(Some(event.as_bytes()), 1), format!("{start},\"event\":{event}}}\n"));
-        assert_eq!(line(Some(b"{\"a\xff"), 1), format!("{start},\"text\":\"{{\\\"a\u{fffd}\"}}\n"));
+        let not_utf8 = format!("{start},\"text\":\"{{\\\"a\u{fffd}\",\"text_hex\":\"7b2261ff\"}}\n");
+        assert_eq!(line(Some(b"{\"a\xff"), 1), not_utf8);
         assert_eq!(line(None, 2), format!("{start},\"more\":[{{{problem}}}]}}\n"));
+    }
+
+    #[test]
+    fn the_original_text_is_read_back_byte_for_byte() {
+        for text in [
+            &b"{\"a\":1e400,  \"b\":12345678901234567483, \"c\":42.50}"[..],
+            b"{\"a\":\"\\ud83d\"}",
+            b"not json",
+            b"\"\xff\"",
+            b"{\"a\xff",
+            b"a,\"b\nc\"",
+            b"",
+            b"null",
+        ] {
+            let original = original(line(Some(text), 1).as_bytes()).unwrap();
+            assert_eq!(original.place, "f:7");
+            assert_eq!(original.text.as_deref(), Some(text), "{}", String::from_utf8_lossy(text));
+        }
+        assert_eq!(original(line(None, 1).as_bytes()).unwrap().text, None);
+        assert!(original(b"{\"name\":\"n\"}").is_err() && original(b"x").is_err());
+        let lines = line(Some(b"{\n  \"a\": 1\r\n}"), 1);
+        assert_eq!(lines.lines().count(), 1);
+        assert_eq!(original(lines.as_bytes()).unwrap().text.unwrap(), b"{   \"a\": 1  }");
     }
 }

@@ -1,35 +1,44 @@
 //! `--url`: the address of the service.
 
-use hyper::http::Uri;
+use reqwest::Url;
 use std::net::IpAddr;
 
-const PATH: &str = "/api/v1/events/batch";
+/// The endpoint of which a rejected event needs no second request.
+const PATH: &str = "/api/v1/events/bulk";
+/// Endpoints with which people paste the URL.
+const OTHER_PATHS: [&str; 2] = ["/api/v1/events/batch", "/api/v1/events"];
 
 /// The service to which batches are sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     base_url: String,
-    uri: Uri,
+    url: Url,
 }
 
 impl Target {
-    /// Parses a base URL, with or without the endpoint's path.
+    /// Parses a base URL, with or without the path of an endpoint.
     ///
     /// # Errors
     /// The message says what a valid URL looks like.
     pub fn parse(text: &str) -> Result<Self, String> {
         let base_url = text.trim_end_matches('/');
-        let base_url = base_url.strip_suffix(PATH).unwrap_or(base_url);
+        let endpoint = [PATH].into_iter().chain(OTHER_PATHS).find_map(|path| base_url.strip_suffix(path));
+        let base_url = endpoint.unwrap_or(base_url);
         let usage = "must be a URL such as https://api.example.com";
-        let uri: Uri = format!("{base_url}{PATH}").parse().map_err(|_| usage.to_owned())?;
-        let authority = uri.authority().ok_or(usage)?;
-        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.query().is_some() || base_url.contains('#') {
+        // Without a host, the parser would take the first segment of the path for it.
+        Url::parse(base_url).map_err(|_| usage.to_owned())?;
+        let url = Url::parse(&format!("{base_url}{PATH}")).map_err(|_| usage.to_owned())?;
+        if !matches!(url.scheme(), "http" | "https")
+            || !url.has_host()
+            || url.query().is_some()
+            || base_url.contains('#')
+        {
             return Err(usage.to_owned());
         }
-        if authority.as_str().contains('@') {
+        if !url.username().is_empty() || url.password().is_some() {
             return Err("must not contain a user name or password".to_owned());
         }
-        Ok(Self { base_url: base_url.to_owned(), uri })
+        Ok(Self { base_url: base_url.to_owned(), url })
     }
 
     /// The URL without the endpoint's path.
@@ -38,15 +47,25 @@ impl Target {
     }
 
     /// The URL of the endpoint.
-    pub fn uri(&self) -> &Uri {
-        &self.uri
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The host, for messages.
+    pub fn host(&self) -> &str {
+        self.url.host_str().unwrap_or_default()
+    }
+
+    /// Whether requests are encrypted.
+    pub fn is_https(&self) -> bool {
+        self.url.scheme() == "https"
     }
 
     /// Whether the API key would cross a network unencrypted.
     pub fn is_exposed(&self) -> bool {
-        let host = self.uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let host = self.host().trim_matches(['[', ']']);
         let is_local = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
-        self.uri.scheme_str() == Some("http") && !is_local
+        !self.is_https() && !is_local
     }
 }
 
@@ -60,10 +79,11 @@ mod tests {
             ("https://a.example", "https://a.example"),
             ("https://a.example/prod/", "https://a.example/prod"),
             ("http://127.0.0.1:4566/api/v1/events/batch", "http://127.0.0.1:4566"),
+            ("http://127.0.0.1:4566/api/v1/events/bulk/", "http://127.0.0.1:4566"),
         ] {
             let target = Target::parse(text).unwrap();
             assert_eq!(target.base_url(), base_url);
-            assert_eq!(target.uri().to_string(), format!("{base_url}/api/v1/events/batch"));
+            assert_eq!(target.url().to_string(), format!("{base_url}/api/v1/events/bulk"));
         }
         for bad in ["", "a.example", "/x", "ftp://a", "https://", "https://a?b", "https://a/#b", "https://u:p@a"] {
             assert!(Target::parse(bad).is_err(), "{bad}");

@@ -1,13 +1,21 @@
-//! Limits the requests in flight, across all batches.
+//! Limits the requests in flight and the size of new batches.
 //!
-//! As in TCP's congestion control, a 429 or 503 halves the limit, and each success raises it by a
+//! As in TCP's congestion control, a 429, a 503 or a time-out halves the limit, and each success raises it by a
 //! fraction, so that a full round of successes raises it by one. A `Retry-After` delays all requests.
+//!
+//! On a slow line, requests in flight share the line, and each exceeds its time-out. A time-out therefore also doubles
+//! the slowness: new batches are split into that many parts, and whole batches may take that many times as long.
 
 use crate::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// The highest slowness.
+const MAX_SLOWNESS: u32 = 64;
+/// After this many successes without a time-out, the slowness is halved.
+const SUCCESSES_BEFORE_FASTER: u32 = 100;
 
 /// Gives out permits for requests, and stops the run.
 pub struct Throttle {
@@ -25,9 +33,27 @@ struct State {
     not_before: Instant,
     /// When the limit was last halved. Requests that started earlier do not halve it again.
     halved_at: Option<Instant>,
+    /// Into how many parts a new batch is split.
+    slowness: u32,
+    /// The successes since the slowness changed.
+    successes: u32,
+    /// Whether any request got a final answer.
+    succeeded: bool,
     /// The time since which every request has failed; `None` if the last one succeeded.
     failing_since: Option<Instant>,
     stop_reason: Option<Error>,
+}
+
+impl State {
+    /// Halves the limit, but only once for requests that were in flight together. Returns whether it did.
+    fn halve(&mut self, permit: &Permit) -> bool {
+        let is_first = self.halved_at.is_none_or(|halved_at| permit.started > halved_at);
+        if is_first {
+            self.limit = (self.limit / 2.0).max(1.0);
+            self.halved_at = Some(Instant::now());
+        }
+        is_first
+    }
 }
 
 /// The run was stopped. [`Throttle::stop_reason`] says why.
@@ -57,6 +83,9 @@ impl Throttle {
             in_flight: 0,
             not_before: Instant::now(),
             halved_at: None,
+            slowness: 1,
+            successes: 0,
+            succeeded: false,
             failing_since: None,
             stop_reason: None,
         };
@@ -125,7 +154,13 @@ impl Throttle {
     pub fn request_succeeded(&self) {
         let mut state = self.state();
         state.failing_since = None;
+        state.succeeded = true;
         state.limit = (state.limit + 1.0 / state.limit).min(self.max_limit);
+        state.successes += 1;
+        if state.successes >= SUCCESSES_BEFORE_FASTER {
+            state.slowness = (state.slowness / 2).max(1);
+            state.successes = 0;
+        }
         drop(state);
         self.changed.notify_waiters();
     }
@@ -134,12 +169,27 @@ impl Throttle {
     pub fn slow_down(&self, permit: &Permit, retry_after: Option<Duration>) {
         let now = Instant::now();
         let mut state = self.state();
-        // Requests that were in flight together halve the limit only once.
-        if state.halved_at.is_none_or(|halved_at| permit.started > halved_at) {
-            state.limit = (state.limit / 2.0).max(1.0);
-            state.halved_at = Some(now);
-        }
+        state.halve(permit);
         state.not_before = state.not_before.max(now + retry_after.unwrap_or_default());
+    }
+
+    /// Records a request without an answer in time: halves the limit and doubles the slowness.
+    pub fn timed_out(&self, permit: &Permit) {
+        let mut state = self.state();
+        if state.halve(permit) {
+            state.slowness = (state.slowness * 2).min(MAX_SLOWNESS);
+            state.successes = 0;
+        }
+    }
+
+    /// Into how many parts to split a batch that was never sent, and how many times as long a whole batch may take.
+    pub fn slowness(&self) -> u32 {
+        self.state().slowness
+    }
+
+    /// Whether any request of this run got a final answer.
+    pub fn has_succeeded(&self) -> bool {
+        self.state().succeeded
     }
 
     /// Records a failed request, and stops the run if every request has failed for too long. The time
@@ -212,6 +262,25 @@ mod tests {
         assert_eq!(permits(&throttle).await.len(), 3);
         (0..100).for_each(|_| throttle.request_succeeded());
         assert_eq!(permits(&throttle).await.len(), 8);
+    }
+
+    #[tokio::test]
+    async fn time_outs_raise_the_slowness_until_enough_requests_succeed() {
+        let throttle = throttle(4);
+        let permits = permits(&throttle).await;
+        for permit in &permits {
+            throttle.timed_out(permit);
+        }
+        assert_eq!(throttle.slowness(), 2);
+        drop(permits);
+        for _ in 0..20 {
+            throttle.timed_out(&throttle.permit().await.unwrap());
+        }
+        assert_eq!(throttle.slowness(), MAX_SLOWNESS);
+        (1..SUCCESSES_BEFORE_FASTER).for_each(|_| throttle.request_succeeded());
+        assert_eq!(throttle.slowness(), MAX_SLOWNESS);
+        throttle.request_succeeded();
+        assert_eq!(throttle.slowness(), MAX_SLOWNESS / 2);
     }
 
     #[tokio::test]

@@ -10,6 +10,9 @@ pub const MAX_BULK_EVENTS: usize = 1000;
 pub const MAX_BODY_BYTES: usize = 5 * 1024 * 1024;
 /// The most members of a gzip body. Each member costs CPU time even if it is empty.
 pub const MAX_GZIP_MEMBERS: usize = 1024;
+/// The most steps in which a gzip body is decompressed. A member takes one for its header and one for
+/// each of its deflate blocks. A compressor begins a block every 16 KB or more, or when it is flushed.
+pub const MAX_GZIP_STEPS: usize = 8192;
 /// The most violations that one response lists, except the response to a bulk request.
 pub const MAX_VIOLATIONS: usize = 100;
 

@@ -132,7 +132,11 @@ impl<'text> Scanner<'text> {
         let (mut refusal, mut escapes) = (None, 0);
         loop {
             let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-            let Some(found) = memchr::memchr2(b'"', b'\\', rest) else {
+            // Most keys are short, and a search by memchr takes longer to begin than to read a few bytes.
+            let (near, far) = rest.split_at(rest.len().min(8));
+            let found = near.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+            let far = || memchr::memchr2(b'"', b'\\', far).map(|found| near.len() + found);
+            let Some(found) = found.or_else(far) else {
                 self.at = self.text.len();
                 return (refusal, escapes);
             };

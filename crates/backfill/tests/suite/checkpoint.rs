@@ -12,8 +12,11 @@ async fn another_input_or_other_options_do_not_resume() {
     backfill.run("events.ndjson --max-events 10 --concurrency 1").await.assert(3, &["403"]);
     let sent = service.requests().len();
     backfill.run("events.ndjson --max-events 20").await.assert(2, &["--max-events was 10, not 20", "--restart"]);
-    backfill.run("events.ndjson --max-events 10 --types a=number").await.assert(2, &["--types was different"]);
-    backfill.run("events.ndjson --max-events 10 --format csv").await.assert(2, &["is not one of external_user_id"]);
+    backfill.run("events.ndjson --max-events 10 --types a=number").await.assert(2, &["--types"]);
+    backfill
+        .run("events.ndjson --max-events 10 --format csv")
+        .await
+        .assert(2, &["there is no column `external_user_id`"]);
     backfill.write("events.ndjson", format!("{content}\n"));
     backfill.run("events.ndjson --max-events 10").await.assert(2, &["the size of events.ndjson has changed"]);
     backfill.write("events.ndjson", content.replacen("1.10", "1.11", 1));
@@ -29,10 +32,9 @@ async fn a_complete_run_is_complete_only_for_the_same_input() {
     let service = Service::start(|_, _| Reply::Process).await;
     let backfill = Backfill::new(&service);
     // A producer that fails may leave no input, or only a part.
-    backfill.run_with_stdin("", "").await.assert(0, &["0 events accepted"]);
-    backfill.run_with_stdin("", &lines(3)).await.assert(2, &["the input continues", "--restart"]);
-    backfill.run_with_stdin("--restart", &lines(3)).await.assert(0, &["3 events accepted"]);
-    backfill.run_with_stdin("", &lines(5)).await.assert(2, &["the input continues"]);
+    backfill.run_with_stdin("", "").await.assert(2, &["the input has no events", "--allow-empty"]);
+    backfill.run_with_stdin("", &lines(3)).await.assert(0, &["3 events accepted"]);
+    backfill.run_with_stdin("", &lines(5)).await.assert(2, &["the input continues", "--run-name"]);
     backfill.run_with_stdin("", &lines(3)).await.assert(0, &["Already complete"]);
     // A file that was corrected in place.
     backfill.write("events.ndjson", lines(10) + "{}\n");
@@ -53,7 +55,8 @@ async fn another_host_or_mode_does_not_resume() {
     backfill.run("events.ndjson --host one.example").await.assert(0, &["3 events accepted"]);
     backfill.run("events.ndjson --host two.example").await.assert(2, &["--host was one.example"]);
     let live = API_KEY.replacen("sk_test_", "sk_live_", 1);
-    let mut command = backfill.command("events.ndjson --host one.example");
+    // The mode is checked even if the key is said to be of the same project.
+    let mut command = backfill.command("events.ndjson --host one.example --same-project");
     run(command.env("VIBEFOLLOW_API_KEY", live)).await.assert(2, &["a test key, not a live key"]);
     assert_eq!(service.requests().len(), 1);
 }

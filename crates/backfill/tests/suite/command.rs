@@ -96,13 +96,17 @@ impl Backfill {
         serde_json::from_str(&self.read("events.ndjson.checkpoint.json")).expect("a checkpoint")
     }
 
+    /// The environment of the command.
+    pub fn environment(&self) -> [(&'static str, String); 2] {
+        [("VIBEFOLLOW_API_KEY", API_KEY.to_owned()), ("VIBEFOLLOW_BASE_URL", format!("http://{}", self.address))]
+    }
+
     /// The command with these arguments, which are separated by spaces.
     pub fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_event-ingest-backfill"));
         command
             .env_clear()
-            .env("VIBEFOLLOW_API_KEY", API_KEY)
-            .env("VIBEFOLLOW_BASE_URL", format!("http://{}", self.address))
+            .envs(self.environment())
             .current_dir(self.directory.path())
             .args(arguments.split_whitespace())
             .stdin(Stdio::null())
@@ -116,10 +120,10 @@ impl Backfill {
         run(&mut self.command(arguments)).await
     }
 
-    pub async fn run_with_stdin(&self, arguments: &str, input: &str) -> Run {
+    pub async fn run_with_stdin(&self, arguments: &str, input: impl AsRef<[u8]>) -> Run {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().expect("it starts");
         // Writing fails if the command ends before it has read everything.
-        let _ = child.stdin.take().expect("piped").write_all(input.as_bytes()).await;
+        let _ = child.stdin.take().expect("piped").write_all(input.as_ref()).await;
         wait(child).await
     }
 }

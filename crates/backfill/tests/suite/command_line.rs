@@ -26,7 +26,7 @@ async fn errors_of_usage_are_reported_before_anything_is_sent() {
         "events.ndjson --url example.com",
         "events.ndjson --url http://example.com",
         "events.ndjson --timeout 1x",
-        "events.ndjson --max-events 501",
+        "events.ndjson --max-events 1001",
         "events.ndjson --types age=date",
         "events.ndjson --key-env NOWHERE",
     ] {
@@ -59,8 +59,8 @@ error: invalid value '1x' for '--timeout <TIME>': must be a time such as 30s, 15
 
 For more information, try '--help'.
 
-$ event-ingest-backfill events.ndjson --max-events 501
-error: invalid value '501' for '--max-events <N>': must be a whole number from 1 to 500
+$ event-ingest-backfill events.ndjson --max-events 1001
+error: invalid value '1001' for '--max-events <N>': must be a whole number from 1 to 1000
 
 For more information, try '--help'.
 
@@ -77,7 +77,7 @@ error: the environment variable NOWHERE does not contain an API key (sk_live_…
     );
     backfill.write("events.ndjson.rejects.ndjson", "precious\n");
     backfill.run("events.ndjson").await.assert_stderr(2, str![[r#"
-error: events.ndjson.rejects.ndjson exists, but its checkpoint does not. Move the file away, or overwrite it with --restart
+error: events.ndjson.rejects.ndjson exists, but its checkpoint does not. Move the file away, or pass --restart, which renames it
 
 "#]]);
     assert_eq!(backfill.read("events.ndjson.rejects.ndjson"), "precious\n");

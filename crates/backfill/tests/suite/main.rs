@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that panics is a failed test")]
 #![expect(clippy::needless_raw_string_hashes, reason = "snapbox writes snapshots with hashes")]
 
+mod changing_inputs;
 mod checkpoint;
 mod command;
 mod command_line;
@@ -9,6 +10,12 @@ mod csv;
 mod dependencies;
 mod deployed;
 mod dry_run;
+mod exports;
+mod formats;
+mod mapping;
+mod network;
+mod outputs;
+mod parquet_files;
 mod rejects;
 mod resume;
 mod retries;

@@ -55,9 +55,8 @@ async fn events_that_the_service_rejects_are_set_aside_and_the_others_are_sent()
             reject["event"]["external_user_id"].as_str().unwrap().parse::<u64>().unwrap()
         );
     }
-    // The first batch is sent in full, without 100 events, and without all 150. Then the second is sent.
-    let keys = service.distinct_keys();
-    assert_eq!((service.requests().len(), keys.len()), (4, 4));
+    // A rejected event needs no second request.
+    assert_eq!(service.requests().len(), 2);
 }
 
 #[tokio::test]
@@ -76,8 +75,66 @@ async fn a_batch_too_large_for_the_gateway_is_halved() {
     );
     backfill.run("events.ndjson").await.assert(1, &["9 events accepted, 1 rejected"]);
     assert_eq!(service.queued_ids(), (0..9).collect());
+    let reject = &backfill.rejects()[0];
+    assert_eq!((&reject["line"], &reject["code"]), (&json!(10), &json!("payload_too_large")));
+}
+
+#[tokio::test]
+async fn a_batch_that_the_service_will_never_accept_is_rejected_and_the_others_are_sent() {
+    let reuse = json!({"errors": [{"code": "idempotency_key_reuse", "message": "m"}]});
+    let service = Service::start(move |number, _| match number {
+        1 => Reply::Answer(422, None, reuse.clone()),
+        _ => Reply::Process,
+    })
+    .await;
+    let backfill = Backfill::new(&service);
+    backfill.write("events.ndjson", lines(30));
+    backfill.run("events.ndjson --max-events 10 --concurrency 1").await.assert(1, &["20 events accepted, 10 rejected"]);
+    let rejects = backfill.rejects();
     assert_eq!(
-        (&backfill.rejects()[0]["line"], &backfill.rejects()[0]["code"]),
-        (&json!(10), &json!("payload_too_large"))
+        (rejects.len(), &rejects[0]["line"], &rejects[0]["code"]),
+        (10, &json!(11), &json!("idempotency_key_reuse"))
     );
+}
+
+#[tokio::test]
+async fn equal_events_in_the_halves_of_a_batch_are_different_events() {
+    let service = Service::start(|_, request| match request.events.len() {
+        0..=2 => Reply::Process,
+        _ => Reply::Answer(413, None, json!({"message": "Request Entity Too Large"})),
+    })
+    .await;
+    let backfill = Backfill::new(&service);
+    backfill.write("events.ndjson", line(1, "n").repeat(8));
+    backfill.run("events.ndjson --json").await.assert(0, &[]);
+    assert_eq!(service.queue().len(), 8);
+}
+
+/// What jq did to each of these: it rounds, accepts 1e400, stops at half a surrogate pair, and prints `null`.
+#[tokio::test]
+async fn rejected_events_are_printed_byte_for_byte() {
+    let service = Service::start(|_, _| Reply::Process).await;
+    let backfill = Backfill::new(&service);
+    let rejected: [&[u8]; 6] = [
+        b"{\"external_user_id\":\"\",  \"name\":\"n\",\"properties\":{\"id\":9007199254740993483,\"price\":42.50}}",
+        b"{\"external_user_id\":\"1\",\"name\":\"n\",\"properties\":{\"x\":1e400}}",
+        b"{\"external_user_id\":\"1\",\"name\":\"\\ud83d\"}",
+        b"not json",
+        b"\"\xff\"",
+        b"null",
+    ];
+    let input = [rejected.join(&b"\n"[..]), line(1, "n").into_bytes()].join(&b"\n"[..]);
+    backfill.write("events.ndjson", input);
+    backfill.run("events.ndjson").await.assert(1, &["1 events accepted, 6 rejected"]);
+    let printed = backfill.command("rejects events.ndjson.rejects.ndjson").output().await.expect("it runs");
+    assert_eq!(printed.status.code(), Some(0), "{printed:?}");
+    assert_eq!(printed.stdout, [rejected.join(&b"\n"[..]), b"\n".to_vec()].concat());
+
+    let long = format!("{{\"external_user_id\":\"8\",\"name\":\"n\",\"x\":\"{}\"}}\n", "x".repeat(2_000_000));
+    backfill.write("long.ndjson", long);
+    backfill.run("long.ndjson").await.assert(1, &["1 rejected"]);
+    let printed = backfill.run("rejects long.ndjson.rejects.ndjson").await;
+    printed.assert(1, &["too long to be kept", "long.ndjson:1"]);
+    backfill.run("rejects events.ndjson").await.assert(2, &["events.ndjson:1", "not a line of a rejects file"]);
+    backfill.run("rejects nowhere").await.assert(2, &["cannot read nowhere"]);
 }

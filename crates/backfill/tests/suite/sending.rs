@@ -37,10 +37,13 @@ async fn every_event_arrives_once_byte_for_byte() {
     assert!(!backfill.read("events.ndjson.checkpoint.json").contains(&API_KEY[8..]));
 
     let again = backfill.run("events.ndjson --host api.example").await;
-    again.assert(0, &["Already complete", "1,203 events accepted", "--restart"]);
+    again.assert(0, &["Already complete", "1,203 events accepted", "--run-name"]);
     assert_eq!(service.requests().len(), 3);
-    // Sends everything again with the same keys, which the service still remembers.
-    backfill.run("events.ndjson --restart").await.assert(0, &["Done: 1,203 events accepted"]);
+    // The service still remembers the keys.
+    let restarted = backfill.run("events.ndjson --restart --json").await;
+    restarted.assert(0, &[]);
+    assert_eq!(restarted.summary()["replayed"], 1203);
+    assert!(restarted.summary()["warnings"][0].as_str().unwrap().contains("--run-name"));
     assert_eq!(service.requests().len(), 6);
     assert_eq!(service.queued_ids().len(), 1203);
 }

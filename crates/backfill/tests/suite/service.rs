@@ -1,15 +1,16 @@
 //! An in-memory service that follows docs/contract.md, and fails where a test wants it to.
 
-use contract::batch::{Batch, BatchError};
+use contract::batch::Bulk;
 use flate2::read::GzDecoder;
 use hyper::body::Bytes;
+use hyper::header::HeaderValue;
 use hyper::{Request, Response};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use test_support::http_server::{Cut, HttpServer};
 
 /// A request as the service received it.
@@ -37,6 +38,8 @@ pub enum Reply {
     Hang,
     /// Processes the request, but never answers.
     ProcessAndHang,
+    /// Processes the request after this time for each event, in which all requests in flight share one line.
+    SharedLine(Duration),
 }
 
 /// A 403 without a body, which ends a run.
@@ -62,9 +65,9 @@ impl Service {
     /// Starts the service. `script` gets the number of each request, counted from 0, and the request.
     pub async fn start(script: impl Fn(usize, &ReceivedRequest) -> Reply + Send + Sync + 'static) -> Self {
         let state = Arc::<Mutex<State>>::default();
-        let (shared, script) = (Arc::clone(&state), Arc::new(script));
+        let (shared, script, line) = (Arc::clone(&state), Arc::new(script), Arc::<tokio::sync::Mutex<()>>::default());
         let server = HttpServer::start(move |request: Request<Bytes>| {
-            let (state, script) = (Arc::clone(&shared), Arc::clone(&script));
+            let (state, script, line) = (Arc::clone(&shared), Arc::clone(&script), Arc::clone(&line));
             async move {
                 let received = receive(&request);
                 let number = {
@@ -85,6 +88,14 @@ impl Service {
                     Reply::ProcessAndHang => {
                         process(&state, &received);
                         pending().await
+                    }
+                    Reply::SharedLine(per_event) => {
+                        // The lock is fair, so that the requests take turns.
+                        for _ in &received.events {
+                            let _line = line.lock().await;
+                            tokio::time::sleep(per_event).await;
+                        }
+                        Ok(process(&state, &received))
                     }
                 }
             }
@@ -142,34 +153,46 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().expect("no thread panicked while holding the lock")
 }
 
-/// Validates the batch, and accepts each idempotency key once.
+/// Validates each event, and accepts each idempotency key once.
 fn process(state: &Mutex<State>, request: &ReceivedRequest) -> Response<Bytes> {
-    let mut fields = match Batch::parse(&request.body) {
-        Ok(_) => Vec::new(),
-        Err(BatchError::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
-        Err(BatchError::Malformed(message)) => return errors(400, "malformed_json", [None], &message),
-    };
+    let received = request.events.len();
+    let bulk = Bulk::parse(&request.body).expect("the command sends valid batches");
+    let mut errors: Vec<_> = bulk
+        .violations
+        .iter()
+        .map(|violation| json!({"index": violation.event, "code": "validation", "message": violation.message, "field": violation.member}))
+        .collect();
     // A rule that only the service knows, as a newer version could have.
     let forbidden = request.events.iter().enumerate().filter(|(_, event)| event["name"] == "forbidden");
-    fields.extend(forbidden.map(|(index, _)| Some(format!("events[{index}].name"))));
-    if !fields.is_empty() {
-        return errors(422, "validation_failed", fields.into_iter().take(100), "is not allowed");
-    }
+    errors.extend(
+        forbidden.map(
+            |(index, _)| json!({"index": index, "code": "validation", "message": "is not allowed", "field": "name"}),
+        ),
+    );
+    let rejected: BTreeSet<_> = errors.iter().map(|error| error["index"].as_u64().expect("an index")).collect();
+    let mut is_replay = false;
     let mut state = lock(state);
     match state.accepted.get(&request.key) {
-        Some(body) if *body != request.body => return errors(422, "idempotency_key_reuse", [None], "reused"),
-        Some(_) => {}
+        Some(body) if *body != request.body => return reused(),
+        Some(_) => is_replay = true,
+        None if rejected.len() == received => {}
         None => {
             state.accepted.insert(request.key.clone(), request.body.clone());
-            state.queue.extend(request.events.iter().cloned());
+            let valid = (0..).zip(&request.events).filter(|(index, _)| !rejected.contains(index));
+            state.queue.extend(valid.map(|(_, event)| event.clone()));
         }
     }
-    response(202, None, &json!({"data": {"accepted": true}}))
+    let data = json!({"accepted": received - rejected.len(), "rejected": rejected.len(), "errors": errors});
+    let mut response = response(200, None, &json!({"data": data, "meta": {"received": received}}));
+    if is_replay {
+        response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    }
+    response
 }
 
 fn receive(request: &Request<Bytes>) -> ReceivedRequest {
     let header = |name: &str| request.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
-    assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/api/v1/events/batch"));
+    assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/api/v1/events/bulk"));
     assert_eq!(header("content-encoding"), "gzip");
     let mut body = Vec::new();
     GzDecoder::new(request.body().as_ref()).read_to_end(&mut body).expect("gzip");
@@ -187,8 +210,6 @@ fn response(status: u16, retry_after: Option<u64>, body: &Value) -> Response<Byt
     response.body(Bytes::from(body.to_string())).expect("a response")
 }
 
-fn errors(status: u16, code: &str, fields: impl IntoIterator<Item = Option<String>>, message: &str) -> Response<Bytes> {
-    let errors: Vec<_> =
-        fields.into_iter().map(|field| json!({"code": code, "message": message, "field": field})).collect();
-    response(status, None, &json!({"errors": errors}))
+fn reused() -> Response<Bytes> {
+    response(422, None, &json!({"errors": [{"code": "idempotency_key_reuse", "message": "reused"}]}))
 }

@@ -33,6 +33,19 @@ async fn an_invalid_environment_is_an_error_that_says_what_to_check() {
 }
 
 #[test]
+fn a_proxy_is_taken_from_the_environment() {
+    let proxy = scripted_dynamodb(|_, _| Some((200, json!({"Items": []}))));
+    let nobody = format!("http://127.0.0.1:{}", local_aws::free_port());
+    let list = |endpoint: &str, variables: &[(&str, &str)]| {
+        let mut command = command("api-keys", endpoint);
+        command.envs(variables.iter().copied()).args(["list", "--json"]).assert()
+    };
+    list("http://dynamodb.invalid", &[("HTTP_PROXY", &proxy)]).success();
+    list(&proxy, &[("HTTP_PROXY", &nobody), ("NO_PROXY", "127.0.0.1")]).success();
+    list(&proxy, &[("HTTP_PROXY", &nobody)]).fails(1, &["no answer from"]);
+}
+
+#[test]
 fn errors_from_aws_say_what_to_do() {
     let list_with = |code: &'static str| {
         let endpoint = scripted_dynamodb(move |_, _| {
