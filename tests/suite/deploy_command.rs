@@ -310,7 +310,11 @@ fn nothing_is_built_without_credentials_region_profile_or_confirmation() {
     // The environment takes precedence, and a difference is shown and must be confirmed.
     let difference = ["region   us-east-1, although samconfig.toml has eu-west-1", "AWS_REGION is us-east-1, but"];
     assert_run(deploy_to(&[], other), 1, &[&difference[..], &["Nobody is there to confirm this"]].concat());
-    assert_run(deploy_to(&["--yes"], other), 1, &[&difference[..], &["REGION=us-east-1 YES=1"]].concat());
+    assert_run(
+        deploy_to(&["--yes"], other),
+        1,
+        &[&difference[..], &["nothing deployed.", "REGION=us-east-1 YES=1"]].concat(),
+    );
     // Without a difference, the question is the usual one.
     for (options, region, shown) in [
         (&[][..], None, "region   eu-west-1\n"),
