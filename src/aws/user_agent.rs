@@ -102,7 +102,6 @@ mod tests {
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new("us-east-1"))
             .credentials_provider(SharedCredentialsProvider::new(Credentials::new("test", "test", None, None, "tests")))
-            .sleep_impl(aws_config::default_async_sleep())
             .http_client(http_client_fn(move |_, _| connector.clone()))
             .build();
         let client = dynamodb(&sdk);

@@ -136,12 +136,17 @@ impl Case {
     }
 }
 
-/// Creates the clients, as `main` does, except for the requests that open connections.
+/// Creates the clients and warms them up, as `main` does. Nothing listens at their endpoint.
 fn run_init(runtime: &Runtime) {
     measured(|| {
-        let sdk = runtime.block_on(event_ingest::aws::sdk_config(true));
-        let tables = (StateTable::new(&sdk, "state".to_owned()), ApiKeysTable::new(&sdk, "api-keys".to_owned()));
-        (tables, SqsQueue::new(&sdk, QUEUE_URL.to_owned()))
+        runtime.block_on(async {
+            let sdk = event_ingest::aws::sdk_config(true).await;
+            let (state, keys) =
+                (StateTable::new(&sdk, "state".to_owned()), ApiKeysTable::new(&sdk, "api-keys".to_owned()));
+            let queue = SqsQueue::new(&sdk, QUEUE_URL.to_owned());
+            event_ingest::aws::prewarm(&state, &queue).await;
+            (state, keys, queue)
+        })
     });
 }
 
