@@ -7,6 +7,7 @@
 //! The scan also finds values that consumers' parsers refuse: unpaired surrogates and numbers beyond a 64-bit
 //! float. Both have valid syntax, but one such value would make an entire message unreadable.
 
+use crate::block::{BLOCK, before_quote};
 use crate::limits::MAX_DEPTH;
 
 /// Why a value breaks a rule that holds for every value in an event.
@@ -41,6 +42,15 @@ pub(crate) struct Value<'text> {
     pub keys: usize,
     /// The number of characters, if the value is a string. An escape counts as the character that it represents.
     pub chars: usize,
+}
+
+impl<'text> Value<'text> {
+    /// The characters of a string that contains only ASCII and no escape. Of no other value, `None`.
+    pub(crate) fn plain_string(&self) -> Option<&'text str> {
+        let inner = self.text.strip_prefix('"')?.strip_suffix('"')?;
+        // An escape and a character beyond ASCII are longer than the one character that they count as.
+        (inner.len() == self.chars).then_some(inner)
+    }
 }
 
 /// A position in JSON text.
@@ -132,11 +142,7 @@ impl<'text> Scanner<'text> {
         let (mut refusal, mut escapes) = (None, 0);
         loop {
             let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-            // Most keys are short, and starting memchr costs more than comparing a few bytes.
-            let (near, far) = rest.split_at(rest.len().min(8));
-            let found = near.iter().position(|byte| matches!(byte, b'"' | b'\\'));
-            let far = || memchr::memchr2(b'"', b'\\', far).map(|found| near.len() + found);
-            let Some(found) = found.or_else(far) else {
+            let Some(found) = find_quote(rest) else {
                 self.at = self.text.len();
                 return (refusal, escapes);
             };
@@ -163,8 +169,25 @@ impl<'text> Scanner<'text> {
     }
 }
 
-/// The length of the escape, or of the pair of surrogate escapes, at the start of `text`. Also returns a refusal
-/// if the escape is an unpaired surrogate.
+/// The position of the first quotation mark or backslash.
+fn find_quote(text: &[u8]) -> Option<usize> {
+    // Most strings are short, and starting memchr costs more than comparing a few blocks.
+    const NEAR: usize = 4 * BLOCK;
+    let mut at = 0;
+    while at < NEAR
+        && let Some(block) = text.get(at..).and_then(|rest| rest.first_chunk())
+    {
+        let before = before_quote(*block);
+        at += before;
+        if before < BLOCK {
+            return Some(at);
+        }
+    }
+    memchr::memchr2(b'"', b'\\', text.get(at..)?).map(|found| at + found)
+}
+
+/// The length of the escape at the start of `text`, or of a pair of surrogates, and whether it is an unpaired
+/// surrogate.
 fn escape(text: &[u8]) -> (usize, Option<Refusal>) {
     let unit = |at: usize| {
         let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
