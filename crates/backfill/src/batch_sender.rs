@@ -122,8 +122,8 @@ impl BatchSender {
         let problems = problems_by_event(errors, body.len());
         if accepted + rejected != body.len() || problems.as_ref().is_none_or(|problems| problems.len() != rejected) {
             return Err(self.stop(&format!(
-                "the service's answer does not fit the {} events of the batch: {accepted} accepted, {rejected} \
-                 rejected. Is this service a version that the command knows?",
+                "the service's answer does not match the {} events of the batch: {accepted} accepted, {rejected} \
+                 rejected. Does the command support this version of the service?",
                 body.len()
             )));
         }

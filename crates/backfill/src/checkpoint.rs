@@ -71,7 +71,7 @@ pub struct Job {
     pub run_name: Option<String>,
     /// The inputs.
     pub inputs: Vec<InputIdentity>,
-    /// The most events in a batch.
+    /// The maximum number of events in a batch.
     pub max_events: usize,
     /// Which events the inputs become.
     pub reading: ReadOptions,

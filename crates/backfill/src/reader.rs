@@ -29,14 +29,14 @@ pub struct ReadPlan {
     pub sources: Vec<Source>,
     /// Which events they become.
     pub options: ReadOptions,
-    /// The most events in a batch.
+    /// The maximum number of events in a batch.
     pub max_events: usize,
-    /// The most events that may be rejected before sending. `None` stops only if the first
+    /// The maximum number of events that may be rejected before sending. `None` stops only if the first
     /// [`MAX_FIRST_REJECTED`] are all rejected.
     pub max_rejects: Option<u64>,
-    /// The most events of this run.
+    /// The maximum number of events of this run.
     pub limit: Option<u64>,
-    /// The most events per second, on average.
+    /// The maximum number of events per second, on average.
     pub events_per_second: Option<u64>,
 }
 

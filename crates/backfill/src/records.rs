@@ -65,7 +65,7 @@ impl RecordReader {
     /// Reads the header of a CSV input.
     ///
     /// # Errors
-    /// If the input cannot be read, or its header does not fit the options.
+    /// If the input cannot be read, or its header does not match the options.
     pub fn open(input: &mut InputReader, source: &Source, options: &ReadOptions) -> Result<Self, Error> {
         let usage = |reason| Error::Usage(format!("{}: {reason}", source.display_name()));
         let unreadable = |error: io::Error| read_error(source, &error);

@@ -49,7 +49,7 @@ struct RejectsLine<'a> {
     text_hex: Option<String>,
 }
 
-/// A rejected event as it was in the input.
+/// A rejected event, read from a rejects file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Original {
     /// Where it was, such as `events.ndjson:17`.

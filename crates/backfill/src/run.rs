@@ -48,7 +48,7 @@ pub struct RunOptions {
     pub paths: RunPaths,
     /// What to do with the files of an earlier run.
     pub treatment: Treatment,
-    /// The most requests in flight.
+    /// The maximum number of requests in flight.
     pub concurrency: usize,
     /// How long to wait for an answer.
     pub timeout: Duration,

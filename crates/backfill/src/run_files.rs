@@ -11,7 +11,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The most symbolic links in a row, as in Linux.
+/// The maximum number of symbolic links in a row, as in Linux.
 const MAX_LINKS: usize = 40;
 
 /// The paths of a run's files.

@@ -5,7 +5,7 @@ use serde_json::Deserializer;
 use serde_json::de::StrRead;
 use serde_json::error::Category;
 
-/// The most first bytes that [`format`] needs. If the first line is shorter, it needs only that line.
+/// The number of first bytes that [`format`] needs at most. If the first line is shorter, it needs only that line.
 pub const MAX_HEAD_BYTES: usize = 64 * 1024;
 
 /// The first bytes of a Parquet file, and its last.
