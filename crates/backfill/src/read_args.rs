@@ -1,4 +1,4 @@
-//! The command-line arguments that determine which events the inputs become.
+//! The command-line arguments that determine how the inputs become events.
 
 use crate::column_types::ColumnTypes;
 use crate::csv_parser::Dialect;

@@ -16,10 +16,10 @@ use contract::limits::MAX_EVENT_BYTES;
 use serde::{Deserialize, Serialize};
 use std::io;
 
-/// The options that determine which events the inputs become.
+/// The options that determine how the inputs become events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadOptions {
-    /// Which event a record becomes.
+    /// How a record becomes an event.
     #[serde(flatten)]
     pub mapping: Mapping,
     /// How CSV files are written.

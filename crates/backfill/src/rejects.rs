@@ -72,7 +72,7 @@ pub fn original(line: &[u8]) -> Result<Original, String> {
         text: Option<Cow<'a, str>>,
         text_hex: Option<Cow<'a, str>>,
     }
-    /// To `Option`, the event `null` would be absent.
+    /// An `Option` would treat the event `null` as absent.
     fn present<'de: 'a, 'a, D: Deserializer<'de>>(event: D) -> Result<Option<&'a RawValue>, D::Error> {
         <&RawValue>::deserialize(event).map(Some)
     }
