@@ -64,10 +64,10 @@ pub struct Args {
     /// The maximum number of events in a request
     #[arg(long, value_name = "N", default_value_t = DEFAULT_EVENTS, value_parser = max_events)]
     pub max_events: usize,
-    /// The maximum number of requests in flight. After a 429, a 503 or a time-out, fewer are sent for a while
+    /// The maximum number of requests in flight. After a 429, a 503 or a timeout, fewer are sent for a while
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = concurrency)]
     pub concurrency: usize,
-    /// How long to wait for an answer, such as 30s. After a time-out, batches are smaller or may take longer
+    /// How long to wait for an answer, such as 30s. After a timeout, batches are smaller or may take longer
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub timeout: Duration,
     /// Abort when all requests have failed for this long, such as 90s, 15m or 2h

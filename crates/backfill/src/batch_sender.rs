@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// The longest wait between two attempts, unless the service asks for more.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// The longest time-out of a batch on a slow line.
+/// The longest timeout of a batch on a slow line.
 const MAX_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Sends batches.
@@ -104,7 +104,7 @@ impl BatchSender {
 
     /// Into how many parts to split a batch that was never sent.
     async fn choose_parts(&self, batch: u64, events: usize) -> Result<usize, Stopped> {
-        // A batch that waits for its turn learns from the time-outs of those before it.
+        // A batch that waits for its turn learns from the timeouts of those before it.
         drop(self.throttle.permit().await?);
         let parts = events.min(self.throttle.slowness() as usize);
         if parts > 1 {

@@ -48,7 +48,7 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// Whether the service may have queued the events all the same.
+    /// Whether the service may have queued the events nevertheless.
     pub fn is_uncertain(&self) -> bool {
         match self {
             Self::Queued(queued) => queued.accepted > 0,

@@ -54,7 +54,7 @@ pub struct RunOptions {
     pub timeout: Duration,
     /// How long to continue without a success.
     pub give_up_after: Duration,
-    /// Whether inputs without events are in order.
+    /// Whether inputs without events are allowed.
     pub allow_empty: bool,
 }
 
