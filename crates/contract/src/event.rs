@@ -126,7 +126,7 @@ impl Place {
     fn of_key(key: &Value<'_>) -> Self {
         let name = match key.plain_string() {
             Some(name) => Text(name.into()),
-            // It contains escapes. Longer keys are none of the members.
+            // The key contains escapes. A key with more characters cannot be one of the members.
             _ if key.chars <= LONGEST_MEMBER => serde_json::from_str(key.text).unwrap_or_default(),
             _ => return Self::Event,
         };
@@ -256,6 +256,6 @@ fn is_string(value: &Value<'_>) -> bool {
     value.text.starts_with('"')
 }
 
-/// A string that borrows from the JSON text if it contains no escape; a plain `Cow` would always copy.
+/// A string that borrows from the JSON text if it contains no escape. A plain `Cow` would always copy.
 #[derive(Default, Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
