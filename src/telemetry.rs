@@ -243,7 +243,7 @@ fn story(level: Level, facts: Facts, result: &Result<Success, Error>, version: S
         cause: error.and_then(Error::cause).map(ToOwned::to_owned),
         limiter_failure: facts.limiter_failure,
         bytes_in: facts.bytes_in.filter(|_| facts.bytes_in != facts.bytes_decoded),
-        attempt: facts.findings.attempt,
+        attempt: facts.findings.attempt.filter(|attempt| *attempt > 1),
         resumed_events: Some(facts.findings.resumed_events).filter(|events| *events > 0),
         messages: facts.findings.messages,
         send_calls: facts.findings.send_calls,
@@ -310,9 +310,9 @@ fn numbers(facts: &Facts, result: &Result<Success, Error>) -> Numbers {
     }
 }
 
-/// Milliseconds with two decimals.
+/// Milliseconds with one decimal.
 fn milliseconds(time: Duration) -> f64 {
-    (time.as_secs_f64() * 100_000.0).round() / 100.0
+    (time.as_secs_f64() * 10_000.0).round() / 10.0
 }
 
 /// The id of the trace, or `None` if X-Ray does not record the trace.

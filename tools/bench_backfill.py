@@ -119,7 +119,7 @@ def csv(rows: int, directory: Path) -> Path:
 
 def compressed(write: Callable[[int, Path], Path], command: str, rows: int, directory: Path) -> Path:
     path = write(rows, directory)
-    target = path.with_suffix(f".{command}")
+    target = path.with_name(f"{path.name}.{command}")
     with target.open("wb") as file:
         subprocess.run([command, "-q", "-c", path], stdout=file, check=True)
     path.unlink()
@@ -128,14 +128,21 @@ def compressed(write: Callable[[int, Path], Path], command: str, rows: int, dire
 
 def parquet(rows: int, directory: Path) -> Path:
     """Write the same events as Parquet, with the defaults of pyarrow except for Zstandard."""
+    path = csv(rows, directory)
+    target = path.with_suffix(".parquet")
+    # In a process of its own, because the memory of this one would count as that of the backfill before its start.
+    writer = multiprocessing.Process(target=to_parquet, args=(path, target))
+    writer.start()
+    writer.join()
+    path.unlink()
+    return target
+
+
+def to_parquet(path: Path, target: Path) -> None:
     import pyarrow.csv
     import pyarrow.parquet
 
-    path = csv(rows, directory)
-    target = path.with_suffix(".parquet")
     pyarrow.parquet.write_table(pyarrow.csv.read_csv(path), target, compression="zstd")
-    path.unlink()
-    return target
 
 
 FORMATS: dict[str, Callable[[int, Path], Path]] = {

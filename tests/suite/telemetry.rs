@@ -63,7 +63,7 @@ async fn each_request_writes_one_line_with_its_outcome_and_metrics() {
         ("project_id", json!(PROJECT)),
         ("mode", json!("live")),
         ("key_hint", json!(format!("{}{}", &KEY[..8], &KEY[KEY.len() - 4..]))),
-        ("attempt", json!(1)),
+        ("attempt", Value::Null),
         ("messages", json!(1)),
         ("completion", Value::Null),
         ("bytes_in", Value::Null),
@@ -106,6 +106,7 @@ fn the_line_of_an_accepted_batch_is_short() {
         duration: Duration::from_micros(56_780),
         auth_time: time(12.34),
         decode_time: time(12.34),
+        limit_time: time(12.34),
         complete_time: time(12.34),
         ..Facts::default()
     };

@@ -145,7 +145,7 @@ pub fn app(runtime: &Runtime, aws: Aws) -> App<ApiKeysTable, StateTable, StateTa
 
 /// Callgrind counts only inside this function.
 #[inline(never)]
-pub fn measured<T>(work: impl FnOnce() -> T) -> T {
+fn measured<T>(work: impl FnOnce() -> T) -> T {
     std::hint::black_box(work())
 }
 

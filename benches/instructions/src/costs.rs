@@ -1,7 +1,7 @@
 //! The CPU time of each stage for the costliest requests within the limits, next to that of an honest
 //! batch of 5 MB.
 
-use crate::cases::{self, AcknowledgeAll, Aws, EVENTS_PER_MESSAGE, QUEUE_URL, app, sdk_config};
+use crate::cases::{AcknowledgeAll, Aws, EVENTS_PER_MESSAGE, QUEUE_URL, app, sdk_config};
 use anyhow::{Context, Result};
 use contract::batch::{Batch, BatchError, Bulk};
 use contract::tenant::{Mode, ProjectId, Tenant};
@@ -138,39 +138,6 @@ async fn deliver<Q: Queue>(queue: &Q, envelope: &Envelope, batch: &Batch<'_>) ->
         packing: Packing::standard(EVENTS_PER_MESSAGE),
     };
     sender.deliver(Delivered::none(batch.received())).await
-}
-
-/// The first word of the names of these cases.
-pub const READ: &str = "read";
-
-/// How many times the instructions of reading an honest batch of 5 MB any request may take to be read: decoded,
-/// parsed and validated. Reading is less than half of the CPU time of the honest request, which also is hashed
-/// twice and sent, so that no request costs more than twice an honest one. Counts of whole requests would show
-/// less, because hashing accounts for most of them under callgrind.
-pub const BOUND: f64 = 4.0;
-
-/// The name of a case.
-pub fn name(costly: &Costly) -> String {
-    format!("{READ} {}", costly.name)
-}
-
-/// Reads a request. The first of two runs initializes.
-pub fn run(case: &str) -> Result<()> {
-    let found = std::iter::once(honest()?).chain(shapes::costly::all()?).find(|costly| name(costly) == case);
-    let costly = found.with_context(|| format!("unknown case {case:?}"))?;
-    let read = || -> Result<()> {
-        let event = decode(&costly.payload)?;
-        let Ok(encoding) = Encoding::of(&event) else { return Ok(()) };
-        let Ok(body) = body::received(event).and_then(|body| encoding.decode(body)) else { return Ok(()) };
-        if costly.is_bulk {
-            std::hint::black_box(Bulk::parse(&body).is_ok());
-        } else {
-            std::hint::black_box(Batch::parse(&body).is_ok());
-        }
-        Ok(())
-    };
-    read()?;
-    cases::measured(read)
 }
 
 /// The honest batch of 5 MB.

@@ -58,8 +58,6 @@ pub struct Args {
     /// Allow http:// to another machine, although it exposes the API key to the network
     #[arg(long)]
     pub insecure_http: bool,
-    #[command(flatten)]
-    pub reading: ReadArgs,
     /// Only validate the events. Send nothing, and write no files except --rejects
     #[arg(long)]
     pub dry_run: bool,
@@ -110,6 +108,9 @@ pub struct Args {
     /// Print the summary as a JSON object on standard output
     #[arg(long)]
     pub json: bool,
+    // Last, because the heading of these options would cover those after them.
+    #[command(flatten)]
+    pub reading: ReadArgs,
 }
 
 /// What else the command can do.

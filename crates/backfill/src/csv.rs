@@ -50,7 +50,7 @@ impl CsvReader {
         let Some(cells) = parser.cells() else { return Ok(Err("the header is not UTF-8".to_owned())) };
         let names: Vec<_> = (0..parser.len()).map(|index| cells.get(index).unwrap_or_default().trim()).collect();
         let columns = names.len();
-        Ok(Plan::new(mapping, Some(&names)).map(|plan| Some(Self { columns, plan, parser })))
+        Ok(Plan::new(mapping, Some(&names)).map(|plan| Some(Self { parser, columns, plan })))
     }
 
     /// Writes the next row as an event to `event`, and sets `line` to the number of the row's first line.

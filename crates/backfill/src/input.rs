@@ -210,12 +210,12 @@ struct Decompressing<R> {
 
 impl<R: Read> Read for Decompressing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.reader.read(buffer).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => error,
-            _ => {
-                let reason = format!("its {} data is damaged or cut off: {error}", self.name);
-                io::Error::new(io::ErrorKind::InvalidData, reason)
+        self.reader.read(buffer).map_err(|error| {
+            if error.kind() == io::ErrorKind::Interrupted {
+                return error;
             }
+            let reason = format!("its {} data is damaged or cut off: {error}", self.name);
+            io::Error::new(io::ErrorKind::InvalidData, reason)
         })
     }
 }

@@ -211,16 +211,17 @@ impl Plan {
         let named: Vec<_> =
             MEMBERS.iter().chain(&[PROPERTIES]).map(|member| mapped(member)).collect::<Result<_, _>>()?;
         let mut properties = Vec::new();
-        let names = mapping.columns.keys().chain(mapping.constants.keys()).collect::<BTreeSet<_>>();
-        for member in names {
+        let all = mapping.columns.keys().chain(mapping.constants.keys()).collect::<BTreeSet<_>>();
+        for member in all {
             if let Some(name) = member.strip_prefix(PROPERTIES_PREFIX) {
                 properties.extend(mapped(member)?.map(|origin| property(&mapping.types, name, origin)));
             }
         }
         // A member that is not mapped is the column of its own name.
         let mut own = |member: &str, origin: Option<Origin>| origin.unwrap_or_else(|| builder.own_column(member));
-        let [user, name, time, base] = <[_; 4]>::try_from(named).map_err(|_| "internal error".to_owned())?;
-        let members = [own(MEMBERS[0], user), own(MEMBERS[1], name), own(MEMBERS[2], time)];
+        let [external_user_id, name, timestamp, base] =
+            <[_; 4]>::try_from(named).map_err(|_| "internal error".to_owned())?;
+        let members = [own(MEMBERS[0], external_user_id), own(MEMBERS[1], name), own(MEMBERS[2], timestamp)];
         let base = own(PROPERTIES, base);
         builder.check_required(&members)?;
         let has_base = !matches!(&base, Origin::Columns(columns) if columns.is_empty());

@@ -9,6 +9,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -93,8 +94,8 @@ impl Read for ParquetRows {
     }
 }
 
-fn damaged(error: impl ToString) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("its Parquet data cannot be read: {}", error.to_string()))
+fn damaged(error: impl Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("its Parquet data cannot be read: {error}"))
 }
 
 /// Refuses the types at which the parquet crate would panic.

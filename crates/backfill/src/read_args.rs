@@ -18,7 +18,7 @@ pub struct ReadArgs {
     /// Take members of the event from columns, or from inside a column (a.b). With `|`, the first that has a value
     #[arg(long, value_name = "MEMBER=COLUMN,…", value_delimiter = ',', value_parser = assignment)]
     pub map: Vec<(String, String)>,
-    /// Set a member of all events, as in name=page_view or properties.source=import
+    /// Set a member of all events, as in `name=page_view` or `properties.source=import`
     #[arg(long, value_name = "MEMBER=TEXT", value_parser = assignment)]
     pub set: Vec<(String, String)>,
     /// Read only records in which a column has, or with != has not, this value. May be repeated

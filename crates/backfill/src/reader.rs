@@ -262,8 +262,8 @@ impl<'a> Reading<'a> {
         }
         let changed = || {
             Error::Usage(format!(
-                "{} has changed since the checkpoint was written, so the run cannot resume. Restore the old file, or \
-                 start over with --restart",
+                "{} has changed since the checkpoint was written, so the run cannot resume. Restore the old input, pass \
+                 --run-name with a new name if this is another input, or start over with --restart",
                 source.display_name()
             ))
         };

@@ -70,7 +70,7 @@ impl RecordReader {
         let usage = |reason| Error::Usage(format!("{}: {reason}", source.display_name()));
         let unreadable = |error: io::Error| read_error(source, &error);
         let mapping = &options.mapping;
-        let json_plan = || Ok((!mapping.is_identity()).then(|| Plan::new(mapping, None)).transpose().map_err(usage)?);
+        let json_plan = || (!mapping.is_identity()).then(|| Plan::new(mapping, None)).transpose().map_err(usage);
         let (format, plan) = match source.format {
             Format::Ndjson => (FormatReader::Lines, json_plan()?),
             Format::Json => (FormatReader::Json(JsonReader::open(input).map_err(unreadable)?), json_plan()?),

@@ -19,7 +19,8 @@ afterEach(() => {
 });
 
 function batchOf(options: BatchOptions = {}, maxRetries = 0): EventBatch {
-  return new VibeFollow({ apiKey: KEY, fetchImpl: service.fetch, maxRetries }).events.batch(options);
+  const client = new VibeFollow({ apiKey: KEY, fetchImpl: service.fetch, maxRetries, timeoutMs: 20_000 });
+  return client.events.batch(options);
 }
 
 describe('withFlush()', () => {
@@ -65,8 +66,8 @@ describe('withFlush()', () => {
     expect(await done).toEqual(['done', most]);
     expect(onError).toHaveBeenCalledExactlyOnceWith(expect.any(NetworkError));
 
-    // The next call sends the event.
-    await vi.advanceTimersByTimeAsync(20_000);
+    // When the process continues, the attempt fails, and the event is sent again.
+    await vi.advanceTimersByTimeAsync(40_000);
     expect(service.names()).toEqual(['a']);
   });
 

@@ -21,7 +21,7 @@ async fn errors_of_usage_are_reported_before_anything_is_sent() {
     let mut transcript = String::new();
     for arguments in [
         "missing.ndjson",
-        ".",
+        "missing-*.csv",
         "- -",
         "events.ndjson --url example.com",
         "events.ndjson --url http://example.com",
@@ -40,8 +40,8 @@ async fn errors_of_usage_are_reported_before_anything_is_sent() {
 $ event-ingest-backfill missing.ndjson
 error: missing.ndjson: No such file or directory (os error 2)
 
-$ event-ingest-backfill .
-error: .: is a directory
+$ event-ingest-backfill missing-*.csv
+error: missing-*.csv: there are no files
 
 $ event-ingest-backfill - -
 error: standard input (`-`) can be given only once
@@ -65,7 +65,7 @@ error: invalid value '1001' for '--max-events <N>': must be a whole number from 
 For more information, try '--help'.
 
 $ event-ingest-backfill events.ndjson --types age=date
-error: invalid value 'age=date' for '--types <COLUMN=TYPE,…>': `date` is not one of string, number, boolean
+error: invalid value 'age=date' for '--types <PROPERTY=TYPE,…>': `date` is not one of string, number, boolean, json
 
 For more information, try '--help'.
 

@@ -3,6 +3,7 @@
 use crate::command::{Backfill, lines, run};
 use crate::service::{Reply, Service, forbidden};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 /// The events that `--preview` prints, which needs neither a service nor an API key.
 async fn preview(name: &str, content: impl AsRef<[u8]>, arguments: &[&str]) -> Result<Vec<Value>, String> {
@@ -172,8 +173,8 @@ async fn a_rate_is_kept() {
     let service = Service::start(|_, _| Reply::Process).await;
     let backfill = Backfill::new(&service);
     backfill.write("events.ndjson", lines(30));
+    let started = Instant::now();
     backfill.run("events.ndjson --max-events 10 --events-per-second 20").await.assert(0, &["30 events accepted"]);
-    let requests = service.requests();
-    // Two pauses of half a second each. A longer time proves nothing, a shorter one is a fault.
-    assert!(requests[2].at - requests[0].at >= std::time::Duration::from_millis(900));
+    // The third batch is due after a second. A slow machine can only make it later.
+    assert!(service.requests()[2].at - started >= Duration::from_secs(1));
 }

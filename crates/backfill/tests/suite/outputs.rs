@@ -1,9 +1,11 @@
 //! The checkpoint and the rejects file: which paths a run takes, and whom they bind.
 
 use crate::command::{Backfill, lines, wait, wait_until};
+use crate::formats::gzip;
 use crate::service::{Reply, Service, forbidden};
 use serde_json::json;
 use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 #[tokio::test]
@@ -195,6 +197,7 @@ async fn every_outcome_has_a_summary_in_json_and_its_exit_code() {
         ("nowhere.ndjson", "nowhere.ndjson"),
         ("/proc/self/mem", "/proc/self/mem"),
         ("/proc/self/mem --dry-run", "/proc/self/mem"),
+        ("events.ndjson /proc/self/mem", "/proc/self/mem"),
         ("empty.ndjson", "the input has no events"),
         ("empty.csv empty.ndjson", "the input has no events"),
         ("empty.ndjson --dry-run", "the input has no events"),
@@ -207,9 +210,12 @@ async fn every_outcome_has_a_summary_in_json_and_its_exit_code() {
     }
     assert_eq!(service.requests().len(), 0);
     // After something was sent, an input that cannot be read ends the run.
-    let run = backfill.run("events.ndjson /proc/self/mem --max-events 1 --json").await;
-    run.assert(3, &["/proc/self/mem"]);
-    assert_eq!((&run.summary()["status"], &run.summary()["accepted"]), (&json!("aborted"), &json!(3)));
+    let gzip = gzip(lines(10_000));
+    backfill.write("cut.gz", &gzip[..gzip.len() / 2]);
+    let run = backfill.run("events.ndjson cut.gz --max-rejects 0 --json").await;
+    run.assert(3, &["cannot read cut.gz"]);
+    assert_eq!(run.summary()["status"], "aborted");
+    assert!(run.summary()["accepted"].as_u64() > Some(3));
     backfill.run("empty.ndjson --allow-empty").await.assert(0, &["Done: 0 events accepted"]);
 }
 
@@ -225,9 +231,11 @@ async fn progress_counts_every_batch_that_is_done() {
     let backfill = Backfill::new(&service);
     backfill.write("events.ndjson", lines(100));
     let mut child = backfill.command("events.ndjson --max-events 10 --concurrency 2").spawn().expect("it starts");
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped")).lines();
     let mut line = String::new();
-    let mut stderr = tokio::io::BufReader::new(child.stderr.take().expect("piped"));
-    tokio::io::AsyncBufReadExt::read_line(&mut stderr, &mut line).await.expect("a line");
+    while !line.contains(" %, ") {
+        line = stderr.next_line().await.expect("UTF-8").expect("a line with the percentage");
+    }
     let percent: u32 = line.split_once(" %").and_then(|(percent, _)| percent.parse().ok()).expect(&line);
     assert!((75..85).contains(&percent) && line.contains("80 accepted"), "{line}");
     child.start_kill().expect("killed");

@@ -1,4 +1,4 @@
-//! Parquet files, written by pyarrow (data/make_parquet.py).
+//! Parquet files, written by pyarrow (`data/make_parquet.py`).
 
 use crate::command::Backfill;
 use crate::service::{Reply, Service};
