@@ -46,7 +46,7 @@ fn timed<T>(times: usize, mut work: impl FnMut() -> T) -> Result<(T, f64)> {
         drop(result.take());
         let started = cpu_time()?;
         result = Some(std::hint::black_box(work()));
-        least = least.min((cpu_time()? - started).as_secs_f64() * 1000.0);
+        least = least.min(cpu_time()?.saturating_sub(started).as_secs_f64() * 1000.0);
     }
     Ok((result.context("at least one run")?, least))
 }
@@ -69,7 +69,7 @@ pub fn measure(costly: &Costly, times: usize, runtime: &Runtime) -> Result<Costs
         let event = decode(&costly.payload)?;
         let started = cpu_time()?;
         let body = body::received(event).and_then(|body| encoding.decode(body));
-        least = least.min((cpu_time()? - started).as_secs_f64() * 1000.0);
+        least = least.min(cpu_time()?.saturating_sub(started).as_secs_f64() * 1000.0);
         decoded = Some(body);
     }
     millis[1] = least;
@@ -90,10 +90,10 @@ pub fn measure(costly: &Costly, times: usize, runtime: &Runtime) -> Result<Costs
             let text = serde_json::to_vec(&response);
             let before = cpu_time();
             app.finish(unfinished).await;
-            let log = cpu_time().and_then(|after| Ok(after - before?));
+            let log = cpu_time().and_then(|after| Ok(after.saturating_sub(before?)));
             (text, log)
         });
-        least = least.min((cpu_time()? - started).as_secs_f64() * 1000.0);
+        least = least.min(cpu_time()?.saturating_sub(started).as_secs_f64() * 1000.0);
         millis[7] = log?.as_secs_f64() * 1000.0;
         let response: serde_json::Value = serde_json::from_slice(&response?)?;
         status = response["statusCode"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or_default();
