@@ -196,4 +196,59 @@ mod tests {
         changed.body = changed.body.replace("trial", "gold");
         assert!(check(&[changed]).contains("was changed"));
     }
+
+    #[test]
+    fn an_ordered_message_needs_its_lane_the_order_and_an_id() {
+        let batch = Shape::small("", 40, 1).batch().unwrap();
+        let mut lanes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (index, event) in batch.events.iter().enumerate() {
+            lanes.entry(lane(event).unwrap()).or_default().push(index);
+        }
+        let response = br#"{"statusCode":202,"body":""}"#;
+        let check = |id: &str, lanes: &BTreeMap<String, Vec<usize>>, change: fn(&mut Vec<Message>)| {
+            let messages = lanes.iter().map(|(lane, indexes)| Message {
+                group: Some(lane.clone()),
+                deduplication_id: Some(format!("{id}.{lane}")),
+                ..message(id, &batch, indexes)
+            });
+            let mut messages: Vec<Message> = messages.collect();
+            change(&mut messages);
+            let checked = Verifier::default().check(Kind::Ours, Outcome::Accepted, &batch, response, &messages);
+            checked.err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(check("a", &lanes, |_| ()), "");
+        assert!(check("b", &lanes, |all| all[0].group = all[1].group.clone()).contains("is not in the lane"));
+        assert!(
+            check("c", &lanes, |all| all[0].deduplication_id = all[1].deduplication_id.clone())
+                .contains("one deduplication")
+        );
+        assert!(check("d", &lanes, |all| all[0].deduplication_id = None).contains("a wrong message group"));
+        for indexes in lanes.values_mut() {
+            indexes.reverse();
+        }
+        assert!(check("e", &lanes, |_| ()).contains("is out of order"));
+    }
+
+    #[test]
+    fn a_bulk_response_must_count_and_list_the_invalid_events() {
+        let shape = Shape { outcome: Outcome::PartlyAccepted, ..Shape::small("", 200, 1) };
+        let batch = shape.batch().unwrap();
+        assert_eq!(batch.invalid, [99, 199]);
+        let valid: Vec<usize> = (0..200).filter(|index| !batch.invalid.contains(index)).collect();
+        let check = |body: Value, indexes: &[usize]| {
+            let response = serde_json::json!({ "statusCode": 200, "body": body.to_string() }).to_string();
+            let messages = [message("a", &batch, indexes)];
+            let mut verifier = Verifier::default();
+            let checked = verifier.check(Kind::Ours, shape.outcome, &batch, response.as_bytes(), &messages);
+            checked.err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        let body = |rejected: &[usize]| {
+            let errors: Vec<Value> = rejected.iter().map(|index| serde_json::json!({ "index": index })).collect();
+            let data = serde_json::json!({ "accepted": 198, "rejected": 2, "errors": errors });
+            serde_json::json!({ "data": data, "meta": { "received": 200 } })
+        };
+        assert_eq!(check(body(&[99, 199]), &valid), "");
+        assert!(check(body(&[99]), &valid).contains("rejected events"));
+        assert!(check(body(&[99, 199]), &(0..200).collect::<Vec<_>>()).contains("the invalid event 99 arrived"));
+    }
 }
