@@ -64,8 +64,8 @@ FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_l
 
 BENCHES := --manifest-path benches/Cargo.toml --locked
 HARNESS := benches/target/harness/harness
-# Rounds of the benchmark. Each takes 3 minutes.
-ROUNDS := 4
+# Rounds of the benchmark. Each takes 4 minutes.
+ROUNDS := 3
 # The documentation's figures that derive from a run.
 BENCH_DOCS = $(PYTHON) tools/bench_docs.py --write && $(PYTHON) tools/costs.py --write && $(PYTHON) tools/scale.py --write
 INSTRUCTIONS := benches/target/instructions/instructions

@@ -35,7 +35,7 @@ usage: harness [OPTION]...
   --full               also measure every shape without latency, growth, 100,000 requests,
                        and 1, 2 and 4 sandboxes
   --quick              run one round with a tenth of the requests
-  --rounds N           run N rounds (default: 4)
+  --rounds N           run N rounds (default: 3)
   --without-peers      measure only the function and the floor
   --shape NAME         measure only this shape
   --against BINARY     also measure another build of the function, for example the previous one
@@ -59,7 +59,7 @@ fn main() -> Result<()> {
 }
 
 fn arguments(root: &Path) -> Result<(Plan, PathBuf)> {
-    let mut plan = Plan { rounds: 4, divide: 1, peers: true, full: false, shape: None, against: None };
+    let mut plan = Plan { rounds: 3, divide: 1, peers: true, full: false, shape: None, against: None };
     let mut output = root.join("docs/benchmarks");
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {

@@ -26,7 +26,7 @@ pub fn all(results: &Results, directory: &Path) -> Result<()> {
     let requests = &results.by_memory.requests;
     if !requests.is_empty() {
         let title = "Response time by memory size, ms (logarithmic)";
-        let note = "Lines: p50. Bars: up to p99, or to p90 with less than 100 requests; the tick is p90. With DynamoDB at 4 ms and SQS at 8 ms.";
+        let note = "Lines: p50. Bars: up to p99, or to p90 with fewer than 100 requests; the tick is p90. With DynamoDB at 4 ms and SQS at 8 ms.";
         by_memory(requests, title, note, |at| (at.p50, at.p90, at.p99), &directory.join("memory.svg"))?;
         let title = "Lambda's price of a million requests by memory size, USD (logarithmic)";
         let note = "List prices in us-east-1 for the measured duration, with the price per request.";
@@ -167,7 +167,7 @@ fn memory_panel(area: &Area<'_>, shape: &str, points: &[(usize, f64, Point)]) ->
                 chart.draw_series([tick]).map_err(failed)?;
             }
             if place == 0 {
-                let number = Text::new(short(*p50), (*x - 0.1, *p50 / 1.08), ("sans-serif", 12));
+                let number = Text::new(short(*p50), (*x - 0.1, *p50 / 1.12), ("sans-serif", 12));
                 chart.draw_series([number]).map_err(failed)?;
             }
         }
