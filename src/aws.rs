@@ -2,8 +2,10 @@
 
 pub mod api_keys;
 pub mod calls;
+mod json_string;
 pub mod queue;
 pub mod state_table;
+mod user_agent;
 
 use queue::SqsQueue;
 use state_table::StateTable;
@@ -17,6 +19,9 @@ use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_runtime_api::client::connector_metadata::ConnectorMetadata;
+use aws_smithy_runtime_api::client::http::{HttpClient, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector};
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -30,17 +35,37 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(600);
 /// The longest time for [`prewarm`]. Lambda allows 10 s for init.
 const PREWARM_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The settings of every client: region, credentials, endpoint and one connection pool.
-pub async fn sdk_config() -> SdkConfig {
-    let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+/// The settings of every client: region, credentials, endpoint and one connection pool. Without `uses_tls`,
+/// no client can use TLS, and no certificates are read.
+pub async fn sdk_config(uses_tls: bool) -> SdkConfig {
+    let http = aws_smithy_http_client::Builder::new();
+    let http =
+        if uses_tls { http.tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https() } else { http.build_http() };
     let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build();
     aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
+        .http_client(OnDemand(http))
         .timeout_config(timeouts)
         // This protection is for streams. Every call here is short and has a deadline.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .load()
         .await
+}
+
+/// An HTTP client that makes a connector only when a call needs one.
+///
+/// The SDK's own client also makes one, to drop it at once, whenever a client of a service is created. Each
+/// of them parses all root certificates.
+#[derive(Debug)]
+struct OnDemand(SharedHttpClient);
+
+impl HttpClient for OnDemand {
+    fn http_connector(&self, settings: &HttpConnectorSettings, components: &RuntimeComponents) -> SharedHttpConnector {
+        self.0.http_connector(settings, components)
+    }
+
+    fn connector_metadata(&self) -> Option<ConnectorMetadata> {
+        self.0.connector_metadata()
+    }
 }
 
 /// Opens connections during init, when Lambda provides a full CPU, so that the first request does
@@ -64,12 +89,9 @@ fn dynamodb(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
         .with_max_backoff(Duration::from_millis(200));
     let timeouts =
         TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
-    let config = aws_sdk_dynamodb::config::Builder::from(sdk)
-        .retry_config(retries)
-        .timeout_config(timeouts)
-        .interceptor(calls::CallCounter)
-        .build();
-    aws_sdk_dynamodb::Client::from_conf(config)
+    let mut config = aws_sdk_dynamodb::config::Builder::from(sdk).retry_config(retries).timeout_config(timeouts);
+    config.push_interceptor(calls::counter()).push_interceptor(user_agent::kept());
+    aws_sdk_dynamodb::Client::from_conf(config.build())
 }
 
 /// Waits for a call until `by`. The call is boxed because the SDK's futures are tens of kilobytes, and

@@ -101,10 +101,10 @@ fn is_json(body: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(body).is_ok()
 }
 
-/// Makes zlib expect a gzip header and the largest window.
+/// Makes zlib expect a gzip header and allow the largest window.
 const GZIP_WINDOW_BITS: u8 = 16 + 15;
 
-/// The least memory for the decoded body.
+/// The smallest initial size of the buffer for the decoded body.
 const LEAST_ROOM: usize = 64 * 1024;
 
 /// Decompresses at most [`MAX_GZIP_MEMBERS`] members, [`MAX_GZIP_STEPS`] steps and [`MAX_BODY_BYTES`].

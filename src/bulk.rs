@@ -4,8 +4,8 @@ use crate::idempotency::Delivered;
 use contract::batch::Bulk;
 use serde::Serialize;
 
-/// The message for an event that is valid now but was rejected by the request that queued the others.
-/// That happens only if a deployment changed the rules between two attempts of one request.
+/// The message for an event that is valid now but was rejected by an earlier attempt. This happens only if a
+/// deployment changed the rules between two attempts.
 const REJECTED_EARLIER: &str = "was rejected when this Idempotency-Key was first used; send it again with a new key";
 
 /// The body of the response.

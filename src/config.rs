@@ -16,8 +16,7 @@ pub struct Config {
     pub state_table: String,
     /// The `DynamoDB` table of API keys.
     pub api_keys_table: String,
-    /// How events are divided into messages. It has lanes if the queue is ordered, which means that its URL
-    /// ends in `.fifo`.
+    /// How events are divided into messages. It has lanes if the queue's URL ends in `.fifo`.
     pub packing: Packing,
     /// How long an idempotency key is remembered, at least 60 s.
     pub dedup_window: Duration,
@@ -33,7 +32,7 @@ pub struct Config {
     pub version: String,
 }
 
-/// Stands for an endpoint that is not configured.
+/// The default of an endpoint variable, which means that no endpoint is configured.
 const ON_AWS: &str = "on AWS";
 
 /// Every problem with the environment variables, so that one log line names them all.
@@ -68,7 +67,7 @@ impl Config {
         let state_table = read.variable("STATE_TABLE", None, non_empty);
         let api_keys_table = read.variable("API_KEYS_TABLE", None, non_empty);
         let is_ordered = queue_url.as_deref().is_some_and(is_fifo);
-        // An ordered queue takes the messages of a lane one after the other, so fewer of them are faster.
+        // The messages of a lane are sent one after another, so fewer and longer messages are faster.
         let usual_events = if is_ordered { "1000" } else { "50" };
         let max_events_per_message = read.variable("MAX_EVENTS_PER_MESSAGE", Some(usual_events), up_to_1000);
         let lanes = read.variable("ORDERED_LANES", Some("10"), up_to_1000);

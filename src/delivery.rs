@@ -31,8 +31,9 @@ pub enum SendResult {
 /// The queue, at the level of the protocol.
 #[expect(async_fn_in_trait, reason = "everything runs on one thread; no caller needs a Send future")]
 pub trait Queue {
-    /// Sends up to [`MAX_CALL_MESSAGES`] messages in one call, once. Returns a result for each message,
-    /// in order, by the time `by`; the result is [`SendResult::Unknown`] if there is no response by then.
+    /// Sends up to [`MAX_CALL_MESSAGES`](crate::packing::MAX_CALL_MESSAGES) messages in one call, once. Returns a
+    /// result for each message, in order, by the time `by`; the result is [`SendResult::Unknown`] if there is no
+    /// response by then.
     async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult>;
 }
 
@@ -71,7 +72,7 @@ impl<Q: Queue, C: Clock> Sender<'_, Q, C> {
     /// Sends the events that are not in `delivered`. Sends unacknowledged messages again until the
     /// deadline's reserve begins.
     ///
-    /// On an ordered queue, a lane's next message is sent only after the one before it was acknowledged.
+    /// On an ordered queue, a message is sent only after the previous message of its lane was acknowledged.
     ///
     /// Every call has ended when this returns. Lambda freezes the sandbox between requests, so a call
     /// left running would continue during a later request.
@@ -131,8 +132,8 @@ impl<Q: Queue, C: Clock> Sender<'_, Q, C> {
     }
 }
 
-/// Separates the messages to send next from those that must wait: on an ordered queue, all but the first of
-/// each lane.
+/// Separates the messages to send next from those that must wait. On an ordered queue, all messages but the
+/// first of each lane must wait.
 fn first_of_each_lane(waiting: Vec<PlannedMessage<'_>>) -> (Vec<PlannedMessage<'_>>, Vec<PlannedMessage<'_>>) {
     let mut lanes = BTreeSet::new();
     waiting.into_iter().partition(|message| message.lane.is_none_or(|lane| lanes.insert(lane)))

@@ -78,8 +78,8 @@ impl Error {
         }
     }
 
-    /// The HTTP status: that of the code, except that a bulk request without a list of events is
-    /// malformed (400), because its 422s would be about single events.
+    /// The HTTP status of the code. The exception is a bulk request with an invalid `events` array, which
+    /// gets 400.
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {

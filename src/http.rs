@@ -196,8 +196,8 @@ impl Endpoint {
         if event.method() == Method::POST.as_str() { Ok(endpoint) } else { Err(Error::MethodNotAllowed) }
     }
 
-    /// Check 6: the idempotency key. Returns `None` for a bulk request without one, whose body takes the
-    /// place of the key.
+    /// Check 6: the key of the idempotency record. Returns `None` for a bulk request without an idempotency
+    /// key, because its record key depends on the body.
     fn record_key(self, tenant: &Tenant, event: &GatewayEvent) -> Result<Option<RecordKey>, Error> {
         let key = match event.header(Header::IdempotencyKey) {
             Some(text) => IdempotencyKey::parse(text).ok_or(Error::IdempotencyKeyInvalid)?,
@@ -275,10 +275,10 @@ impl From<AuthError> for Error {
     }
 }
 
-/// A successful result, and what the response says about it.
+/// A successful result and the body of its response.
 struct Answer {
     success: Success,
-    /// The body of the response to a bulk request.
+    /// The body of the response if this is a bulk request.
     bulk: Option<String>,
 }
 

@@ -176,7 +176,7 @@ impl Delivered {
         self.0[index / 8] |= 1 << (index % 8);
     }
 
-    /// Whether every event at one of `indexes` was acknowledged.
+    /// Whether the events at all `indexes` were acknowledged.
     #[must_use]
     pub fn covers(&self, mut indexes: impl Iterator<Item = usize>) -> bool {
         indexes.all(|index| self.contains(index))

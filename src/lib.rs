@@ -8,7 +8,7 @@
 //!   gateway          API Gateway's JSON ⇄ our types
 //!   auth             API key → caller                        (API keys table, cached for 60 s)
 //!   body             base64, gzip, size
-//!   bulk             the response with a result per event
+//!   bulk             the response to a bulk request
 //!   rate_limit       the tenant's limit, shared by all sandboxes           (state table)
 //!   telemetry        one log line per request, which is also its metrics
 //!   ingest           the protocol

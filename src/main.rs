@@ -25,7 +25,7 @@ async fn main() -> ExitCode {
     telemetry::init(&config.log_filter);
     telemetry::report_panics();
     let telemetry = Telemetry::new(config.function_name, config.version, Box::new(std::io::stdout()), aws_calls);
-    let sdk = sdk_config().await;
+    let sdk = sdk_config(config.uses_tls).await;
     let state_table = StateTable::new(&sdk, config.state_table);
     let queue = SqsQueue::new(&sdk, config.queue_url);
     if config.uses_tls {

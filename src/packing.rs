@@ -21,8 +21,8 @@ pub const MAX_CALL_MESSAGES: usize = 10;
 pub struct Packing {
     /// The most events in one message, 1 to 1,000.
     pub max_events_per_message: NonZeroU16,
-    /// For an ordered queue, the number of lanes of each project and mode, 1 to 1,000. A lane is a message
-    /// group, whose messages are in order. `None` for a standard queue.
+    /// The number of lanes of each project and mode in an ordered queue, 1 to 1,000. A lane is a message
+    /// group, which keeps its messages in order. `None` for a standard queue.
     pub lanes: Option<NonZeroU16>,
 }
 
@@ -134,8 +134,8 @@ impl TraceHeader {
 pub struct Message {
     /// `event-batch/1` JSON.
     pub body: String,
-    /// The ids that an ordered queue needs. `None` for a standard queue, where the project is the message
-    /// group, which makes the queue fair.
+    /// The ids that an ordered queue needs. `None` for a standard queue, which uses the project as the
+    /// message group to be fair between projects.
     pub fifo: Option<Fifo>,
 }
 

@@ -91,12 +91,12 @@ pub struct Facts {
 pub struct AwsCalls {
     /// Operations.
     pub calls: u32,
-    /// Tries of those operations after their first.
+    /// Retries of those operations.
     pub retries: u32,
 }
 
-/// The log line. Members that would only say that all is as usual are left out, because operators pay for
-/// each byte. `story` is for people, and is left out if the log filter excludes the line's level.
+/// The log line. Members with their usual value are left out, because operators pay for each byte. `story`
+/// is for people, and is left out if the log filter excludes the line's level.
 /// `numbers` contains the metrics, which are always written.
 #[metrics(emf::dimension_sets = [["FunctionName"]])]
 struct Line {
@@ -145,8 +145,8 @@ struct Story {
     aws_retries: Option<u32>,
 }
 
-/// The metrics. Times are in milliseconds. They declare no unit, because the declarations would be a quarter
-/// of the line.
+/// The metrics. Times are in milliseconds. The line declares no units, because the declarations would make up
+/// a quarter of it.
 #[metrics(subfield_owned, rename_all = "PascalCase")]
 #[derive(Default)]
 struct Numbers {

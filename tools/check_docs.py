@@ -41,6 +41,8 @@ DOCUMENTS = (
     "sdk/typescript/docs/*.md",
 )
 SHELL_LANGUAGES = ("sh", "bash", "console")
+# Commands of the AWS CLI that are not operations of the API, so no model describes them.
+S3_COMMANDS = ("cp", "ls", "mv", "rm", "sync")
 
 
 @dataclass(frozen=True)
@@ -391,6 +393,8 @@ def check_aws(words: list[str], _: argparse.Namespace) -> Iterator[str]:
     session = service_models()
     if service not in session.get_available_services():
         yield f"aws has no service {service}"
+        return
+    if service == "s3" and operation in S3_COMMANDS:
         return
     model = session.get_service_model(service)
     operations = {cli_name(name): name for name in model.operation_names}

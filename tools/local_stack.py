@@ -58,7 +58,7 @@ def write_function_environment(aws: LocalAws, function: str) -> None:
     variables = {
         name: value
         for name, value in configuration["Environment"]["Variables"].items()
-        if not name.startswith("MALLOC_")
+        if not name.startswith(("MALLOC_", "GLIBC_"))
     }
     variables |= {
         "AWS_REGION": REGION,

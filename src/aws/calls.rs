@@ -4,7 +4,7 @@
 use aws_sdk_dynamodb::config::interceptors::{
     BeforeSerializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
 };
-use aws_sdk_dynamodb::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_dynamodb::config::{ConfigBag, Intercept, RuntimeComponents, SharedInterceptor};
 use aws_sdk_dynamodb::error::BoxError;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -17,9 +17,14 @@ pub fn take() -> (u32, u32) {
     (calls, TRIES.swap(0, Ordering::Relaxed).saturating_sub(calls))
 }
 
-/// Counts each call of a client, and each try.
+/// Counts each call of a client, and each try. It cannot be disabled, so that the SDK need not ask before
+/// each of its hooks.
+pub(super) fn counter() -> SharedInterceptor {
+    SharedInterceptor::permanent(CallCounter)
+}
+
 #[derive(Debug)]
-pub(super) struct CallCounter;
+struct CallCounter;
 
 impl Intercept for CallCounter {
     fn name(&self) -> &'static str {

@@ -1,6 +1,7 @@
 //! [`Queue`] over SQS (docs/contract.md, "The queue message").
 
-use super::{answer_by, describe};
+use super::json_string::json_string;
+use super::{answer_by, calls, describe, user_agent};
 use crate::clock::Timestamp;
 use crate::delivery::{Queue, SendResult};
 use crate::packing::{Envelope, Message};
@@ -38,11 +39,9 @@ impl SqsQueue {
     /// lost may have taken effect, and only the pipeline can decide whether to repeat it.
     #[must_use]
     pub fn new(sdk: &SdkConfig, url: String) -> Self {
-        let config = aws_sdk_sqs::config::Builder::from(sdk)
-            .retry_config(RetryConfig::disabled())
-            .interceptor(super::calls::CallCounter)
-            .build();
-        Self { client: Client::from_conf(config), url }
+        let mut config = aws_sdk_sqs::config::Builder::from(sdk).retry_config(RetryConfig::disabled());
+        config.push_interceptor(calls::counter()).push_interceptor(user_agent::kept());
+        Self { client: Client::from_conf(config.build()), url }
     }
 }
 
@@ -124,13 +123,7 @@ const NO_BODY: &[u8] = br#""MessageBody":"""#;
 
 /// Each body as a JSON string.
 fn json_strings(messages: &[Message]) -> Vec<Vec<u8>> {
-    let json_string = |message: &Message| {
-        let mut json = Vec::with_capacity(message.body.len() + message.body.len() / 4);
-        // Writing to a vector cannot fail.
-        let _ = serde_json::to_writer(&mut json, &message.body);
-        json
-    };
-    messages.iter().map(json_string).collect()
+    messages.iter().map(|message| json_string(&message.body)).collect()
 }
 
 /// Inserts the bodies into a request that the SDK has serialized but not signed.

@@ -89,7 +89,11 @@ impl Target {
 
 /// The settings of template.yaml.
 fn malloc_settings() -> Vec<(&'static str, String)> {
-    vec![("MALLOC_MMAP_THRESHOLD_", "33554432".into()), ("MALLOC_TRIM_THRESHOLD_", "67108864".into())]
+    vec![
+        ("MALLOC_MMAP_THRESHOLD_", "33554432".into()),
+        ("MALLOC_TRIM_THRESHOLD_", "67108864".into()),
+        ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=127".into()),
+    ]
 }
 
 fn text(path: &Path) -> String {

@@ -31,6 +31,9 @@ use tokio::runtime::Runtime;
 
 /// The default setting.
 pub const EVENTS_PER_MESSAGE: NonZeroU16 = NonZeroU16::new(50).unwrap();
+/// The default settings of an ordered queue.
+const ORDERED_EVENTS_PER_MESSAGE: NonZeroU16 = NonZeroU16::new(1000).unwrap();
+const LANES: NonZeroU16 = NonZeroU16::new(10).unwrap();
 /// The queue.
 pub const QUEUE_URL: &str = "https://sqs.us-east-1.amazonaws.com/123456789012/events";
 
@@ -48,8 +51,11 @@ impl Case {
         });
         let request = request.map(|shape| Self { part: "request", shape });
         let parts = Shape::all().into_iter().filter(Shape::is_compared);
-        let parts = parts.flat_map(|shape| ["parse", "pack"].map(|part| Self { part, shape: shape.clone() }));
-        request.chain(parts).collect()
+        let parts = ["bulk", "ordered", "parse", "pack"]
+            .into_iter()
+            .flat_map(|part| parts.clone().map(move |shape| Self { part, shape }));
+        let init = Self { part: "init", shape: Shape::small("", 1, 0) };
+        request.chain(parts).chain([init]).collect()
     }
 
     /// The case with this name.
@@ -59,22 +65,34 @@ impl Case {
 
     /// The name.
     pub fn name(&self) -> String {
-        format!("{} {}", self.part, self.shape.name.replace(',', ""))
+        format!("{} {}", self.part, self.shape.name.replace(',', "")).trim_end().to_owned()
     }
 
     /// Runs the case twice. Only the second run is measured, because the first one also initializes.
     pub fn run(&self) -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let standard = Packing::standard(EVENTS_PER_MESSAGE);
+        let ordered = Packing { max_events_per_message: ORDERED_EVENTS_PER_MESSAGE, lanes: Some(LANES) };
         match self.part {
-            "request" => self.run_request(&runtime),
+            "request" => self.run_request(&runtime, "batch", standard, 202),
+            "bulk" => self.run_request(&runtime, "bulk", standard, 200),
+            "ordered" => self.run_request(&runtime, "batch", ordered, 202),
+            "init" => {
+                run_init(&runtime);
+                Ok(())
+            }
             part => self.run_part(part, &runtime),
         }
     }
 
-    fn run_request(&self, runtime: &Runtime) -> Result<()> {
+    fn run_request(&self, runtime: &Runtime, endpoint: &str, packing: Packing, success: u16) -> Result<()> {
         let batch = self.shape.batch()?;
+        let request = |number| -> Result<Vec<u8>> {
+            let text = String::from_utf8(batch.request(number).to_vec())?;
+            Ok(text.replace("/api/v1/events/batch", &format!("/api/v1/events/{endpoint}")).into_bytes())
+        };
         telemetry::init(&"info".parse()?);
-        let app = app(runtime, Aws::new(&self.shape, &batch.body));
+        let app = app(runtime, Aws::new(&self.shape, &batch.body), packing);
         let handle = |payload: &[u8]| -> Result<Value> {
             let payload: GatewayEvent = serde_json::from_slice(payload)?;
             let invocation = LambdaEvent { payload, context: LambdaContext::default() };
@@ -85,10 +103,10 @@ impl Case {
             });
             Ok(serde_json::to_value(response)?)
         };
-        handle(&batch.request(1))?;
-        let payload = batch.request(2);
+        handle(&request(1)?)?;
+        let payload = request(2)?;
         let response = measured(|| handle(&payload))?;
-        let expected = if self.shape.outcome == Outcome::Invalid { 422 } else { 202 };
+        let expected = if self.shape.outcome == Outcome::Invalid { 422 } else { success };
         ensure!(response["statusCode"] == expected, "the response is {response}");
         Ok(())
     }
@@ -120,8 +138,26 @@ impl Case {
     }
 }
 
+/// Creates the clients and warms them up, as `main` does. Nothing listens at their endpoint.
+fn run_init(runtime: &Runtime) {
+    measured(|| {
+        runtime.block_on(async {
+            let sdk = event_ingest::aws::sdk_config(true).await;
+            let (state, keys) =
+                (StateTable::new(&sdk, "state".to_owned()), ApiKeysTable::new(&sdk, "api-keys".to_owned()));
+            let queue = SqsQueue::new(&sdk, QUEUE_URL.to_owned());
+            event_ingest::aws::prewarm(&state, &queue).await;
+            (state, keys, queue)
+        })
+    });
+}
+
 /// The function as it ships, with `aws` instead of AWS.
-pub fn app(runtime: &Runtime, aws: Aws) -> App<ApiKeysTable, StateTable, StateTable, SqsQueue, SystemClock> {
+pub fn app(
+    runtime: &Runtime,
+    aws: Aws,
+    packing: Packing,
+) -> App<ApiKeysTable, StateTable, StateTable, SqsQueue, SystemClock> {
     let sdk = runtime.block_on(sdk_config(aws));
     let state_table = StateTable::new(&sdk, "state".to_owned());
     App {
@@ -132,7 +168,7 @@ pub fn app(runtime: &Runtime, aws: Aws) -> App<ApiKeysTable, StateTable, StateTa
             queue: SqsQueue::new(&sdk, QUEUE_URL.to_owned()),
             clock: SystemClock,
             dedup_window: Duration::from_hours(24),
-            packing: Packing::standard(EVENTS_PER_MESSAGE),
+            packing,
         },
         telemetry: Telemetry::new(
             "event-ingest".to_owned(),

@@ -80,7 +80,7 @@ pub fn measure(costly: &Costly, times: usize, runtime: &Runtime) -> Result<Costs
     } else if let Some(Ok(body)) = decoded {
         after_decoding(&body, times, runtime, &mut millis)?;
     }
-    let (app, mut status) = (app(runtime, Aws::accepting()), 0);
+    let (app, mut status) = (app(runtime, Aws::accepting(), Packing::standard(EVENTS_PER_MESSAGE)), 0);
     let mut least = f64::INFINITY;
     for _ in 0..=times {
         let started = cpu_time()?;

@@ -169,7 +169,7 @@ fn outline(text: &str, most: usize) -> Result<Outline<'_>, BatchError> {
     Ok(outline)
 }
 
-/// Whether the scan may have stopped at something else than a syntax error: a value of another type, or a
+/// Whether the scan may have stopped at something other than a syntax error: a value of the wrong type, or a
 /// number or string that a parser refuses although its syntax is valid.
 fn may_have_valid_syntax(error: &serde_json::Error) -> bool {
     let message = error.to_string();

@@ -124,10 +124,9 @@ impl Place {
     const ALL: [Self; Self::COUNT] = [Self::Event, Self::UserId, Self::Name, Self::Properties, Self::Timestamp];
 
     fn of_key(key: &Value<'_>) -> Self {
-        let is_plain = key.text.len() == key.chars + 2;
-        let name = match key.text.get(1..=key.chars) {
-            Some(name) if is_plain => Text(name.into()),
-            // It contains escapes. Longer keys are none of the members.
+        let name = match key.plain_string() {
+            Some(name) => Text(name.into()),
+            // The key contains escapes. A key with more characters cannot be one of the members.
             _ if key.chars <= LONGEST_MEMBER => serde_json::from_str(key.text).unwrap_or_default(),
             _ => return Self::Event,
         };
@@ -223,7 +222,11 @@ fn event_time(value: &Value<'_>) -> Option<Message> {
     if is_string(value) && value.refusal.is_some() {
         return refusal(value);
     }
-    let text = serde_json::from_str::<Text>(value.text).unwrap_or_default().0;
+    let text = match value.plain_string() {
+        Some(text) => Text(text.into()),
+        None => serde_json::from_str(value.text).unwrap_or_default(),
+    };
+    let text = text.0;
     // The parser accepts any separator; the contract requires `T`.
     let has_t = matches!(text.as_bytes().get(10), Some(b'T' | b't'));
     let is_time = has_t && OffsetDateTime::parse(&text, &Rfc3339).is_ok();
@@ -253,6 +256,6 @@ fn is_string(value: &Value<'_>) -> bool {
     value.text.starts_with('"')
 }
 
-/// A string that borrows from the JSON text if it contains no escape; a plain `Cow` would always copy.
+/// A string that borrows from the JSON text if it contains no escape. A plain `Cow` would always copy.
 #[derive(Default, Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);

@@ -6,7 +6,8 @@
 //! ```text
 //! batch             body → events, with every violation; the endpoints' two body shapes
 //!   └ event         the rules for one event
-//!       └ scan      the scan over an event's JSON that finds what they apply to
+//!       └ scan      a scanner that splits an event's JSON text into values
+//!           └ block eight bytes at a time
 //! api_key           API keys, and the items of the API keys table
 //!   └ tenant        project and mode
 //! idempotency_key   the header Idempotency-Key
@@ -17,6 +18,7 @@
 
 pub mod api_key;
 pub mod batch;
+pub mod block;
 pub mod error_code;
 pub mod event;
 pub mod idempotency_key;

@@ -11,7 +11,8 @@ pub const MAX_BODY_BYTES: usize = 5 * 1024 * 1024;
 /// The most members of a gzip body. Each member costs CPU time even if it is empty.
 pub const MAX_GZIP_MEMBERS: usize = 1024;
 /// The most steps in which a gzip body is decompressed. A member takes one for its header and one for
-/// each of its deflate blocks. A compressor begins a block every 16 KB or more, or when it is flushed.
+/// each of its deflate blocks. With default settings, compressors start a new block after 16 KB or more, and
+/// at each flush.
 pub const MAX_GZIP_STEPS: usize = 8192;
 /// The most violations that one response lists, except the response to a bulk request.
 pub const MAX_VIOLATIONS: usize = 100;

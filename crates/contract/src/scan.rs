@@ -1,12 +1,13 @@
-//! A scan over JSON text whose syntax is valid already.
+//! Scans JSON text whose syntax has already been checked.
 //!
-//! It reads each byte once and allocates nothing, so that its cost is bounded by the length of the text. A
-//! parser is not: converting a number such as `2.4703282292062328e-324` to a float takes as long as reading
-//! several hundred bytes.
+//! The scan reads each byte once and allocates nothing, so its cost is bounded by the length of the text. The
+//! cost of a parser is not: converting a number such as `2.4703282292062328e-324` to a float takes as long as
+//! reading several hundred bytes.
 //!
 //! The scan also finds values that consumers' parsers refuse: unpaired surrogates and numbers beyond a 64-bit
-//! float. Both have valid syntax, and one such event would make an entire message unreadable.
+//! float. Both have valid syntax, but one such value would make an entire message unreadable.
 
+use crate::block::{BLOCK, before_quote};
 use crate::limits::MAX_DEPTH;
 
 /// Why a value breaks a rule that holds for every value in an event.
@@ -37,13 +38,22 @@ pub(crate) struct Value<'text> {
     pub text: &'text str,
     /// The first refusal in the value.
     pub refusal: Option<Refusal>,
-    /// The number of keys, if the value is an object. Keys of objects inside it do not count.
+    /// The number of keys, if the value is an object. Keys of nested objects do not count.
     pub keys: usize,
-    /// The number of characters, if the value is a string. An escape counts as what it stands for.
+    /// The number of characters, if the value is a string. An escape counts as the character that it represents.
     pub chars: usize,
 }
 
-/// A place in a text.
+impl<'text> Value<'text> {
+    /// The characters of a string that contains only ASCII and no escape. Of no other value, `None`.
+    pub(crate) fn plain_string(&self) -> Option<&'text str> {
+        let inner = self.text.strip_prefix('"')?.strip_suffix('"')?;
+        // An escape and a character beyond ASCII are longer than the one character that they count as.
+        (inner.len() == self.chars).then_some(inner)
+    }
+}
+
+/// A position in JSON text.
 pub(crate) struct Scanner<'text> {
     text: &'text str,
     at: usize,
@@ -67,7 +77,7 @@ impl<'text> Scanner<'text> {
         }
     }
 
-    /// Skips white space, and then `byte` if it comes next. Returns whether it did.
+    /// Skips white space, and then `byte` if it comes next. Returns whether `byte` came next.
     pub(crate) fn skip(&mut self, byte: u8) -> bool {
         self.skip_space();
         let is_next = self.peek() == Some(byte);
@@ -126,17 +136,13 @@ impl<'text> Scanner<'text> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    /// Moves past the end of the string that has begun. Also returns by how many bytes its escapes are
-    /// longer than one byte each.
+    /// Moves past the end of a string whose opening quote has been read. Also returns the bytes of its
+    /// escapes, not counting the first byte of each.
     fn string(&mut self) -> (Option<Refusal>, usize) {
         let (mut refusal, mut escapes) = (None, 0);
         loop {
             let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-            // Most keys are short, and a search by memchr takes longer to begin than to read a few bytes.
-            let (near, far) = rest.split_at(rest.len().min(8));
-            let found = near.iter().position(|byte| matches!(byte, b'"' | b'\\'));
-            let far = || memchr::memchr2(b'"', b'\\', far).map(|found| near.len() + found);
-            let Some(found) = found.or_else(far) else {
+            let Some(found) = find_quote(rest) else {
                 self.at = self.text.len();
                 return (refusal, escapes);
             };
@@ -152,7 +158,7 @@ impl<'text> Scanner<'text> {
         }
     }
 
-    /// Moves past the end of the number that has begun.
+    /// Moves past the end of a number whose first byte has been read.
     fn number(&mut self) -> Option<Refusal> {
         let start = self.at - 1;
         while matches!(self.peek(), Some(b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-')) {
@@ -161,6 +167,23 @@ impl<'text> Scanner<'text> {
         let number = self.text.as_bytes().get(start..self.at).unwrap_or_default();
         is_out_of_range(number).then_some(Refusal::NumberOutOfRange)
     }
+}
+
+/// The position of the first quotation mark or backslash.
+fn find_quote(text: &[u8]) -> Option<usize> {
+    // Most strings are short, and starting memchr costs more than comparing a few blocks.
+    const NEAR: usize = 4 * BLOCK;
+    let mut at = 0;
+    while at < NEAR
+        && let Some(block) = text.get(at..).and_then(|rest| rest.first_chunk())
+    {
+        let before = before_quote(*block);
+        at += before;
+        if before < BLOCK {
+            return Some(at);
+        }
+    }
+    memchr::memchr2(b'"', b'\\', text.get(at..)?).map(|found| at + found)
 }
 
 /// The length of the escape at the start of `text`, or of a pair of surrogates, and whether it is an unpaired
@@ -178,13 +201,13 @@ fn escape(text: &[u8]) -> (usize, Option<Refusal>) {
     }
 }
 
-/// The least integer that a 64-bit float rounds to infinity: 2^1024 - 2^970.
+/// The smallest integer that rounds to infinity as a 64-bit float: 2^1024 - 2^970.
 const LEAST_INFINITE: &[u8] = b"\
     179769313486231580793728971405303415079934132710037826936173778980444968292764750946649017977587207096330286416692\
     887910946555547851940402630657488671505820681908902000708383676273854845817711531764475730270069855571366959622842\
     914819860834936475292719074168444365510704342711559699508093042880177904174497792";
 
-/// Whether a number in JSON is beyond a 64-bit float.
+/// Whether a JSON number is beyond the range of a 64-bit float.
 fn is_out_of_range(number: &[u8]) -> bool {
     let number = number.strip_prefix(b"-").unwrap_or(number);
     let exponent_at = number.iter().position(|byte| matches!(byte, b'e' | b'E'));
@@ -304,7 +327,7 @@ mod tests {
         assert_eq!(scanned(&nested(32)).refusal, Some(Refusal::TooDeep));
     }
 
-    /// The function scans only valid syntax. Other text must not make it panic or run forever.
+    /// The function scans only valid syntax. Invalid syntax must not cause a panic or an endless loop.
     #[test]
     fn text_of_invalid_syntax_is_scanned_to_an_end() {
         for text in ["", "\"", "\"\\", "\"\\u12", "[", "[\"", "{\"a\":", "-", "]"] {
