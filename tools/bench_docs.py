@@ -53,7 +53,8 @@ class Results:
         self.sizes = sorted({row["memory_mb"] for row in by_memory["requests"]})
 
     def machine(self) -> str:
-        return f"Measured on {self.all['machine']}, in {self.all['rounds']} rounds."
+        rounds = self.all["rounds"]
+        return f"Measured in {rounds} round{'s' if rounds > 1 else ''} on {self.all['machine']}."
 
     def headline(self) -> str:
         """Medians at the default memory size, the start, and the price."""
@@ -116,6 +117,17 @@ class Results:
             rows.append([shape, f"{cpu:.2f}", fits, *prices])
         return table(["", "CPU, ms", "fits the slice of", *(f"{size} MB" for size in self.sizes)], rows)
 
+    def inline(self) -> dict[str, str]:
+        """Figures within sentences: `p90-100-128` is the p90 of 100 events with 128 MB."""
+        found = {}
+        for size in self.sizes:
+            hundred, full, large = (self.at[OURS, shape, size] for shape in ("100 events", "500 events", "5 MB"))
+            found[f"p90-100-{size}"] = number(hundred["p90"])
+            found[f"p90-500-{size}"] = number(full["p90"])
+            found[f"p50-5mb-{size}"] = number(large["p50"])
+            found[f"usd-100-{size}"] = f"{hundred['lambda_dollars']:.2f}"
+        return found
+
 
 def filled(text: str, sections: dict[str, str]) -> str:
     """The document with the figures between the markers `<!-- bench:name -->` and `<!-- /bench:name -->`."""
@@ -145,6 +157,7 @@ def main() -> int:
         "by-memory": results.by_memory(),
         "ratios": results.ratios(),
         "dollars": results.dollars(),
+        **results.inline(),
     }
     stale = []
     for name in DOCUMENTS:

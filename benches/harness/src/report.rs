@@ -29,7 +29,7 @@ pub fn markdown(results: &Results) -> String {
     let _ = write!(
         out,
         "# Benchmark\n\n\
-         Written by `make bench{}`; do not edit. Medians over {} interleaved rounds, each in a new process. {machine}.\n\n\
+         Written by `make bench{}`; do not edit. Medians over interleaved rounds ({} in this run), each in a new process. {machine}.\n\n\
          Unless noted, DynamoDB responds after 4 ms and SQS after 8 ms. Every response was checked, and every \
          event arrived exactly once. Times are in milliseconds, memory in MB of 2^20 bytes.\n\n",
         if results.full.is_some() { "-full" } else { "" },
