@@ -154,8 +154,8 @@ def check(target: Target) -> None:
         verify(target)
     except Failure as failure:
         raise Failure(
-            f"{failure}\n\nClients may get the same answers. Fix the cause and deploy again, or check out the last "
-            'version that worked\nand deploy that: docs/deploy.md, "Take a deployment back".'
+            f"{failure}\n\nClients may get the same answers. Fix the cause and deploy again, or take the "
+            'deployment back:\ndocs/deploy.md, "Take a deployment back".'
         ) from None
 
 
@@ -169,7 +169,7 @@ def alarm_subscribers(sns: Any, topic: str) -> int:
 
 
 def warn_without_subscriber(region: str, topic: str, profile: str) -> None:
-    """Says loudly if an alarm would reach nobody. Only the profile dev is expected to have no subscriber."""
+    """Warns if an alarm would reach nobody. Only the profile dev is expected to have no subscriber."""
     try:
         if alarm_subscribers(boto3.client("sns", region_name=region), topic):
             return

@@ -13,7 +13,7 @@ import boto3
 
 
 def messages(sqs: Any, queue: str) -> Iterator[dict[str, Any]]:
-    """Yields every message of the queue. Each ten are deleted before the next ten are received."""
+    """Yields every message of the queue. Deletes each group of ten before it receives the next one."""
     while found := sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages"):
         yield from found
         handles = [one["ReceiptHandle"] for one in found]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// The default of `--max-events`.
 const DEFAULT_EVENTS: usize = 500;
-/// The most characters of `--run-name`, which becomes a part of file names.
+/// The maximum number of characters of `--run-name`, which becomes a part of file names.
 const MAX_NAME_LENGTH: usize = 64;
 /// The highest `--concurrency`. The service's limits are reached far earlier.
 const MAX_CONCURRENCY: usize = 64;
@@ -20,7 +20,7 @@ The API key is read from the environment variable VIBEFOLLOW_API_KEY, or from th
 
 To resume a run, run the same command again. FILE.checkpoint.json records how far the run got.
 FILE.rejects.ndjson has the rejected events, each with its line, field and reason.
-`event-ingest-backfill rejects FILE.rejects.ndjson` prints these events as they were, to be corrected and sent.
+`event-ingest-backfill rejects FILE.rejects.ndjson` prints these events, one per line, to be corrected and sent.
 
 Proxies are taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY. SSL_CERT_FILE names a PEM file with the
 certificate authorities to trust in place of the system's.
@@ -43,8 +43,8 @@ const URL_HELP: &str = "The base URL of the service, such as https://api.example
 pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// NDJSON, JSON, CSV, TSV or Parquet files, also with gzip or Zstandard; a directory or a pattern such as 'part-*'
-    /// means the files in it; without FILE, or with `-`, standard input
+    /// NDJSON, JSON, CSV, TSV or Parquet files, also with gzip or Zstandard; a directory or a quoted pattern such as
+    /// 'part-*' stands for its files; without FILE, or with `-`, standard input
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
     #[arg(long, help = URL_HELP, env = "VIBEFOLLOW_BASE_URL", value_parser = Target::parse, required_unless_present_any = ["dry_run", "preview"])]
@@ -61,13 +61,13 @@ pub struct Args {
     /// Only validate the events. Send nothing, and write no files except --rejects
     #[arg(long)]
     pub dry_run: bool,
-    /// The most events in a request
+    /// The maximum number of events in a request
     #[arg(long, value_name = "N", default_value_t = DEFAULT_EVENTS, value_parser = max_events)]
     pub max_events: usize,
-    /// The most requests in flight. After a 429, a 503 or a time-out, fewer are sent for a while
+    /// The maximum number of requests in flight. After a 429, a 503 or a timeout, fewer are sent for a while
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = concurrency)]
     pub concurrency: usize,
-    /// How long to wait for an answer, such as 30s. After a time-out, batches are smaller or may take longer
+    /// How long to wait for an answer, such as 30s. After a timeout, batches are smaller or may take longer
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub timeout: Duration,
     /// Abort when all requests have failed for this long, such as 90s, 15m or 2h
@@ -88,15 +88,15 @@ pub struct Args {
     /// Send at most N events in this run. The next run continues after them
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
-    /// Send at most N events a second, on average
+    /// Send at most N events per second, on average
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     pub events_per_second: Option<u64>,
-    /// Start over: ignore the checkpoint, and rename the rejects file if there is one. Events that the service accepted
-    /// within the last 24 hours are not queued again, unless --run-name is new
+    /// Start over: ignore the checkpoint, and rename the rejects file if there is one. Events of files that the service
+    /// accepted within the last 24 hours are not queued again, unless --run-name is new
     #[arg(long)]
     pub restart: bool,
-    /// A name for the run, which makes its events different from those of every other run of the same files. It becomes
-    /// a part of the names of the checkpoint and the rejects file
+    /// A name that makes the events of this run different from those of every other run of the same files. It becomes a
+    /// part of the names of the checkpoint and the rejects file
     #[arg(long, value_name = "NAME", value_parser = run_name)]
     pub run_name: Option<String>,
     /// Resume with another API key of the same project and mode, such as after a rotation
@@ -116,7 +116,7 @@ pub struct Args {
 /// What else the command can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Print the events of a rejects file as they were in the input, byte for byte, one per line
+    /// Print the events of a rejects file, byte for byte, one per line
     Rejects {
         /// The rejects file, or `-` for standard input
         #[arg(value_name = "FILE")]

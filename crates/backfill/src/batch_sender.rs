@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// The longest wait between two attempts, unless the service asks for more.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// The longest time-out of a batch on a slow line.
+/// The longest timeout of a batch on a slow line.
 const MAX_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Sends batches.
@@ -104,7 +104,7 @@ impl BatchSender {
 
     /// Into how many parts to split a batch that was never sent.
     async fn choose_parts(&self, batch: u64, events: usize) -> Result<usize, Stopped> {
-        // A batch that waits for its turn learns from the time-outs of those before it.
+        // A batch that waits for its turn learns from the timeouts of those before it.
         drop(self.throttle.permit().await?);
         let parts = events.min(self.throttle.slowness() as usize);
         if parts > 1 {
@@ -122,8 +122,8 @@ impl BatchSender {
         let problems = problems_by_event(errors, body.len());
         if accepted + rejected != body.len() || problems.as_ref().is_none_or(|problems| problems.len() != rejected) {
             return Err(self.stop(&format!(
-                "the service's answer does not fit the {} events of the batch: {accepted} accepted, {rejected} \
-                 rejected. Is this service a version that the command knows?",
+                "the service's answer does not match the {} events of the batch: {accepted} accepted, {rejected} \
+                 rejected. Does the command support this version of the service?",
                 body.len()
             )));
         }

@@ -22,10 +22,10 @@ pub struct Checkpoint {
     /// What is sent, and where. Another run can resume only if it has the same job.
     #[serde(flatten)]
     pub job: Job,
-    /// What enters the keys of all batches: `--run-name`, or a random text for standard input and other streams, which
+    /// The name in the keys of all batches: `--run-name`, or a random text for standard input and other streams, which
     /// have no name of their own.
     pub key_name: String,
-    /// Whether it is certain that no event of this run is in the queue. Such a checkpoint binds nobody.
+    /// Whether it is certain that no event of this run is in the queue. The next run ignores such a checkpoint.
     pub nothing_queued: bool,
     /// The number of the first batch that is not done.
     pub next_batch: u64,
@@ -71,9 +71,9 @@ pub struct Job {
     pub run_name: Option<String>,
     /// The inputs.
     pub inputs: Vec<InputIdentity>,
-    /// The most events in a batch.
+    /// The maximum number of events in a batch.
     pub max_events: usize,
-    /// Which events the inputs become.
+    /// How the inputs become events.
     pub reading: ReadOptions,
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 /// The longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most bytes of an answer. Lambda's answers have at most 6 MB.
+/// The maximum number of bytes of an answer. Lambda's answers have at most 6 MB.
 const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
 /// The longest `Retry-After` that is respected. The service itself asks for seconds.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
@@ -48,7 +48,7 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// Whether the service may have queued the events all the same.
+    /// Whether the service may have queued the events nevertheless.
     pub fn is_uncertain(&self) -> bool {
         match self {
             Self::Queued(queued) => queued.accepted > 0,
@@ -154,7 +154,7 @@ impl Client {
             while let Some(part) = response.chunk().await.map_err(|error| cut_off(&error))? {
                 body.extend_from_slice(&part);
                 if body.len() > MAX_ANSWER_BYTES {
-                    return Err(Answer::Retryable("the answer is longer than any of the service".to_owned()));
+                    return Err(Answer::Retryable("the answer is longer than any answer of the service".to_owned()));
                 }
             }
             // A proxy may echo the request, and parts of the answer are printed.

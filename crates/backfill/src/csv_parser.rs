@@ -11,9 +11,9 @@ use contract::limits::MAX_EVENT_BYTES;
 use serde::{Deserialize, Serialize};
 use std::io;
 
-/// The most columns of a file. An event has at most 100 properties, but the columns of a table may be left out.
+/// The maximum number of columns of a file. An event has at most 100 properties, but columns can be left out.
 pub const MAX_COLUMNS: usize = 2048;
-/// The most bytes of a row. The row's JSON is longer than its cells.
+/// The maximum number of bytes of a row. The row's JSON is longer than its cells.
 pub const MAX_ROW_BYTES: usize = MAX_EVENT_BYTES;
 
 /// How a file separates and quotes its cells.

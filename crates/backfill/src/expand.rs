@@ -56,7 +56,7 @@ fn matching(pattern: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths.into_iter().filter(|path| !path.is_dir() && is_input(path)).collect())
 }
 
-/// Hidden files, markers such as `_SUCCESS`, and the files of earlier runs are no inputs.
+/// Hidden files, markers such as `_SUCCESS`, and the files of earlier runs are not inputs.
 fn is_input(path: &Path) -> bool {
     let name = path.file_name().map(OsStr::to_string_lossy).unwrap_or_default();
     !name.starts_with(['.', '_']) && !OWN_FILES.iter().any(|part| name.contains(part))

@@ -111,7 +111,7 @@ impl Source {
         if self.is_plain { offset } else { self.bytes_read.load(Ordering::Relaxed) }
     }
 
-    /// The path after which the checkpoint is named; `None` for standard input and its like.
+    /// The path after which the checkpoint is named; `None` for standard input and other streams.
     pub fn state_path(&self) -> Option<&Path> {
         self.path.as_deref().filter(|_| self.identity.name != "-")
     }

@@ -17,7 +17,7 @@
 //! records                   inputs → validated events, in any format
 //! ndjson · json · csv       the formats
 //! csv_parser                delimited text → cells
-//! mapping · times           which event a record becomes
+//! mapping · times           how a record becomes an event
 //! batch_sender              one batch, until each event is accepted or rejected
 //! packing                   events → batches, and their idempotency keys
 //! client · throttle         one request and its answer; when to send the next one

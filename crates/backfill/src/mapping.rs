@@ -1,4 +1,4 @@
-//! `--map`, `--set`, `--where` and what belongs to them: which event the columns of a record become.
+//! `--map`, `--set`, `--where`, and related options: how the columns of a record become an event.
 //!
 //! A column is a cell of a CSV row, or a member of a JSON object or Parquet row.
 
@@ -12,10 +12,10 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// The members with a value of their own. `properties` is the only other one.
+/// The members with a single value. `properties` is the only other member.
 const MEMBERS: [&str; 3] = [REQUIRED_MEMBERS[0], REQUIRED_MEMBERS[1], TIMESTAMP];
 
-/// What becomes of columns that are not mapped.
+/// What happens to columns that are not mapped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Remaining {
@@ -31,13 +31,13 @@ pub enum Remaining {
 /// The options that determine the event that a record becomes. Its default leaves JSON events unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
-    /// The columns of each member, of which the first one with a value counts.
+    /// The columns of each member. The first one with a value is used.
     pub columns: BTreeMap<String, Vec<String>>,
     /// The constant value of a member.
     pub constants: BTreeMap<String, String>,
     /// The conditions that a record must satisfy.
     pub conditions: Vec<Condition>,
-    /// What becomes of all other columns.
+    /// What happens to all other columns.
     pub remaining: Remaining,
     /// The types of properties.
     pub types: ColumnTypes,
@@ -47,7 +47,7 @@ pub struct Mapping {
     pub time_zone: Option<String>,
 }
 
-/// One `--where`: a record is skipped unless the column has, or with `is_not` has not, the value.
+/// One `--where`: a record is skipped unless the column has the value, or with `is_not`, does not have it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
     column: String,
@@ -74,7 +74,7 @@ impl Condition {
 /// Parses `MEMBER=VALUE`, the form of `--map` and `--set`.
 ///
 /// # Errors
-/// If the member is not one of an event's.
+/// If events have no such member.
 pub fn assignment(text: &str) -> Result<(String, String), String> {
     let (member, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not MEMBER=…"))?;
     let member = member.trim();
@@ -217,7 +217,7 @@ impl Plan {
                 properties.extend(mapped(member)?.map(|origin| property(&mapping.types, name, origin)));
             }
         }
-        // A member that is not mapped is the column of its own name.
+        // A member that is not mapped comes from the column with its name.
         let mut own = |member: &str, origin: Option<Origin>| origin.unwrap_or_else(|| builder.own_column(member));
         let [external_user_id, name, timestamp, base] =
             <[_; 4]>::try_from(named).map_err(|_| "internal error".to_owned())?;
@@ -289,7 +289,7 @@ impl Plan {
     fn write_properties(&self, record: &impl Columns, event: &mut Vec<u8>, problems: &mut Vec<Problem>) {
         let base = value(record, &self.base).map(|value| match value {
             Value::Json(raw) if !raw.starts_with('"') => Cow::Borrowed(raw),
-            // An object that was written into text.
+            // An object in a string.
             Value::Json(_) | Value::Text(_) => {
                 let text = value.text();
                 typed(ColumnType::Json, text.trim()).unwrap_or_else(|_| json_string(&text)).into()
@@ -302,7 +302,7 @@ impl Plan {
         event.extend_from_slice(b"\"properties\":");
         let mut is_empty = true;
         match inner {
-            // What is not an object is refused by the service's rules.
+            // The service's rules reject anything but an object.
             Some(Err(other)) => return event.extend_from_slice(other.as_bytes()),
             Some(Ok(inner)) => {
                 event.push(b'{');
@@ -386,7 +386,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// The columns that `--map` means by a name.
+    /// The columns that a name in `--map` refers to.
     fn column(&mut self, name: &str) -> Result<Vec<Column>, String> {
         let columns = self.find(name)?;
         // A value inside a column does not use the column up.
@@ -459,7 +459,7 @@ impl Builder<'_> {
             let column = Column { name: (*name).to_owned(), index, path: Vec::new() };
             properties.push(self::property(&mapping.types, property, Origin::Columns(vec![column])));
         }
-        // The record's own columns are all known, so none of them is left.
+        // All columns are known from the header, so none of them is left.
         self.used.extend(header.iter().map(|name| (*name).to_owned()));
         if !unmapped.is_empty() {
             return Err(format!(
@@ -477,7 +477,7 @@ impl Builder<'_> {
                 twice.name
             ));
         }
-        // Only the records tell what is in `properties`.
+        // Only the records show what is in `properties`.
         let unknown = mapping.types.names().find(|name| !has_base && !names.contains(name));
         unknown.map_or(Ok(()), |name| {
             Err(format!("--types names `properties.{name}`, which is not a property of the events"))
@@ -512,7 +512,7 @@ fn invalid(field: String, reason: &str) -> Problem {
     Problem { field: Some(field), code: "invalid_cell".into(), reason: reason.to_owned() }
 }
 
-/// Adds a comma, unless a member follows that is the first one.
+/// Adds a comma, unless the next member is the first one.
 fn separate(event: &mut Vec<u8>) {
     if event.last() != Some(&b'{') {
         event.push(b',');

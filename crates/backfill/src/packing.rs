@@ -15,9 +15,9 @@ const CLOSE: &[u8] = b"]}";
 /// The first text that is hashed into every key. It must change if packing or key derivation changes.
 const KEY_FORMAT: &str = "event-ingest-backfill/2";
 
-/// The most rejected events in a batch, to bound memory.
+/// The maximum number of rejected events in a batch, to bound memory.
 const MAX_REJECTED: usize = 500;
-/// The most bytes of rejected events in a batch, to bound memory.
+/// The maximum number of bytes of rejected events in a batch, to bound memory.
 const MAX_REJECTED_BYTES: usize = MAX_BODY_BYTES;
 
 /// A section of the input: the events to send, and the events that are rejected.

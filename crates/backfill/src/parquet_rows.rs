@@ -47,7 +47,7 @@ impl ParquetRows {
     /// Opens a file. `bytes_read` will follow the progress, in bytes of the file.
     ///
     /// # Errors
-    /// If the file cannot be read, or has a column of a type that cannot be.
+    /// If the file cannot be read, or has a column of a type that is not supported.
     pub fn open(path: &Path, bytes_read: Arc<AtomicU64>) -> io::Result<Self> {
         let file = File::open(path)?;
         let size = file.metadata()?.len();
@@ -224,7 +224,7 @@ fn write_long(json: &mut Vec<u8>, value: i64, kind: &Type) -> io::Result<()> {
     }
 }
 
-/// Whether a timestamp is an instant. Without a logical type, as older writers left it, it is one.
+/// Whether a timestamp is an instant. Without a logical type, as in files of older writers, it is one.
 fn is_utc(kind: &Type) -> bool {
     match kind.get_basic_info().logical_type_ref() {
         Some(LogicalType::Timestamp(kind)) => kind.is_adjusted_to_u_t_c,
@@ -250,7 +250,7 @@ fn time(seconds: i64, fraction: &str, is_utc: bool) -> io::Result<String> {
 fn write_clock(json: &mut Vec<u8>, units: i64, decimals: usize) -> io::Result<()> {
     let mut text = Vec::new();
     write_timestamp(&mut text, units, decimals, false)?;
-    // Only the time of day: the quote and the date go.
+    // Keeps only the time of day, without the quote and the date.
     json.push(b'"');
     json.extend(&text[12..]);
     Ok(())
@@ -274,7 +274,7 @@ fn write_bytes(json: &mut Vec<u8>, bytes: &[u8], kind: &Type) -> io::Result<()> 
             let hex = hex::encode(bytes);
             [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
         }
-        // Older writers left the type of text out.
+        // Older writers omitted the type of text.
         Ok(text) if kind.get_physical_type() == PhysicalType::BYTE_ARRAY => text.to_owned(),
         _ => hex::encode(bytes),
     };

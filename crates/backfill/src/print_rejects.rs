@@ -1,4 +1,4 @@
-//! `event-ingest-backfill rejects FILE`: prints rejected events as they were in the input, to be corrected and sent.
+//! `event-ingest-backfill rejects FILE`: prints the events of a rejects file, to be corrected and sent.
 
 use crate::error::Error;
 use crate::rejects::original;

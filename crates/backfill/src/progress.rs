@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// How often a line is printed without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
-/// The rate and the time left go by this last part of the run.
+/// The rate and the time left are computed from this last part of the run.
 const RATE_WINDOW: Duration = Duration::from_secs(15);
 /// The shortest time between two measurements of the rate.
 const MEASURE_EVERY: Duration = Duration::from_millis(200);

@@ -1,4 +1,4 @@
-//! The command-line arguments that determine which events the inputs become.
+//! The command-line arguments that determine how the inputs become events.
 
 use crate::column_types::ColumnTypes;
 use crate::csv_parser::Dialect;
@@ -12,28 +12,28 @@ use crate::times::{self, Times, TimestampFormat};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Input")]
 pub struct ReadArgs {
-    /// The format of the files, if their first bytes do not tell it
+    /// The format of the files, if it cannot be detected from their first bytes
     #[arg(long, value_enum, hide_possible_values = true, value_name = "ndjson|json|csv|tsv|parquet")]
     pub format: Option<Format>,
     /// Take members of the event from columns, or from inside a column (a.b). With `|`, the first that has a value
     #[arg(long, value_name = "MEMBER=COLUMN,…", value_delimiter = ',', value_parser = assignment)]
     pub map: Vec<(String, String)>,
-    /// Set a member of all events, as in `name=page_view` or `properties.source=import`
+    /// Set a member in all events, as in `name=page_view` or `properties.source=import`
     #[arg(long, value_name = "MEMBER=TEXT", value_parser = assignment)]
     pub set: Vec<(String, String)>,
-    /// Read only records in which a column has, or with != has not, this value. May be repeated
+    /// Read only records in which a column has this value, or with != does not have it. Can be repeated
     #[arg(long = "where", value_name = "COLUMN=TEXT", value_parser = Condition::parse)]
     pub conditions: Vec<Condition>,
-    /// Make all other columns properties
+    /// Turn all other columns into properties
     #[arg(long, conflicts_with = "drop_remaining")]
     pub remaining_as_properties: bool,
-    /// Leave all other columns out
+    /// Omit all other columns
     #[arg(long)]
     pub drop_remaining: bool,
     /// The types of properties: string, number, boolean or json, as in age=number,vip=boolean
     #[arg(long, value_name = "PROPERTY=TYPE,…", default_value = "", hide_default_value = true, value_parser = ColumnTypes::parse)]
     pub types: ColumnTypes,
-    /// How the input writes times, if not as RFC 3339 requires. sql is 2025-03-01 08:00:00[.ffffff][±hh[:mm]| UTC]
+    /// The format of times, if it is not RFC 3339. sql is 2025-03-01 08:00:00[.ffffff][±hh[:mm]| UTC]
     #[arg(
         long,
         value_enum,
@@ -41,7 +41,7 @@ pub struct ReadArgs {
         value_name = "sql|epoch-seconds|epoch-milliseconds|epoch-microseconds|rfc3339"
     )]
     pub timestamp_format: Option<TimestampFormat>,
-    /// The time zone of times without one: UTC, an offset such as +01:00, or a name such as Europe/Berlin
+    /// The time zone of times that do not include one: UTC, an offset such as +01:00, or a name such as Europe/Berlin
     #[arg(long, value_name = "ZONE", value_parser = zone)]
     pub tz: Option<String>,
     /// The delimiter of CSV files, such as `;` or tab. Default: the most frequent of , tab ; | in the header
@@ -53,7 +53,7 @@ pub struct ReadArgs {
     /// The character that escapes the next one in CSV files, usually \. Default: none; quotes are doubled
     #[arg(long, value_name = "CHARACTER", value_parser = character)]
     pub escape: Option<Character>,
-    /// What means NULL in a CSV cell without quotes, besides an empty cell. Default: NULL,\N
+    /// The texts that mean NULL in an unquoted CSV cell, besides an empty cell. Default: NULL,\N
     #[arg(long, value_name = "TEXT,…", value_delimiter = ',')]
     pub null: Option<Vec<String>>,
 }

@@ -19,7 +19,7 @@ const MAX_SLEEP: Duration = Duration::from_millis(50);
 /// How many batches the reader may be ahead of the senders.
 const BATCHES_AHEAD: usize = 2;
 
-/// If the first records are all rejected, and are this many, the input is not what the user thinks it is.
+/// If this many first records are all rejected, the input is not what the user thinks it is.
 const MAX_FIRST_REJECTED: u64 = 1000;
 
 /// What to read, and how.
@@ -27,16 +27,16 @@ const MAX_FIRST_REJECTED: u64 = 1000;
 pub struct ReadPlan {
     /// The inputs, in order.
     pub sources: Vec<Source>,
-    /// Which events they become.
+    /// How their records become events.
     pub options: ReadOptions,
-    /// The most events in a batch.
+    /// The maximum number of events in a batch.
     pub max_events: usize,
-    /// The most events that may be rejected before sending. `None` stops only if the first
+    /// The maximum number of events that may be rejected before sending. `None` stops only if the first
     /// [`MAX_FIRST_REJECTED`] are all rejected.
     pub max_rejects: Option<u64>,
-    /// The most events of this run.
+    /// The maximum number of events of this run.
     pub limit: Option<u64>,
-    /// The most events per second, on average.
+    /// The maximum number of events per second, on average.
     pub events_per_second: Option<u64>,
 }
 
@@ -46,7 +46,7 @@ impl ReadPlan {
         Self { sources, options, max_events, max_rejects: None, limit: None, events_per_second: None }
     }
 
-    /// The bytes of all inputs before `position`, of those whose size is known, where the reader is there.
+    /// The bytes before `position`, where the reader must be, in the inputs whose size is known.
     fn bytes_before(&self, position: &Position) -> u64 {
         let earlier = self.sources.iter().take(position.file).filter_map(|source| source.identity.bytes);
         let last = self.sources.get(position.file);
@@ -61,7 +61,7 @@ pub struct ReadStart {
     pub batch: u64,
     /// Where that batch begins.
     pub at: ResumePoint,
-    /// What enters the keys of all batches.
+    /// The name in the keys of all batches.
     pub key_name: String,
 }
 

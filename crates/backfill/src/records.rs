@@ -16,10 +16,10 @@ use contract::limits::MAX_EVENT_BYTES;
 use serde::{Deserialize, Serialize};
 use std::io;
 
-/// The options that determine which events the inputs become.
+/// The options that determine how the inputs become events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadOptions {
-    /// Which event a record becomes.
+    /// How a record becomes an event.
     #[serde(flatten)]
     pub mapping: Mapping,
     /// How CSV files are written.
@@ -65,7 +65,7 @@ impl RecordReader {
     /// Reads the header of a CSV input.
     ///
     /// # Errors
-    /// If the input cannot be read, or its header does not fit the options.
+    /// If the input cannot be read, or its header does not match the options.
     pub fn open(input: &mut InputReader, source: &Source, options: &ReadOptions) -> Result<Self, Error> {
         let usage = |reason| Error::Usage(format!("{}: {reason}", source.display_name()));
         let unreadable = |error: io::Error| read_error(source, &error);

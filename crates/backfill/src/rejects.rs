@@ -49,7 +49,7 @@ struct RejectsLine<'a> {
     text_hex: Option<String>,
 }
 
-/// A rejected event as it was in the input.
+/// A rejected event, read from a rejects file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Original {
     /// Where it was, such as `events.ndjson:17`.
@@ -72,7 +72,7 @@ pub fn original(line: &[u8]) -> Result<Original, String> {
         text: Option<Cow<'a, str>>,
         text_hex: Option<Cow<'a, str>>,
     }
-    /// To `Option`, the event `null` would be absent.
+    /// An `Option` would treat the event `null` as absent.
     fn present<'de: 'a, 'a, D: Deserializer<'de>>(event: D) -> Result<Option<&'a RawValue>, D::Error> {
         <&RawValue>::deserialize(event).map(Some)
     }

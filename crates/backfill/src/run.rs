@@ -48,13 +48,13 @@ pub struct RunOptions {
     pub paths: RunPaths,
     /// What to do with the files of an earlier run.
     pub treatment: Treatment,
-    /// The most requests in flight.
+    /// The maximum number of requests in flight.
     pub concurrency: usize,
     /// How long to wait for an answer.
     pub timeout: Duration,
     /// How long to continue without a success.
     pub give_up_after: Duration,
-    /// Whether inputs without events are in order.
+    /// Whether inputs without events are allowed.
     pub allow_empty: bool,
 }
 

@@ -11,7 +11,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The most symbolic links in a row, as in Linux.
+/// The maximum number of symbolic links in a row, as in Linux.
 const MAX_LINKS: usize = 40;
 
 /// The paths of a run's files.
@@ -45,7 +45,7 @@ impl RunPaths {
                 return Err(Error::Usage(format!("{path} is an input file and would be overwritten by {name}")));
             }
         }
-        // A path that is no link stays as the user wrote it, for messages.
+        // A path that is not a link stays as the user wrote it, for messages.
         let followed = |path: &Path, resolved| if path.is_symlink() { resolved } else { path.to_owned() };
         Ok(Self { checkpoint: followed(&self.checkpoint, checkpoint), rejects: followed(&self.rejects, rejects) })
     }

@@ -5,7 +5,7 @@ use serde_json::Deserializer;
 use serde_json::de::StrRead;
 use serde_json::error::Category;
 
-/// The most first bytes that [`format`] needs. If the first line is shorter, it needs only that line.
+/// The number of first bytes that [`format`] needs at most. If the first line is shorter, it needs only that line.
 pub const MAX_HEAD_BYTES: usize = 64 * 1024;
 
 /// The first bytes of a Parquet file, and its last.
@@ -19,7 +19,7 @@ const DELIMITERS: [u8; 4] = [b',', b'\t', b';', b'|'];
 /// How an input is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
-    /// Not, or in a way that [`format`] refuses.
+    /// Not compressed, or in a way that [`format`] refuses.
     None,
     /// One or more gzip members.
     Gzip,
@@ -61,7 +61,7 @@ const REFUSED: [(&[u8], &str, &str); 17] = [
 ];
 
 /// The format of an input that begins with `head` after decompression. `wanted` is the format that the user
-/// named, and `extension` the extension of the file's name, which counts only if the first bytes do not tell.
+/// named, and `extension` the extension of the file's name, which is used only if the first bytes are ambiguous.
 ///
 /// # Errors
 /// The message says what the input is instead, and what to do.

@@ -3,9 +3,9 @@
 use reqwest::Url;
 use std::net::IpAddr;
 
-/// The endpoint of which a rejected event needs no second request.
+/// The endpoint. It queues the valid events of a request even if others are rejected.
 const PATH: &str = "/api/v1/events/bulk";
-/// Endpoints with which people paste the URL.
+/// Other endpoints, which a pasted URL can contain.
 const OTHER_PATHS: [&str; 2] = ["/api/v1/events/batch", "/api/v1/events"];
 
 /// The service to which batches are sent.

@@ -1,9 +1,9 @@
 //! Limits the requests in flight and the size of new batches.
 //!
-//! As in TCP's congestion control, a 429, a 503 or a time-out halves the limit, and each success raises it by a
+//! As in TCP's congestion control, a 429, a 503 or a timeout halves the limit, and each success raises it by a
 //! fraction, so that a full round of successes raises it by one. A `Retry-After` delays all requests.
 //!
-//! On a slow line, requests in flight share the line, and each exceeds its time-out. A time-out therefore also doubles
+//! On a slow line, requests in flight share the line, and each exceeds its timeout. A timeout therefore also doubles
 //! the slowness: new batches are split into that many parts, and whole batches may take that many times as long.
 
 use crate::error::Error;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 /// The highest slowness.
 const MAX_SLOWNESS: u32 = 64;
-/// After this many successes without a time-out, the slowness is halved.
+/// After this many successes without a timeout, the slowness is halved.
 const SUCCESSES_BEFORE_FASTER: u32 = 100;
 
 /// Gives out permits for requests, and stops the run.

@@ -47,7 +47,7 @@ pub fn time_zone(text: &str) -> Result<TimeZone, String> {
 }
 
 impl Times {
-    /// With a time zone and no format, the format is that of databases.
+    /// With a time zone and no format, the format is `sql`.
     ///
     /// # Errors
     /// If the format and the time zone do not go together, or there is no such time zone.

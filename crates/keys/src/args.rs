@@ -6,7 +6,7 @@ use contract::api_key::WRITE_SCOPE;
 use contract::rate_limit::RateLimit;
 use contract::tenant::{Mode, ProjectId};
 
-/// The most characters in a key's name.
+/// The maximum number of characters in a key's name.
 const MAX_NAME_CHARS: usize = 64;
 
 const EXIT_CODES: &str = "\

@@ -74,7 +74,7 @@ impl Session {
         }
         let effect = match new {
             Some(0) => "Its events will not be limited.",
-            Some(_) => "Its events will be counted by themselves against this limit.",
+            Some(_) => "Its events will be counted against this limit only.",
             None => "Its events will be counted against its project's limit, the function's default.",
         };
         let question = format!("{effect} Change the limit to {new_limit}? [y/N] ");

@@ -79,7 +79,7 @@ it('has the size that the README states, bundled, minified, and gzipped', async 
   });
   const kilobytes = gzipSync(outputFiles[0]?.contents ?? '', { level: 9 }).length / 1_000;
   const readme = readFileSync(join(installed, 'README.md'), 'utf8');
-  expect(readme).toContain(`it has ${kilobytes.toFixed(1)} KB gzipped`);
+  expect(readme).toContain(`it is ${kilobytes.toFixed(1)} KB gzipped`);
   expect(kilobytes).toBeLessThan(9);
 });
 
