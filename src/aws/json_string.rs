@@ -22,7 +22,9 @@ pub(super) fn json_string(text: &str) -> Vec<u8> {
             rest = &rest[plain + 1..];
         }
     }
-    rest.iter().for_each(|&byte| push(&mut json, byte));
+    for &byte in rest {
+        push(&mut json, byte);
+    }
     json.push(b'"');
     json
 }
