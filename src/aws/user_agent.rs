@@ -8,7 +8,7 @@ use aws_sdk_dynamodb::config::interceptors::{
 };
 use aws_sdk_dynamodb::config::{ConfigBag, Intercept, RuntimeComponents, SharedInterceptor};
 use aws_sdk_dynamodb::error::BoxError;
-use aws_smithy_runtime_api::client::interceptors::{DisableInterceptor, disable_interceptor};
+use aws_smithy_runtime_api::client::interceptors::disable_interceptor;
 use std::sync::OnceLock;
 
 const HEADERS: [&str; 2] = ["user-agent", "x-amz-user-agent"];
@@ -42,15 +42,10 @@ impl Intercept for KeptUserAgent {
         &self,
         context: &mut BeforeTransmitInterceptorContextMut<'_>,
         _: &RuntimeComponents,
-        call: &mut ConfigBag,
+        _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        // A second try of the first call has the SDK's interceptor, too.
-        if let Some(values) = self.0.get()
-            && call.load::<DisableInterceptor<UserAgentInterceptor>>().is_some()
-        {
-            for (name, value) in HEADERS.into_iter().zip(values) {
-                context.request_mut().headers_mut().insert(name, value.clone());
-            }
+        for (name, value) in HEADERS.into_iter().zip(self.0.get().into_iter().flatten()) {
+            context.request_mut().headers_mut().insert(name, value.clone());
         }
         Ok(())
     }
