@@ -64,6 +64,10 @@ FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_l
 
 BENCHES := --manifest-path benches/Cargo.toml --locked
 HARNESS := benches/target/harness/harness
+# Rounds of the benchmark. Each takes 4 minutes.
+ROUNDS := 3
+# The documentation's figures that derive from a run.
+BENCH_DOCS = $(PYTHON) tools/bench_docs.py --write && $(PYTHON) tools/costs.py --write && $(PYTHON) tools/scale.py --write
 INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
@@ -138,11 +142,13 @@ fuzz-keep: ## Add the inputs that `make fuzz` found and that reach new code to t
 	$(FUZZ_BUILD)
 	$(FUZZER) -merge=1 -use_counters=0 fuzz/corpus/$(TARGET) fuzz/target/found/$(TARGET)
 
-bench: bench-deps ## Compare with Powertools for Python and TypeScript; write docs/benchmarks/
-	$(HARNESS)
+bench: bench-deps ## Compare with Powertools for Python and TypeScript by memory size (needs root); 4 minutes with ROUNDS=1
+	$(HARNESS) --rounds $(ROUNDS)
+	$(BENCH_DOCS)
 
 bench-full: bench-deps ## Like `make bench`, plus all shapes without latency, growth, endurance, 1, 2 and 4 sandboxes
-	$(HARNESS) --full
+	$(HARNESS) --rounds $(ROUNDS) --full
+	$(BENCH_DOCS)
 
 bench-deps: $(PYTHON_PEER) $(TYPESCRIPT_PEER)
 	cargo build --release --locked --package event-ingest
@@ -200,6 +206,7 @@ lint-docs: $(REDOCLY) $(SAM) ## Check openapi.yaml, and the links and commands i
 	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
 	.venv/sam/bin/python tools/check_docs.py
 	$(PYTHON) tools/costs.py --check
+	$(PYTHON) tools/bench_docs.py --check
 
 lint-python: $(PYTHON_LINT) ## Check the format, lints and types of the Python files
 	.venv/lint/bin/ruff check $(PYTHON_FILES)

@@ -5,6 +5,7 @@
 //! suite     the rounds, in order
 //!   measure   one round of one shape on one target → figures
 //!     sandbox   the process: environment, CPU, memory
+//!       share     the CPU share of a memory size
 //!       lambda    the Runtime API
 //!       stub      DynamoDB and SQS, with latency, limits and counts
 //!     verify    the checks of each request (the package `shapes` has the requests)
@@ -19,6 +20,7 @@ mod plot;
 mod prices;
 mod report;
 mod sandbox;
+mod share;
 mod stub;
 mod suite;
 mod targets;
@@ -33,7 +35,7 @@ usage: harness [OPTION]...
   --full               also measure every shape without latency, growth, 100,000 requests,
                        and 1, 2 and 4 sandboxes
   --quick              run one round with a tenth of the requests
-  --rounds N           run N rounds (default: 5)
+  --rounds N           run N rounds (default: 3)
   --without-peers      measure only the function and the floor
   --shape NAME         measure only this shape
   --against BINARY     also measure another build of the function, for example the previous one
@@ -47,8 +49,7 @@ fn main() -> Result<()> {
     let results = tokio::task::LocalSet::new().block_on(&runtime, suite::run(&root, &plan))?;
     eprintln!();
     std::fs::create_dir_all(&output)?;
-    let machine = report::machine();
-    let markdown = report::markdown(&results, &machine);
+    let markdown = report::markdown(&results);
     std::fs::write(output.join("results.md"), &markdown)?;
     std::fs::write(output.join("results.json"), serde_json::to_string_pretty(&results)? + "\n")?;
     plot::all(&results, &output)?;
@@ -58,7 +59,7 @@ fn main() -> Result<()> {
 }
 
 fn arguments(root: &Path) -> Result<(Plan, PathBuf)> {
-    let mut plan = Plan { rounds: 5, divide: 1, peers: true, full: false, shape: None, against: None };
+    let mut plan = Plan { rounds: 3, divide: 1, peers: true, full: false, shape: None, against: None };
     let mut output = root.join("docs/benchmarks");
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {

@@ -1,6 +1,8 @@
 //! One round: a new sandbox, warm-up requests, measured requests, figures.
 
+use crate::clock::sleep_until;
 use crate::sandbox::{Sandbox, Setup};
+use crate::share::{CpuGroup, PERIOD_MS};
 use crate::stub::Usage;
 use crate::targets::Target;
 use crate::verify::Verifier;
@@ -89,6 +91,52 @@ pub struct Session<'a> {
     usage: Usage,
 }
 
+/// The most requests of a series, and the time after which it ends early.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// The most requests.
+    pub requests: usize,
+    /// The time after which no further request begins.
+    pub time: Duration,
+}
+
+/// The times of a series of requests, in milliseconds.
+#[derive(Clone, Debug, Default)]
+pub struct Series {
+    /// The latency of each request.
+    pub latencies: Vec<f64>,
+    /// The time of each request that Lambda bills: whole milliseconds.
+    pub billed: Vec<f64>,
+    /// The CPU time of all requests.
+    pub cpu: f64,
+}
+
+impl Series {
+    /// Adds the requests of `other`.
+    pub fn add(&mut self, other: Self) {
+        self.latencies.extend(other.latencies);
+        self.billed.extend(other.billed);
+        self.cpu += other.cpu;
+    }
+
+    /// The number of requests.
+    pub fn count(&self) -> f64 {
+        self.latencies.len() as f64
+    }
+
+    /// The smallest latency that at least this share of the requests does not exceed.
+    pub fn quantile(&self, share: f64) -> f64 {
+        let mut sorted = self.latencies.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        quantile(&sorted, share)
+    }
+
+    /// The average billed time.
+    pub fn mean_billed(&self) -> f64 {
+        self.billed.iter().sum::<f64>() / self.count()
+    }
+}
+
 /// The times of one checked request, in milliseconds.
 pub struct Timed {
     /// See [`crate::lambda::Invocation`].
@@ -100,7 +148,7 @@ pub struct Timed {
 impl<'a> Session<'a> {
     /// Starts a new sandbox.
     pub async fn start(target: &'a Target, shape: &'a Shape, batch: &'a Batch, setup: Setup<'_>) -> Result<Self> {
-        let setup = Setup { events_per_message: shape.events_per_message, ..setup };
+        let setup = Setup { events_per_message: shape.events_per_message, ordered: shape.ordered, ..setup };
         let sandbox = Sandbox::start(target, setup).await?;
         Ok(Self { target, shape, batch, sandbox, verifier: Verifier::default(), number: 0, usage: Usage::default() })
     }
@@ -127,6 +175,32 @@ impl<'a> Session<'a> {
         Ok(Timed { latency: millis(invocation.latency), billed: millis(invocation.billed) })
     }
 
+    /// Runs requests until the limit is reached, at least one. `before_each` runs before each of them.
+    pub async fn series(&mut self, limit: Limit, before_each: impl AsyncFn() -> Result<()>) -> Result<Series> {
+        let (cpu, start) = (self.sandbox.cpu()?, Instant::now());
+        let mut series = Series::default();
+        while series.latencies.is_empty() || series.latencies.len() < limit.requests && start.elapsed() < limit.time {
+            before_each().await?;
+            let timed = self.request().await?;
+            series.latencies.push(timed.latency);
+            series.billed.push(timed.billed.ceil());
+        }
+        series.cpu = millis(self.sandbox.cpu()?.saturating_sub(cpu));
+        Ok(series)
+    }
+
+    /// Runs a series at the CPU share of a memory size. Each request begins at a random point in a period.
+    pub async fn series_at(&mut self, group: &CpuGroup, memory_mb: u32, limit: Limit) -> Result<Series> {
+        group.limit(Some(memory_mb))?;
+        let pause = async || {
+            let period = Duration::from_secs_f64(PERIOD_MS / 1000.0);
+            sleep_until(Instant::now() + period.mul_f64(fastrand::f64())).await
+        };
+        let series = self.series(limit, pause).await?;
+        group.limit(None)?;
+        Ok(series)
+    }
+
     /// The usage since the last call of this method.
     pub fn take_usage(&mut self) -> Usage {
         std::mem::take(&mut self.usage)
@@ -138,7 +212,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Measures one round.
+/// Measures one round on a whole core.
 pub async fn round(
     target: &Target,
     shape: &Shape,
@@ -146,6 +220,19 @@ pub async fn round(
     requests: usize,
     setup: Setup<'_>,
 ) -> Result<Figures> {
+    let (session, figures) = start_round(target, shape, batch, requests, setup).await?;
+    session.stop().await?;
+    Ok(figures)
+}
+
+/// Measures one round on a whole core. Returns the warm sandbox, too.
+pub async fn start_round<'a>(
+    target: &'a Target,
+    shape: &'a Shape,
+    batch: &'a Batch,
+    requests: usize,
+    setup: Setup<'_>,
+) -> Result<(Session<'a>, Figures)> {
     let mut session = Session::start(target, shape, batch, setup).await?;
     let mut first = session.request().await?.latency;
     if shape.outcome == Outcome::Replayed {
@@ -156,25 +243,17 @@ pub async fn round(
         session.request().await?;
     }
     session.take_usage();
-    let (cpu, log_bytes, start) = (session.sandbox().cpu()?, session.sandbox().log_bytes(), Instant::now());
-    let mut latencies = Vec::with_capacity(requests);
-    let mut billed = 0.0;
-    for _ in 0..requests {
-        let timed = session.request().await?;
-        latencies.push(timed.latency);
-        billed += timed.billed.ceil();
-    }
+    let (log_bytes, start) = (session.sandbox().log_bytes(), Instant::now());
+    let series = session.series(Limit { requests, time: Duration::MAX }, async || Ok(())).await?;
     let elapsed = start.elapsed();
-    let cpu = session.sandbox().cpu()?.saturating_sub(cpu);
     let log_bytes = session.sandbox().log_bytes() - log_bytes;
     let (rss, rss_peak) = session.sandbox().memory()?;
-    latencies.sort_unstable_by(f64::total_cmp);
     let figures = Figures {
-        p50: quantile(&latencies, 0.5),
-        p90: quantile(&latencies, 0.9),
-        p99: quantile(&latencies, 0.99),
-        billed: billed / requests as f64,
-        cpu: millis(cpu) / requests as f64,
+        p50: series.quantile(0.5),
+        p90: series.quantile(0.9),
+        p99: series.quantile(0.99),
+        billed: series.mean_billed(),
+        cpu: series.cpu / requests as f64,
         init: millis(session.sandbox().init),
         init_cpu: millis(session.sandbox().init_cpu),
         first,
@@ -184,8 +263,7 @@ pub async fn round(
         usage: UsagePerRequest::new(&session.take_usage(), requests),
         throughput: requests as f64 / elapsed.as_secs_f64(),
     };
-    session.stop().await?;
-    Ok(figures)
+    Ok((session, figures))
 }
 
 impl Figures {

@@ -1,6 +1,7 @@
 //! The results as SVG plots.
 
-use crate::suite::{Growth, Results, Row};
+use crate::share::SIZES;
+use crate::suite::{AtMemory, Growth, Results, Row};
 use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -22,6 +23,15 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// Writes every plot for which the results have figures.
 pub fn all(results: &Results, directory: &Path) -> Result<()> {
     let rows = &results.rows;
+    let requests = &results.by_memory.requests;
+    if !requests.is_empty() {
+        let title = "Response time by memory size, ms (logarithmic)";
+        let note = "Lines: p50. Bars: up to p99, or to p90 with fewer than 100 requests; the tick is p90. With DynamoDB at 4 ms and SQS at 8 ms.";
+        by_memory(requests, title, note, |at| (at.p50, at.p90, at.p99), &directory.join("memory.svg"))?;
+        let title = "Lambda's price of a million requests by memory size, USD (logarithmic)";
+        let note = "List prices in us-east-1 for the measured duration, with the price per request.";
+        by_memory(requests, title, note, |at| (at.lambda_dollars, None, None), &directory.join("memory-dollars.svg"))?;
+    }
     bars(rows, "p50 latency, ms", |row| row.figures.p50, &directory.join("latency.svg"))?;
     bars(rows, "CPU per request, ms", |row| row.figures.cpu, &directory.join("cpu.svg"))?;
     bars(rows, "dollars per million events", |row| row.dollars.total(), &directory.join("dollars.svg"))?;
@@ -98,6 +108,76 @@ fn short(value: f64) -> String {
         1.0.. => format!("{value:.1}"),
         _ => format!("{value:.3}"),
     }
+}
+
+/// The figures of a point: the line goes through the first, and a bar leads to the others.
+type Point = (f64, Option<f64>, Option<f64>);
+
+/// Draws a figure by memory size: a panel per shape, and a line per target.
+fn by_memory(
+    requests: &[AtMemory],
+    title: &str,
+    note: &str,
+    figure: fn(&AtMemory) -> Point,
+    path: &Path,
+) -> Result<()> {
+    drawing(path, |area| {
+        let area = area.titled(title, ("sans-serif", 18)).map_err(failed)?;
+        let (panels, legend) = area.split_vertically(300);
+        for (panel, shape) in panels.split_evenly((1, SHAPES.len())).iter().zip(SHAPES) {
+            let points = requests.iter().filter(|at| at.shape == shape).filter_map(|at| {
+                let size = SIZES.iter().position(|size| *size == at.memory_mb)?;
+                let place = COLORS.iter().position(|(name, _)| *name == at.target)?;
+                Some((place, size as f64 + (place as f64 - 2.5) * 0.09, figure(at)))
+            });
+            memory_panel(panel, shape, &points.collect::<Vec<_>>())?;
+        }
+        for (place, (name, color)) in COLORS.iter().enumerate() {
+            let x = 20 + 140 * i32::try_from(place)?;
+            legend.draw(&Rectangle::new([(x, 6), (x + 10, 16)], color.filled())).map_err(failed)?;
+            legend.draw(&Text::new(*name, (x + 16, 5), ("sans-serif", 13))).map_err(failed)?;
+        }
+        legend.draw(&Text::new(note.to_owned(), (20, 26), ("sans-serif", 12))).map_err(failed)
+    })
+}
+
+/// Draws points given as the target's place, x, and the figures.
+fn memory_panel(area: &Area<'_>, shape: &str, points: &[(usize, f64, Point)]) -> Result<()> {
+    let least = points.iter().map(|point| point.2.0).fold(f64::MAX, f64::min) / 2.2;
+    let most = points.iter().map(|(_, _, (p50, p90, p99))| p99.or(*p90).unwrap_or(*p50)).fold(f64::MIN, f64::max) * 1.3;
+    let mut chart = ChartBuilder::on(area)
+        .caption(shape, ("sans-serif", 14))
+        .margin(6)
+        .y_label_area_size(44)
+        .build_cartesian_2d(-0.5..SIZES.len() as f64 - 0.4, (least..most).log_scale())
+        .map_err(failed)?;
+    let mesh = &mut chart.configure_mesh();
+    mesh.disable_x_mesh().disable_x_axis().light_line_style(WHITE).draw().map_err(failed)?;
+    for (place, (_, color)) in COLORS.iter().enumerate() {
+        let points: Vec<_> = points.iter().filter(|point| point.0 == place).collect();
+        chart.draw_series(LineSeries::new(points.iter().map(|point| (point.1, point.2.0)), color)).map_err(failed)?;
+        for (_, x, (p50, p90, p99)) in points {
+            let dot = Circle::new((*x, *p50), 3, color.filled());
+            chart.draw_series([dot]).map_err(failed)?;
+            if let Some(top) = p99.or(*p90) {
+                chart.draw_series([PathElement::new([(*x, *p50), (*x, top)], color)]).map_err(failed)?;
+            }
+            if let Some(p90) = p90 {
+                let tick = PathElement::new([(*x - 0.06, *p90), (*x + 0.06, *p90)], color);
+                chart.draw_series([tick]).map_err(failed)?;
+            }
+            if place == 0 {
+                let number = Text::new(short(*p50), (*x - 0.1, *p50 / 1.12), ("sans-serif", 12));
+                chart.draw_series([number]).map_err(failed)?;
+            }
+        }
+    }
+    let sizes = SIZES
+        .iter()
+        .enumerate()
+        .map(|(place, size)| Text::new(format!("{size} MB"), (place as f64 - 0.35, least * 1.25), ("sans-serif", 12)));
+    chart.draw_series(sizes).map_err(failed)?;
+    Ok(())
 }
 
 fn growth(by_events: &[Growth], by_bytes: &[Growth], path: &Path) -> Result<()> {

@@ -1,6 +1,7 @@
 //! List prices in us-east-1 in dollars, as of November 2026, without free tiers.
 
 use crate::measure::Figures;
+use shapes::Shape;
 
 /// Lambda, per request.
 const LAMBDA_REQUEST: f64 = 0.20e-6;
@@ -16,6 +17,8 @@ const WRITE_UNIT: f64 = 0.625e-6;
 const READ_UNIT: f64 = 0.125e-6;
 /// SQS standard queue, per request of up to 64 KB.
 const SQS_REQUEST: f64 = 0.40e-6;
+/// SQS ordered (FIFO) queue, per request of up to 64 KB.
+const SQS_ORDERED_REQUEST: f64 = 0.50e-6;
 /// The surcharge of SQS for messages with a group (fair queues).
 const SQS_FAIR: f64 = 0.10e-6;
 /// HTTP API, per request of up to 512 KB.
@@ -43,13 +46,14 @@ pub struct Dollars {
 
 impl Dollars {
     /// The cost of a million events in batches like the measured one.
-    pub fn per_million_events(figures: &Figures, events: usize, body_bytes: usize) -> Self {
-        let requests = 1e6 / events as f64;
+    pub fn per_million_events(figures: &Figures, shape: &Shape, body_bytes: usize) -> Self {
+        let requests = 1e6 / shape.events as f64;
+        let (sqs, fair) = if shape.ordered { (SQS_ORDERED_REQUEST, 0.0) } else { (SQS_REQUEST, SQS_FAIR) };
         Self {
             lambda: requests * (LAMBDA_REQUEST + billed_in_lambda(figures) / 1000.0 * MEMORY_GB * LAMBDA_GB_SECOND),
             dynamodb: requests * (figures.usage.write_units * WRITE_UNIT + figures.usage.read_units * READ_UNIT),
-            sqs: requests * figures.usage.chunks * SQS_REQUEST,
-            fair_queue: requests * figures.usage.chunks * SQS_FAIR,
+            sqs: requests * figures.usage.chunks * sqs,
+            fair_queue: requests * figures.usage.chunks * fair,
             gateway: requests * (body_bytes as f64 / GATEWAY_CHUNK).ceil().max(1.0) * GATEWAY_REQUEST,
             logs: requests * figures.log_bytes * LOG_BYTE,
         }
@@ -59,6 +63,11 @@ impl Dollars {
     pub fn total(&self) -> f64 {
         self.lambda + self.dynamodb + self.sqs
     }
+}
+
+/// Lambda's price of a million requests in dollars, given the average billed time of one.
+pub fn lambda_per_million_requests(billed_ms: f64, memory_mb: u32) -> f64 {
+    1e6 * (LAMBDA_REQUEST + billed_ms / 1000.0 * f64::from(memory_mb) / 1024.0 * LAMBDA_GB_SECOND)
 }
 
 /// The milliseconds that Lambda would bill. The benchmark runs on a whole CPU and Lambda on a share of one,

@@ -2,33 +2,40 @@
 
 use crate::goals::{self, best_peer};
 use crate::prices::{CPU_SHARE, billed_in_lambda};
-use crate::suite::{Concurrency, Full, Results, Row};
+use crate::share::{PERIOD_MS, SIZES, slice_ms};
+use crate::suite::{AtMemory, Concurrency, Full, Results, Row};
 use crate::targets::Kind;
 use std::fmt::Write;
 
-/// The machine: processor, cores and load.
+/// The machine: processor and cores.
 pub fn machine() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    format!("{}, {cores} cores", model.trim_matches([' ', '\t', ':']))
+}
+
+/// The load average of the last minute. A run by itself loads the machine with about one process.
+pub fn load_average() -> String {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or_default().to_owned();
-    format!("{}, {cores} cores, load average at the end {load}", model.trim_matches([' ', '\t', ':']))
+    load.split(' ').next().unwrap_or_default().to_owned()
 }
 
 /// The whole report.
-pub fn markdown(results: &Results, machine: &str) -> String {
+pub fn markdown(results: &Results) -> String {
+    let machine = &results.machine;
     let mut out = String::new();
     // Writing to a string cannot fail.
     let _ = write!(
         out,
         "# Benchmark\n\n\
-         Written by `make bench{}`; do not edit. Medians over {} interleaved rounds, each in a new process. {machine}.\n\n\
+         Written by `make bench{}`; do not edit. Medians over interleaved rounds ({} in this run), each in a new process. {machine}.\n\n\
          Unless noted, DynamoDB responds after 4 ms and SQS after 8 ms. Every response was checked, and every \
          event arrived exactly once. Times are in milliseconds, memory in MB of 2^20 bytes.\n\n",
         if results.full.is_some() { "-full" } else { "" },
         results.rounds,
     );
+    by_memory(&mut out, results);
     section(&mut out, "Targets", &targets(results));
     section(&mut out, "Latency, CPU and memory", &times(&results.rows));
     section(&mut out, "The better peer, as a multiple of event-ingest", &ratios(results));
@@ -46,6 +53,71 @@ pub fn markdown(results: &Results, machine: &str) -> String {
         section(&mut out, "Growth", &growth(full));
     }
     out
+}
+
+fn by_memory(out: &mut String, results: &Results) {
+    let by_memory = &results.by_memory;
+    if let Some(reason) = &by_memory.missing {
+        let _ = write!(out, "## By memory size\n\n{reason}\n\n");
+        return;
+    }
+    let slices = SIZES.map(|size| format!("{:.2} ms for {size} MB", slice_ms(size))).join(", ");
+    let _ = write!(
+        out,
+        "## By memory size\n\nLambda's share of a CPU, enforced with a cpu cgroup: in each period of {PERIOD_MS} ms, {slices}. Init has a whole \
+         core. Requests come one at a time and begin at a random point in a period. Each cell has p50 / p90 / p99 over all \
+         rounds; p90 needs 10 requests and p99 needs 100. † The process has used more memory than this size; the benchmark \
+         does not limit memory. More than 4,000 ms exceed the function's timeout.\n\n",
+    );
+    let sizes = SIZES.map(|size| format!("{size} MB"));
+    let head: Vec<&str> = std::iter::once("").chain(sizes.iter().map(String::as_str)).collect();
+    let rows = grouped(results);
+    out.push_str(&table(&head, rows.iter().map(|row| cells(row, latencies))));
+    section(out, "First request by memory size", &first_requests(results, &head));
+    let _ = write!(
+        out,
+        "The median of new sandboxes that receive 100 events after init. The first request also reads the API key.\n\n"
+    );
+    let lambda = rows.iter().map(|row| {
+        let mut cells = cells(row, |at| format!("{:.2}", at.lambda_dollars));
+        let cpu = row.last().map_or(0.0, |at| at.cpu);
+        let fits =
+            SIZES.into_iter().find(|size| cpu <= slice_ms(*size)).map_or("–".to_owned(), |size| size.to_string());
+        cells.splice(1..1, [format!("{cpu:.2}"), fits]);
+        cells
+    });
+    let head = [&head[..1], &["CPU, ms", "fits a slice of, MB"], &head[1..]].concat();
+    let lambda = table(&head, lambda);
+    section(out, "Dollars for Lambda per million requests, by memory size", &lambda);
+}
+
+/// The figures by memory size, as one list per shape and target.
+fn grouped(results: &Results) -> Vec<Vec<&AtMemory>> {
+    let rows = by_shape(&results.rows).into_iter().map(|row| {
+        let requests = results.by_memory.requests.iter();
+        requests.filter(|at| (at.shape, at.target) == (row.shape, row.target)).collect::<Vec<_>>()
+    });
+    rows.filter(|row| !row.is_empty()).collect()
+}
+
+fn cells(row: &[&AtMemory], cell: impl Fn(&AtMemory) -> String) -> Vec<String> {
+    let label = row.first().map(|at| format!("{}: {}", at.shape, at.target));
+    label.into_iter().chain(row.iter().map(|at| cell(at))).collect()
+}
+
+fn latencies(at: &AtMemory) -> String {
+    let or_none = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.1}"));
+    let mark = if at.exceeds_memory { " †" } else { "" };
+    format!("{:.1} / {} / {}{mark}", at.p50, or_none(at.p90), or_none(at.p99))
+}
+
+fn first_requests(results: &Results, head: &[&str]) -> String {
+    let first = &results.by_memory.first;
+    let rows = first.chunk_by(|one, other| one.target == other.target).map(|sizes| {
+        let values = sizes.iter().map(|first| format!("{:.1}", first.p50));
+        std::iter::once(sizes[0].target.to_owned()).chain(values).collect()
+    });
+    table(head, rows)
 }
 
 fn section(out: &mut String, title: &str, table: &str) {

@@ -2,6 +2,7 @@
 
 use crate::clock::CpuClock;
 use crate::lambda::{Invocation, RuntimeApi};
+use crate::share::CpuGroup;
 use crate::stub::tls::Acceptor;
 use crate::stub::{Latency, Stub};
 use crate::targets::Target;
@@ -9,7 +10,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use shapes::{API_KEY, PROJECT};
+use shapes::{API_KEY, LANES, PROJECT};
 use std::cell::Cell;
 use std::path::Path;
 use std::process::Stdio;
@@ -22,12 +23,14 @@ const STATE_TABLE: &str = "state";
 const API_KEYS_TABLE: &str = "api-keys";
 
 /// The setup of a sandbox.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Setup<'a> {
     /// The latency of the services.
     pub latency: Latency,
     /// `MAX_EVENTS_PER_MESSAGE`, if it is not the default.
     pub events_per_message: Option<u32>,
+    /// Whether the queue is an ordered one.
+    pub ordered: bool,
     /// For services over TLS: the server side, and the file with the certificate authority.
     pub tls: Option<(&'a Acceptor, &'a Path)>,
 }
@@ -66,6 +69,7 @@ impl Sandbox {
         })?;
         let mut api = RuntimeApi::start().await?;
 
+        let queue = if setup.ordered { "events.fifo" } else { "events" };
         let mut command = Command::new(&target.command[0]);
         command
             .args(&target.command[1..])
@@ -89,7 +93,7 @@ impl Sandbox {
             .env("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
             .env("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
             .env("AWS_SESSION_TOKEN", "an-example-of-a-session-token-as-lambda-sets-one".repeat(12))
-            .env("EVENTS_QUEUE_URL", format!("{}/123456789012/events", stub.sqs_url()))
+            .env("EVENTS_QUEUE_URL", format!("{}/123456789012/{queue}", stub.sqs_url()))
             .env("STATE_TABLE", STATE_TABLE)
             .env("API_KEYS_TABLE", API_KEYS_TABLE)
             .env("AWS_ENDPOINT_URL_DYNAMODB", stub.dynamodb_url())
@@ -99,6 +103,9 @@ impl Sandbox {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
+        if setup.ordered {
+            command.env("ORDERED_LANES", LANES.to_string());
+        }
         if let Some(count) = setup.events_per_message {
             command.env("MAX_EVENTS_PER_MESSAGE", count.to_string());
         }
@@ -140,6 +147,11 @@ impl Sandbox {
     /// The bytes that the process logged so far.
     pub fn log_bytes(&self) -> u64 {
         self.log_bytes.get()
+    }
+
+    /// Moves the process into a group, which limits its CPU time. During init, Lambda lends a whole core.
+    pub fn join(&self, group: &CpuGroup) -> Result<()> {
+        group.add(self.pid)
     }
 
     /// Resident memory in bytes: the current and the highest value.

@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 const LARGE: usize = 65_536;
 
 /// The time that the services take to respond after they have read a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Latency {
     /// In milliseconds.
     pub dynamodb: u64,
@@ -37,7 +37,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// No latency.
+    /// No latency, the default.
     pub const NONE: Self = Self { dynamodb: 0, sqs: 0 };
     /// The usual latency inside a region.
     pub const USUAL: Self = Self { dynamodb: 4, sqs: 8 };

@@ -1,15 +1,18 @@
 //! The measurements, their order, and their results.
 
-use crate::measure::{Figures, Session, median, millis, round};
-use crate::prices::Dollars;
+use crate::measure::{Figures, Limit, Series, Session, median, millis, round, start_round};
+use crate::prices::{Dollars, lambda_per_million_requests};
+use crate::report;
 use crate::sandbox::Setup;
+use crate::share::{CpuGroup, SIZES};
 use crate::stub::{Latency, tls};
 use crate::targets::{Kind, Target};
 use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 use serde::Serialize;
-use shapes::{Batch, Shape};
-use std::time::Instant;
+use shapes::{Batch, Outcome, Shape};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// One line of the results: a target, a shape, and the medians over rounds.
 #[derive(Serialize)]
@@ -33,9 +36,64 @@ pub struct Row {
     pub dollars: Dollars,
 }
 
+/// A target and a shape at the CPU share of one memory size.
+#[derive(Serialize)]
+pub struct AtMemory {
+    /// The name of the target.
+    pub target: &'static str,
+    /// The name of the shape.
+    pub shape: &'static str,
+    /// The memory size in MB.
+    pub memory_mb: u32,
+    /// The number of requests, over all rounds.
+    pub requests: usize,
+    /// The median latency of these requests in milliseconds.
+    pub p50: f64,
+    /// The 90th percentile; absent with fewer than 10 requests.
+    pub p90: Option<f64>,
+    /// The 99th percentile; absent with fewer than 100 requests.
+    pub p99: Option<f64>,
+    /// The average milliseconds that Lambda bills.
+    pub billed: f64,
+    /// CPU milliseconds per request.
+    pub cpu: f64,
+    /// Lambda's price of a million requests in dollars.
+    pub lambda_dollars: f64,
+    /// Whether the process has used more memory than this size. The benchmark does not limit memory.
+    pub exceeds_memory: bool,
+}
+
+/// The first request of a new sandbox at the CPU share of one memory size.
+#[derive(Serialize)]
+pub struct FirstRequest {
+    /// The name of the target.
+    pub target: &'static str,
+    /// The memory size in MB.
+    pub memory_mb: u32,
+    /// The number of sandboxes.
+    pub sandboxes: usize,
+    /// The median latency in milliseconds.
+    pub p50: f64,
+}
+
+/// The figures by memory size.
+#[derive(Default, Serialize)]
+pub struct ByMemory {
+    /// Warm requests.
+    pub requests: Vec<AtMemory>,
+    /// First requests, with 100 events.
+    pub first: Vec<FirstRequest>,
+    /// The reason why only the whole core was measured, if so.
+    pub missing: Option<String>,
+}
+
 /// The results of one run.
 #[derive(Serialize)]
 pub struct Results {
+    /// The machine and its load.
+    pub machine: String,
+    /// By the CPU share of Lambda's memory sizes.
+    pub by_memory: ByMemory,
     /// At usual latency: every shape; for the peers and the floor only the compared shapes.
     pub rows: Vec<Row>,
     /// event-ingest over TLS, 100 events at usual latency.
@@ -126,16 +184,61 @@ pub async fn run(root: &std::path::Path, plan: &Plan) -> Result<Results> {
     if plan.peers {
         targets.extend(Target::peers(root));
     }
-    let rows = matrix(&targets, Latency::USUAL, plan).await?;
+    let load = report::load_average();
+    let group = CpuGroup::create();
+    if let Err(error) = &group {
+        eprintln!("{}", without_group(error));
+    }
+    let (rows, mut by_memory) = matrix(&targets, Latency::USUAL, plan, group.as_ref().ok()).await?;
+    match &group {
+        Ok(group) => by_memory.first = first_requests(&targets, plan, group).await?,
+        Err(error) => by_memory.missing = Some(without_group(error)),
+    }
     let tls = over_tls(&ours, plan).await?;
     let zip_bytes = zip_bytes(std::path::Path::new(&ours.command[0]))?;
     let full = if plan.full { Some(full(&ours, plan).await?) } else { None };
-    Ok(Results { rows, tls, zip_bytes, rounds: plan.rounds, full })
+    let machine =
+        format!("{}, load average {load} at the start, {} at the end", report::machine(), report::load_average());
+    Ok(Results { machine, by_memory, rows, tls, zip_bytes, rounds: plan.rounds, full })
 }
+
+fn without_group(error: &anyhow::Error) -> String {
+    format!(
+        "Only the whole core was measured, because there is no cpu cgroup that this user may write to ({error:#}). \
+         Run as root to measure the CPU shares of Lambda's memory sizes."
+    )
+}
+
+/// Whether a target is measured with a shape.
+fn is_measured(target: &Target, shape: &Shape) -> bool {
+    match target.kind {
+        Kind::Ours => true,
+        Kind::Floor => shape.is_compared(),
+        // One event is not packed, and a replay sends none.
+        Kind::Peer => shape.is_compared() || !target.is_packed() && matches!(shape.name, "1 event" | "replay"),
+    }
+}
+
+/// Whether a shape is measured at every memory size.
+fn is_measured_by_memory(shape: &Shape) -> bool {
+    shape.is_compared()
+        || shape.ordered
+        || shape.outcome == Outcome::PartlyAccepted
+        || matches!(shape.name, "1 event" | "replay")
+}
+
+/// The requests of a round at each memory size. The time ends the series of the peers, which take up to
+/// seconds for one request.
+const LIMIT_AT_MEMORY: Limit = Limit { requests: 60, time: Duration::from_millis(1200) };
 
 /// Runs the rounds. Each round visits every target and shape, and starts at another one, so that other load
 /// on the machine affects all of them alike.
-async fn matrix(targets: &[Target], latency: Latency, plan: &Plan) -> Result<Vec<Row>> {
+async fn matrix(
+    targets: &[Target],
+    latency: Latency,
+    plan: &Plan,
+    group: Option<&CpuGroup>,
+) -> Result<(Vec<Row>, ByMemory)> {
     let mut shapes = Shape::all();
     shapes.retain(|shape| plan.shape.as_ref().is_none_or(|only| only == shape.name));
     ensure!(!shapes.is_empty(), "unknown shape");
@@ -143,8 +246,8 @@ async fn matrix(targets: &[Target], latency: Latency, plan: &Plan) -> Result<Vec
     let mut cells = Vec::new();
     for target in targets {
         for (shape, batch) in shapes.iter().zip(&batches) {
-            if target.kind == Kind::Ours || shape.is_compared() {
-                cells.push((target, shape, batch, Vec::new()));
+            if is_measured(target, shape) {
+                cells.push(Cell { target, shape, batch, rounds: Vec::new(), at_memory: BTreeMap::new() });
             }
         }
     }
@@ -152,27 +255,102 @@ async fn matrix(targets: &[Target], latency: Latency, plan: &Plan) -> Result<Vec
     for number in 0..plan.rounds {
         for step in 0..count {
             // Each round starts at another cell.
-            let (target, shape, batch, rounds) = &mut cells[(step + number * count / plan.rounds) % count];
-            progress(&format!("round {}/{}: {}, {}", number + 1, plan.rounds, target.name, shape.name));
-            let setup = Setup { latency, events_per_message: None, tls: None };
-            let requests = (shape.requests / plan.divide).max(3);
-            rounds.push(round(target, shape, batch, requests, setup).await?);
+            let cell = &mut cells[(step + number * count / plan.rounds) % count];
+            progress(&format!("round {}/{}: {}, {}", number + 1, plan.rounds, cell.target.name, cell.shape.name));
+            cell.round(latency, plan, group).await?;
         }
     }
-    let row = |(target, shape, batch, rounds): (&Target, &Shape, &Batch, Vec<Figures>)| {
-        let figures = Figures::median(&rounds);
+    let by_memory = ByMemory { requests: cells.iter().flat_map(Cell::at_memory).collect(), ..ByMemory::default() };
+    Ok((cells.into_iter().map(Cell::row).collect(), by_memory))
+}
+
+/// A target and a shape, with the rounds measured so far.
+struct Cell<'a> {
+    target: &'a Target,
+    shape: &'a Shape,
+    batch: &'a Batch,
+    rounds: Vec<Figures>,
+    at_memory: BTreeMap<u32, Series>,
+}
+
+impl Cell<'_> {
+    async fn round(&mut self, latency: Latency, plan: &Plan, group: Option<&CpuGroup>) -> Result<()> {
+        let setup = Setup { latency, ..Setup::default() };
+        let requests = (self.shape.requests / plan.divide).max(3);
+        let (mut session, figures) = start_round(self.target, self.shape, self.batch, requests, setup).await?;
+        if let Some(group) = group
+            && is_measured_by_memory(self.shape)
+        {
+            session.sandbox().join(group)?;
+            for memory_mb in SIZES {
+                let limit = Limit { requests: LIMIT_AT_MEMORY.requests / plan.divide, ..LIMIT_AT_MEMORY };
+                let series = session.series_at(group, memory_mb, limit).await?;
+                self.at_memory.entry(memory_mb).or_default().add(series);
+            }
+        }
+        self.rounds.push(figures);
+        session.stop().await
+    }
+
+    fn row(self) -> Row {
+        let figures = Figures::median(&self.rounds);
         Row {
-            target: target.name,
-            kind: target.kind,
-            packed: target.is_packed(),
-            shape: shape.name,
-            events: shape.events,
-            body_bytes: batch.body_bytes,
-            dollars: Dollars::per_million_events(&figures, shape.events, batch.body_bytes),
+            target: self.target.name,
+            kind: self.target.kind,
+            packed: self.target.is_packed(),
+            shape: self.shape.name,
+            events: self.shape.events,
+            body_bytes: self.batch.body_bytes,
+            dollars: Dollars::per_million_events(&figures, self.shape, self.batch.body_bytes),
             figures,
         }
-    };
-    Ok(cells.into_iter().map(row).collect())
+    }
+
+    fn at_memory(&self) -> impl Iterator<Item = AtMemory> {
+        let rss_peak = median(self.rounds.iter().map(|round| round.rss_peak));
+        self.at_memory.iter().map(move |(&memory_mb, series)| {
+            let requests = series.latencies.len();
+            let billed = series.mean_billed();
+            AtMemory {
+                target: self.target.name,
+                shape: self.shape.name,
+                memory_mb,
+                requests,
+                p50: series.quantile(0.5),
+                p90: (requests >= 10).then(|| series.quantile(0.9)),
+                p99: (requests >= 100).then(|| series.quantile(0.99)),
+                billed,
+                cpu: series.cpu / series.count(),
+                lambda_dollars: lambda_per_million_requests(billed, memory_mb),
+                exceeds_memory: rss_peak > f64::from(memory_mb),
+            }
+        })
+    }
+}
+
+/// Measures the first request of new sandboxes, with 100 events. Init is on a whole core.
+async fn first_requests(targets: &[Target], plan: &Plan, group: &CpuGroup) -> Result<Vec<FirstRequest>> {
+    let shape = Shape::small("100 events", 100, 1);
+    let batch = shape.batch()?;
+    let mut all = Vec::new();
+    for target in targets.iter().filter(|target| !target.is_packed()) {
+        // Starting a peer takes much longer.
+        let sandboxes = plan.rounds * if target.kind == Kind::Peer { 1 } else { 5 };
+        for memory_mb in SIZES {
+            progress(&format!("first requests: {}, {memory_mb} MB", target.name));
+            let mut latencies = Vec::new();
+            for _ in 0..sandboxes {
+                let setup = Setup { latency: Latency::USUAL, ..Setup::default() };
+                let mut session = Session::start(target, &shape, &batch, setup).await?;
+                session.sandbox().join(group)?;
+                let one = Limit { requests: 1, time: Duration::MAX };
+                latencies.extend(session.series_at(group, memory_mb, one).await?.latencies);
+                session.stop().await?;
+            }
+            all.push(FirstRequest { target: target.name, memory_mb, sandboxes, p50: median(latencies.into_iter()) });
+        }
+    }
+    Ok(all)
 }
 
 async fn over_tls(ours: &Target, plan: &Plan) -> Result<Figures> {
@@ -184,7 +362,7 @@ async fn over_tls(ours: &Target, plan: &Plan) -> Result<Figures> {
     let mut rounds = Vec::new();
     for number in 0..plan.rounds {
         progress(&format!("TLS: round {}/{}", number + 1, plan.rounds));
-        let setup = Setup { latency: Latency::USUAL, events_per_message: None, tls: Some((&acceptor, &ca_file)) };
+        let setup = Setup { latency: Latency::USUAL, tls: Some((&acceptor, &ca_file)), ..Setup::default() };
         rounds.push(round(ours, &shape, &batch, (shape.requests / plan.divide).max(3), setup).await?);
     }
     Ok(Figures::median(&rounds))
@@ -198,7 +376,7 @@ fn zip_bytes(binary: &std::path::Path) -> Result<usize> {
 }
 
 async fn full(ours: &Target, plan: &Plan) -> Result<Full> {
-    let no_latency = matrix(std::slice::from_ref(ours), Latency::NONE, plan).await?;
+    let (no_latency, _) = matrix(std::slice::from_ref(ours), Latency::NONE, plan, None).await?;
     Ok(Full {
         no_latency,
         concurrency: concurrency(ours, plan).await?,
@@ -217,7 +395,7 @@ async fn concurrency(ours: &Target, plan: &Plan) -> Result<Vec<Concurrency>> {
         let batch = shape.batch()?;
         for sandboxes in [1, 2, 4] {
             progress(&format!("{sandboxes} sandboxes: {}", shape.name));
-            let setup = Setup { latency: Latency::USUAL, events_per_message: None, tls: None };
+            let setup = Setup { latency: Latency::USUAL, ..Setup::default() };
             let starts = (0..sandboxes).map(|_| Session::start(ours, shape, &batch, setup));
             let mut sessions = try_join_all(starts).await?;
             for session in &mut sessions {
@@ -263,7 +441,7 @@ async fn growth<const N: usize>(ours: &Target, plan: &Plan, sizes: [(usize, usiz
         let batch = shape.batch()?;
         let mut rounds = Vec::new();
         for _ in 0..plan.rounds {
-            let setup = Setup { latency: Latency::NONE, events_per_message: None, tls: None };
+            let setup = Setup::default();
             rounds.push(round(ours, &shape, &batch, (shape.requests / plan.divide).max(3), setup).await?);
         }
         let Figures { cpu, rss_peak, .. } = Figures::median(&rounds);
@@ -277,7 +455,7 @@ async fn endurance(ours: &Target, plan: &Plan) -> Result<Vec<Endurance>> {
     let stretch = 1000 / plan.divide;
     let shape = Shape::small("10 events", 10, stretch);
     let batch = shape.batch()?;
-    let setup = Setup { latency: Latency::NONE, events_per_message: None, tls: None };
+    let setup = Setup::default();
     let mut session = Session::start(ours, &shape, &batch, setup).await?;
     let mut all = Vec::new();
     for number in 1..=STRETCHES {

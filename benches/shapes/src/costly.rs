@@ -19,7 +19,7 @@ const MAX_PAYLOAD_BYTES: usize = 6_291_456;
 const MAX_HEADER_BYTES: usize = 10_240;
 
 const BATCH: &str = "/api/v1/events/batch";
-const BULK: &str = "/api/v1/events/bulk";
+pub(crate) const BULK: &str = "/api/v1/events/bulk";
 
 /// A request within the limits.
 pub struct Costly {

@@ -23,6 +23,11 @@ pub const SMALL: usize = 200;
 /// The approximate size of a large event in bytes. 500 of them are just under 5 MB.
 pub const LARGE: usize = 10_400;
 
+/// The lanes of an ordered queue: the default of docs/contract.md.
+pub const LANES: u16 = 10;
+/// In a bulk request, the last of this many events is invalid.
+const INVALID_EVERY: usize = 100;
+
 /// The expected outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -32,6 +37,8 @@ pub enum Outcome {
     Replayed,
     /// 422, and nothing in the queue.
     Invalid,
+    /// 200 from the bulk endpoint, and every valid event in the queue once.
+    PartlyAccepted,
 }
 
 /// One kind of request.
@@ -49,6 +56,8 @@ pub struct Shape {
     pub gzip: bool,
     /// `MAX_EVENTS_PER_MESSAGE`, if it is not the default.
     pub events_per_message: Option<u32>,
+    /// Whether the queue is an ordered one with [`LANES`] lanes.
+    pub ordered: bool,
     /// Measured requests per round, at usual latency.
     pub requests: usize,
     /// Warm-up requests, which let a just-in-time compiler finish.
@@ -66,6 +75,7 @@ impl Shape {
             event_bytes: SMALL,
             gzip: false,
             events_per_message: None,
+            ordered: false,
             requests,
             warm_up: 30,
         }
@@ -84,6 +94,8 @@ impl Shape {
             Self { name: "replay", outcome: Outcome::Replayed, ..Self::small("", 100, 100) },
             Self { name: "invalid batch", outcome: Outcome::Invalid, ..Self::small("", 100, 100) },
             Self { name: "500 events, one a message", events_per_message: Some(1), ..Self::small("", 500, 40) },
+            Self { name: "500 events, ordered queue", ordered: true, ..Self::small("", 500, 60) },
+            Self { name: "1000 events, bulk", outcome: Outcome::PartlyAccepted, ..Self::small("", 1000, 60) },
         ]
     }
 
@@ -115,6 +127,8 @@ fn large_batch() -> Result<Batch> {
 pub struct Batch {
     /// The JSON text of each event, in order.
     pub events: Vec<String>,
+    /// The indexes of the events that are invalid.
+    pub invalid: Vec<usize>,
     /// The size of the body before compression.
     pub body_bytes: usize,
     /// The decoded body.
@@ -127,15 +141,21 @@ pub struct Batch {
 impl Batch {
     fn new(shape: &Shape) -> Result<Self> {
         let mut events: Vec<String> = (0..shape.events).map(|index| event(index, shape.event_bytes)).collect();
-        if shape.outcome == Outcome::Invalid
-            && let Some(last) = events.last_mut()
-        {
-            *last = last.replace(r#""name":"#, r#""title":"#);
+        let invalid: Vec<usize> = match shape.outcome {
+            Outcome::Invalid => vec![events.len() - 1],
+            Outcome::PartlyAccepted => (INVALID_EVERY - 1..events.len()).step_by(INVALID_EVERY).collect(),
+            Outcome::Accepted | Outcome::Replayed => Vec::new(),
+        };
+        for index in &invalid {
+            events[*index] = events[*index].replace(r#""name":"#, r#""title":"#);
         }
         let body = format!(r#"{{"events":[{}]}}"#, events.join(","));
         ensure!(body.len() <= MAX_BODY_BYTES, "the batch is too large: {} bytes", body.len());
 
         let mut gateway = gateway_event();
+        if shape.outcome == Outcome::PartlyAccepted {
+            gateway["rawPath"] = json!(costly::BULK);
+        }
         if shape.gzip {
             let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
             gzip.write_all(body.as_bytes())?;
@@ -155,6 +175,7 @@ impl Batch {
             body_bytes: body.len(),
             body,
             events,
+            invalid,
             fixed_key: shape.outcome == Outcome::Replayed,
         })
     }

@@ -25,8 +25,10 @@ pub struct Message {
     pub body: String,
     /// Names and values of the attributes.
     pub attributes: BTreeMap<String, String>,
-    /// The tenant, for fair queues.
+    /// The tenant, for fair queues; the lane in an ordered queue.
     pub group: Option<String>,
+    /// The id by which an ordered queue recognizes a second copy.
+    pub deduplication_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -46,6 +48,7 @@ struct Entry<'a> {
     #[serde(default)]
     message_attributes: BTreeMap<String, Attribute>,
     message_group_id: Option<String>,
+    message_deduplication_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -125,6 +128,9 @@ impl Entry<'_> {
             "MessageId": format!("{:032x}", fastrand::u128(..)),
             "MD5OfMessageBody": hex::encode(Md5::digest(self.message_body.as_bytes())),
         });
+        if self.message_deduplication_id.is_some() {
+            result["SequenceNumber"] = Value::from(format!("{:020}", fastrand::u64(..)));
+        }
         if !self.id.is_empty() {
             result["Id"] = Value::from(self.id.as_str());
         }
@@ -149,7 +155,12 @@ impl Entry<'_> {
 
     fn into_message(self) -> Message {
         let attributes = self.message_attributes.into_iter().map(|(name, value)| (name, value.string_value)).collect();
-        Message { body: self.message_body.into_owned(), attributes, group: self.message_group_id }
+        Message {
+            body: self.message_body.into_owned(),
+            attributes,
+            group: self.message_group_id,
+            deduplication_id: self.message_deduplication_id,
+        }
     }
 }
 
