@@ -59,12 +59,6 @@ impl<'a> BulkResponse<'a> {
         Self { data: Data { accepted, rejected: received - accepted, errors }, meta: Meta { received } }
     }
 
-    /// The number of events in the queue.
-    #[must_use]
-    pub fn accepted(&self) -> usize {
-        self.data.accepted
-    }
-
     /// The number of events that are not in the queue.
     #[must_use]
     pub fn rejected(&self) -> usize {

@@ -32,9 +32,6 @@ pub struct Config {
     pub version: String,
 }
 
-/// The default of an endpoint variable, which means that no endpoint is configured.
-const ON_AWS: &str = "on AWS";
-
 /// Every problem with the environment variables, so that one log line names them all.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError(Vec<String>);
@@ -82,8 +79,8 @@ impl Config {
         let function_name = (read.lookup)("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
         let version = read.variable("VERSION", Some(env!("CARGO_PKG_VERSION")), non_empty);
         // The SDK reads these variables itself. An empty value would make each of its calls panic.
-        let [all, dynamodb, sqs] = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SQS"]
-            .map(|name| read.variable(name, Some(ON_AWS), non_empty).filter(|endpoint| endpoint != ON_AWS));
+        let [all, dynamodb, sqs] =
+            ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SQS"].map(|name| read.optional(name));
         let uses_tls = [dynamodb, sqs].into_iter().any(|of_service| {
             let endpoint = of_service.or_else(|| all.clone());
             endpoint.is_none_or(|url| url.starts_with("https:"))
@@ -123,6 +120,12 @@ struct Reader<'a, L> {
 }
 
 impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
+    /// Reads a variable that may be absent. A problem is recorded if it is empty.
+    fn optional(&mut self, name: &str) -> Option<String> {
+        (self.lookup)(name)?;
+        self.variable(name, None, non_empty)
+    }
+
     /// Parses one variable, or its default. A problem is recorded under the variable's name.
     fn variable<T>(
         &mut self,

@@ -12,6 +12,7 @@ from typing import Any
 import boto3
 import botocore.exceptions
 
+from command import AWS_ERRORS
 from progress import Failure
 from project import ROOT
 
@@ -88,7 +89,7 @@ def find_region(
 def caller_identity(region: str) -> dict[str, str]:
     try:
         identity: dict[str, str] = boto3.client("sts", region_name=region).get_caller_identity()
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+    except AWS_ERRORS as error:
         raise Failure(NO_CREDENTIALS.format(reason=error)) from None
     return identity
 

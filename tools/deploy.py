@@ -12,7 +12,6 @@ the local AWS at that address.
 """
 
 import argparse
-import io
 import os
 import re
 import shlex
@@ -22,7 +21,7 @@ import time
 import tomllib
 import uuid
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import boto3
 import botocore.exceptions
@@ -30,10 +29,11 @@ import botocore.exceptions
 import account
 from account import Region
 from build import build_for_release
+from command import run_command
 from progress import Failure, run, say, step
 from project import ROOT, TEMPLATE, prepare_environment
 from stack import Api, stack_description
-from verify import Target, make_target, stop_on_sigterm, verify
+from verify import Target, make_target, verify
 
 STACK_POLICY = ROOT / "tools" / "stack-policy.json"
 NOT_DEPLOYED = "Nothing was built and nothing deployed."
@@ -281,19 +281,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     arguments = parse_arguments()
     prepare_environment()
-    stop_on_sigterm()
-    try:
-        build_and_deploy(arguments)
-    except (Failure, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as failure:
-        print(f"\n{failure}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, EOFError):
-        print("\nInterrupted.", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(lambda: build_and_deploy(arguments))
 
 
 if __name__ == "__main__":

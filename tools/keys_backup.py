@@ -14,21 +14,20 @@ Keys are shown by their hints. The programs behind `make` run with .venv/sam/bin
 
 import argparse
 import datetime
-import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import boto3
 
 import account
+from command import AWS_ERRORS, run_command
 from progress import DISPLAY, Failure, say, step
 from stack import stack_outputs
-from temporary_key import AWS_ERRORS, now
-from verify import stop_on_sigterm
+from temporary_key import now
 
 Item = dict[str, Any]
 
@@ -261,18 +260,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
-    stop_on_sigterm()
     arguments = parse_arguments()
-    try:
-        arguments.command(arguments)
-    except (Failure, *AWS_ERRORS) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(lambda: arguments.command(arguments))
 
 
 if __name__ == "__main__":

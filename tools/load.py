@@ -12,7 +12,6 @@ Make runs it with .venv/sam/bin/python, which has boto3.
 
 import argparse
 import http.client
-import io
 import json
 import math
 import multiprocessing
@@ -28,16 +27,16 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
 from urllib.parse import urlsplit
 
 import account
 import costs
 import function_log
+from command import run_command
 from progress import Failure, say, step
 from stack import ENDPOINT
-from temporary_key import AWS_ERRORS, LOAD_PROJECT, TemporaryKey
-from verify import Target, deployed_target, stop_on_sigterm
+from temporary_key import KEY_REVOKED, LOAD_PROJECT, TemporaryKey
+from verify import Target, deployed_target
 
 # More needs more than one machine.
 MAX_RATE, MAX_SECONDS = 1_000, 600
@@ -295,31 +294,25 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
-    stop_on_sigterm()
-    arguments = parse_arguments()
-    try:
-        target = deployed_target(arguments)
-        level = function_log.level(target.client("lambda"), target.outputs["FunctionName"])
-        announce(target, arguments)
-        temporary_key = TemporaryKey(target.client("dynamodb"), target.outputs["ApiKeysTable"], LOAD_PROJECT)
-        with temporary_key as key, step(f"Send for {arguments.seconds:g} s"):
-            sent = send_all(target, key.key, arguments)
-        print_report(sent, arguments)
-        if function_log.shows_requests(level):
-            check_log(target, key, sent)
-        else:
-            say(f"LogLevel is {level}, so the function logs no accepted batch: not checked.")
-    except (Failure, *AWS_ERRORS) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. The temporary API key, if there was one, is revoked.", file=sys.stderr)
-        return 130
+def load(arguments: argparse.Namespace) -> None:
+    target = deployed_target(arguments)
+    level = function_log.level(target.client("lambda"), target.outputs["FunctionName"])
+    announce(target, arguments)
+    temporary_key = TemporaryKey(target.client("dynamodb"), target.outputs["ApiKeysTable"], LOAD_PROJECT)
+    with temporary_key as key, step(f"Send for {arguments.seconds:g} s"):
+        sent = send_all(target, key.key, arguments)
+    print_report(sent, arguments)
+    if function_log.shows_requests(level):
+        check_log(target, key, sent)
+    else:
+        say(f"LogLevel is {level}, so the function logs no accepted batch: not checked.")
     purge = f"aws sqs purge-queue --queue-url {target.outputs['QueueUrl']}"
     print(f"\nThe events are in the queue. To delete everything in it, if nobody consumes it: {purge}")
-    return 0
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    return run_command(lambda: load(arguments), KEY_REVOKED)
 
 
 if __name__ == "__main__":

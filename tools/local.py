@@ -63,7 +63,7 @@ def command_run(arguments: argparse.Namespace) -> None:
         local_consumer.stop(aws)
         walkthrough.show_requests(aws, outputs, project, key)
         if arguments.queue == "ordered":
-            walkthrough.show_order(aws, outputs, key)
+            walkthrough.show_order(aws, outputs, project, key)
         with step("Install the packages of the TypeScript client"):
             client.wait()
     with step("Send 250 events with the TypeScript client"):

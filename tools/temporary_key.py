@@ -9,15 +9,15 @@ import string
 from types import TracebackType
 from typing import Any, Self
 
-import botocore.exceptions
-
+from command import AWS_ERRORS
 from progress import Failure
 
 # Consumers can ignore events of these projects, whose mode is `test`.
 CHECK_PROJECT = "deployment-check"
 LOAD_PROJECT = "load-test"
 
-AWS_ERRORS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
+# What a command says after an interruption.
+KEY_REVOKED = "Interrupted. The temporary API key, if there was one, is revoked."
 KEY_CHARACTERS = string.ascii_letters + string.digits
 
 

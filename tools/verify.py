@@ -14,25 +14,23 @@ Make runs it with .venv/sam/bin/python, which has boto3.
 import argparse
 import base64
 import http.client
-import io
 import json
 import os
-import signal
 import sys
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import boto3
-import botocore.exceptions
 
 import account
 import function_log
+from command import AWS_ERRORS, run_command
 from progress import Failure, say, step
 from stack import BULK_ENDPOINT, ENDPOINT, Answer, Api, StackDescription, stack_description
-from temporary_key import AWS_ERRORS, CHECK_PROJECT, TemporaryKey
+from temporary_key import CHECK_PROJECT, KEY_REVOKED, TemporaryKey
 
 # A key with a limit of its own is counted, so that the check includes the counter.
 KEY_RATE_LIMIT = 1000
@@ -285,28 +283,18 @@ def make_target(region: str, stack: StackDescription, url: str | None, since: fl
     return Target(region, stack, api, since)
 
 
-def stop_on_sigterm() -> None:
-    """Lets `with` blocks end, and so revoke the temporary API key, when the process is asked to stop."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
 def main() -> int:
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     account.add_arguments(parser)
     account.add_url_argument(parser)
-    stop_on_sigterm()
-    try:
-        target = deployed_target(parser.parse_args())
+    arguments = parser.parse_args()
+
+    def action() -> None:
+        target = deployed_target(arguments)
         verify(target)
-    except (Failure, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. The temporary API key, if there was one, is revoked.", file=sys.stderr)
-        return 130
-    say(f"The stack works: {target.api.base_url}{ENDPOINT}")
-    return 0
+        say(f"The stack works: {target.api.base_url}{ENDPOINT}")
+
+    return run_command(action, KEY_REVOKED)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 use crate::command::{Backfill, lines, wait, wait_until};
 use crate::parquet_files;
-use crate::service::{Reply, Service};
+use crate::service::{Reply, Service, until_killed};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::Value;
@@ -191,12 +191,7 @@ async fn a_run_of_any_format_killed_at_any_request_resumes_without_loss_or_dupli
     for export in exports() {
         let mut uninterrupted = None;
         for kill_at in [None, Some(2), Some(9), Some(16)] {
-            let service = Service::start(move |number, _| match kill_at {
-                Some(kill_at) if number + 2 == kill_at => Reply::ProcessAndHang,
-                Some(kill_at) if number + 1 == kill_at => Reply::Hang,
-                _ => Reply::Process,
-            })
-            .await;
+            let service = Service::start(move |number, _| until_killed(kill_at, number)).await;
             let backfill = Backfill::new(&service);
             let is_stdin = export.name == "-";
             if !is_stdin {

@@ -1,7 +1,7 @@
 //! Runs that are killed or interrupted, and resumed.
 
 use crate::command::{Backfill, line, lines, signal, wait, wait_until};
-use crate::service::{Reply, Service, forbidden};
+use crate::service::{Reply, Service, forbidden, until_killed};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -20,12 +20,7 @@ async fn a_run_killed_at_any_request_resumes_without_loss_or_duplicates() {
     let rejected: BTreeSet<u64> = (0..1000).filter(|id| name(*id) != "n").map(|id| id as u64 + 1).collect();
     let mut keys_of_first_run = None;
     for kill_at in [None, Some(1), Some(2), Some(7), Some(20), Some(61), Some(97)] {
-        let service = Service::start(move |number, _| match kill_at {
-            Some(kill_at) if number + 2 == kill_at => Reply::ProcessAndHang,
-            Some(kill_at) if number + 1 == kill_at => Reply::Hang,
-            _ => Reply::Process,
-        })
-        .await;
+        let service = Service::start(move |number, _| until_killed(kill_at, number)).await;
         let backfill = Backfill::new(&service);
         backfill.write("events.ndjson", &content);
         let options = "events.ndjson --max-events 10 --concurrency 4";

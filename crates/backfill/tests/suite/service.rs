@@ -55,6 +55,16 @@ struct State {
     queue: Vec<Value>,
 }
 
+/// The replies to a run that is killed at its request `kill_at`, counted from 1. The service processes the request
+/// before that one without answering, and never answers that one.
+pub fn until_killed(kill_at: Option<usize>, number: usize) -> Reply {
+    match kill_at {
+        Some(kill_at) if number + 2 == kill_at => Reply::ProcessAndHang,
+        Some(kill_at) if number + 1 == kill_at => Reply::Hang,
+        _ => Reply::Process,
+    }
+}
+
 /// The service and its server, which ends with this value.
 pub struct Service {
     state: Arc<Mutex<State>>,
