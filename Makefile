@@ -47,11 +47,8 @@ PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients
 
 # The instrumentation that libFuzzer needs. `-Zsanitizer` does the same but needs a nightly toolchain.
 # With --target, the flags do not reach build scripts, which would not link with them.
-FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-	-Cllvm-args=-sanitizer-coverage-trace-compares
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
-FUZZ_BUILD = RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --manifest-path fuzz/Cargo.toml --release --locked \
+FUZZ_BUILD = RUSTC_WRAPPER=$(CURDIR)/fuzz/instrument RUSTFLAGS="--cfg fuzzing" cargo build --manifest-path fuzz/Cargo.toml --release --locked \
 	--target $(FUZZ_HOST) --bin $(TARGET)
 # The messages of the last chaos runs, for the example consumers.
 CHAOS_MESSAGES := $(CURDIR)/target/chaos

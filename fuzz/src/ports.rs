@@ -9,7 +9,7 @@ use event_ingest::idempotency::{Claimed, Delivered, Fenced, Owner, Record, Recor
 use event_ingest::packing::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message};
 use event_ingest::rate_limit::{Capacity, Counter, GrantRequest, GrantResponse, Window, WindowStore};
 use event_ingest::store::StoreError;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::pin::pin;
@@ -178,7 +178,20 @@ pub struct MemoryQueue {
     pub results: RefCell<Vec<SendResult>>,
     offered: Cell<Offered>,
     acknowledged: RefCell<Vec<String>>,
+    /// For an ordered queue.
+    attempts: RefCell<Vec<Attempt>>,
     calls: SharedCalls,
+}
+
+/// One message of a call to an ordered queue.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// The number of the call.
+    pub call: usize,
+    /// The message.
+    pub message: Message,
+    /// Its result.
+    pub result: SendResult,
 }
 
 /// The messages of all calls, acknowledged or not.
@@ -197,8 +210,13 @@ impl MemoryQueue {
     }
 
     /// The messages that were acknowledged, in order.
-    pub fn messages(&self) -> Vec<String> {
-        self.acknowledged.borrow().clone()
+    pub fn messages(&self) -> Ref<'_, Vec<String>> {
+        self.acknowledged.borrow()
+    }
+
+    /// All messages of all calls to an ordered queue, in order.
+    pub fn attempts(&self) -> Ref<'_, Vec<Attempt>> {
+        self.attempts.borrow()
     }
 
     /// The messages that were sent.
@@ -227,7 +245,10 @@ impl Queue for MemoryQueue {
             let contains = |character| message.body.contains(character);
             assert!(!contains("\u{FFFE}") && !contains("\u{FFFF}"), "a character that SQS refuses");
             let result = self.results.borrow_mut().pop().unwrap_or(SendResult::Acknowledged);
-            if result == SendResult::Acknowledged {
+            if message.fifo.is_some() {
+                let call = self.sends();
+                self.attempts.borrow_mut().push(Attempt { call, message: message.clone(), result });
+            } else if result == SendResult::Acknowledged {
                 self.acknowledged.borrow_mut().push(message.body.clone());
             }
             result

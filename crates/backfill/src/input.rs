@@ -25,7 +25,7 @@ const BUFFER_BYTES: usize = 256 * 1024;
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// The bytes of an input, after decompression.
-type Stream = Box<dyn Read + Send>;
+pub type Stream = Box<dyn Read + Send>;
 
 /// An input to read.
 #[derive(Clone)]
@@ -250,7 +250,11 @@ impl InputReader {
         source.open().and_then(|stream| Self::new(stream, file, hash)).map_err(|error| read_error(source, &error))
     }
 
-    fn new(input: Stream, file: usize, hash: Sha256) -> io::Result<Self> {
+    /// Reads a stream as the input with index `file`.
+    ///
+    /// # Errors
+    /// If the stream cannot be read.
+    pub fn new(input: Stream, file: usize, hash: Sha256) -> io::Result<Self> {
         // The first peek returns the first line, if that is not too long, also where a pipe has it in pieces.
         let (start, input) = first_line(input)?;
         let has_byte_order_mark = start.starts_with(BYTE_ORDER_MARK);
