@@ -186,6 +186,8 @@ def gateway_events() -> dict[str, bytes]:
     found["gzip-of-empty-blocks"] = b"\x04" + gz(b"")[:10] + run_of(bytes.fromhex("0208208000"), 19_000)
     found["gzip-of-violations"] = b"\x0c" + fill('{"events":[§{}]}', run("{},", 60))
     found["gzip-of-a-run"] = b"\x0c" + fill(valid('"x":"§"'), run("x", 90_000))
+    found["gzip-without-header"] = b"\x00" + gz(GOOD.encode())
+    found["gzip-header-without-gzip"] = b"\x04[1]"
     odd = samples["accepted"] | {"body": None}
     found["body-null"] = json.dumps(odd).encode()
     found["headers-null"] = json.dumps(odd | {"headers": None}).encode()
@@ -296,9 +298,9 @@ def readers() -> dict[str, bytes]:
     for how, (start, end) in {0: ('{"a":"', '"}\n{}\n'), 1: ('[{"a":"', '"},{}]'), 2: ('"', '"\na\n')}.items():
         for size in (1_047_552, 1_047_553):
             inner = size - len(start.strip("[")) - len(end.split("\n")[0].split(",")[0])
-            found[f"long-{how}-{size}"] = bytes([how, 255, 1]) + start.encode() + run("x", inner) + end.encode()
-    found["csv-columns-2049"] = bytes([2, 255, 1]) + run("a,", 2049) + b"\nb\n"
-    found["json-arrays-200000"] = bytes([1, 255, 0]) + run("[]", 200_000)
+            found[f"long-{how}-{size}"] = bytes([how, 254, 1]) + start.encode() + run("x", inner) + end.encode()
+    found["csv-columns-2049"] = bytes([2, 254, 1]) + run("a,", 2049) + b"\nb\n"
+    found["json-arrays-200000"] = bytes([1, 254, 0]) + run("[]", 200_000)
     return found
 
 

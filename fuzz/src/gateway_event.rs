@@ -242,11 +242,14 @@ fn decoded(event: &GatewayEvent, encoding: Option<&str>) -> Result<Vec<u8>, Expe
     if body.len() > MAX_BODY_BYTES {
         return Err(too_large());
     }
-    if !encoding.is_some_and(|encoding| encoding.eq_ignore_ascii_case("gzip")) {
-        return Ok(body);
-    }
-    if !body.starts_with(&[0x1f, 0x8b]) {
-        return if body.trim_ascii_start().starts_with(b"{") { Ok(body) } else { Err(malformed()) };
+    let is_gzip = body.starts_with(&[0x1f, 0x8b]);
+    match encoding.is_some_and(|encoding| encoding.eq_ignore_ascii_case("gzip")) {
+        false if is_gzip => return Err(malformed()),
+        false => return Ok(body),
+        true if is_gzip => {}
+        // A proxy decompressed it.
+        true if body.trim_ascii_start().starts_with(b"{") || Body::read(&body).is_json() => return Ok(body),
+        true => return Err(malformed()),
     }
     let mut decoded = Vec::new();
     let read = MultiGzDecoder::new(&*body).take(MAX_BODY_BYTES as u64 + 1).read_to_end(&mut decoded);

@@ -1,6 +1,7 @@
 //! Batches of valid events, and what happens to their messages, generated from random bytes.
 
 use super::KIB;
+use super::checks::hash;
 use super::reference::{MAX_BODY_BYTES, MAX_EVENT_BYTES, in_message};
 use arbitrary::{Result as Generated, Unstructured};
 use contract::tenant::Mode;
@@ -9,8 +10,25 @@ use std::fmt::Write;
 use std::num::NonZeroU16;
 use std::rc::Rc;
 
-/// The most bytes of most batches.
-const SMALL_BATCH: usize = 16 * KIB;
+/// The most that a batch has. It depends on a hash of the input, so that a fuzzer that prefers large batches does not
+/// generate many of them: they take up to a thousand times as long.
+#[derive(Clone, Copy)]
+pub struct Size {
+    bytes: usize,
+    /// How often an event is repeated.
+    times: usize,
+}
+
+impl Size {
+    /// The size of the batch that is generated from an input.
+    pub fn of(input: &[u8]) -> Self {
+        match hash(input) % 512 {
+            0 => Self { bytes: MAX_BODY_BYTES - 16, times: 100 },
+            1..=16 => Self { bytes: 16 * KIB, times: 100 },
+            _ => Self { bytes: KIB, times: 3 },
+        }
+    }
+}
 
 const TIMES: [&str; 4] =
     ["null", r#""2026-11-23T09:14:03.127Z""#, r#""0000-02-29t23:59:60-00:00""#, r#""9999-12-31T00:00:00z""#];
@@ -33,7 +51,8 @@ pub struct Plan {
 
 impl Plan {
     /// Generates a batch.
-    pub fn generate(input: &mut Unstructured<'_>) -> Generated<Self> {
+    pub fn generate(mut input: Unstructured<'_>, size: Size) -> Generated<Self> {
+        let input = &mut input;
         let most_events = if input.ratio(3, 4)? { 9 } else { 499 };
         let max_events_per_message = NonZeroU16::MIN.saturating_add(input.int_in_range(0..=most_events)?);
         let project = "p".repeat(input.int_in_range(1..=64)?);
@@ -46,15 +65,12 @@ impl Plan {
         let results = results.collect::<Generated<Vec<_>>>()?;
         let delivered_bits: u8 = input.arbitrary()?;
 
-        // Large batches, and batches of many events, take up to a hundred times as long.
-        let most_bytes = if input.ratio(1, 64)? { MAX_BODY_BYTES - 16 } else { SMALL_BATCH };
-        let most_times = if input.ratio(1, 16)? { 100 } else { 3 };
         let mut events: Vec<Rc<str>> = Vec::new();
         let mut bytes = 0;
         while events.is_empty() || (!input.is_empty() && events.len() < 500) {
-            let room = most_bytes - bytes;
+            let room = size.bytes - bytes;
             let event: Rc<str> = event(input, room)?.into();
-            let times = input.int_in_range(1..=most_times)?.min(500 - events.len()).min(room / (event.len() + 1));
+            let times = input.int_in_range(1..=size.times)?.min(500 - events.len()).min(room / (event.len() + 1));
             if times == 0 {
                 break;
             }

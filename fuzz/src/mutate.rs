@@ -2,17 +2,21 @@
 
 use crate::targets::expand::{RUN, count};
 
-/// The most bytes of most expanded inputs. Parsing a megabyte takes as long as parsing a thousand small inputs.
-const SMALL: usize = 8 * 1024;
-/// One in this many expanded inputs can be larger.
-const LARGE_ONE_IN: u32 = 2048;
+/// How much inputs expand.
+#[derive(Clone, Copy)]
+pub struct Expansion {
+    /// The most bytes of most expanded inputs.
+    pub usual: usize,
+    /// One in this many inputs can expand to more. Reading a megabyte takes as long as thousands of small inputs.
+    pub large_one_in: u32,
+}
 
 /// Changes an input as libFuzzer does, and then shortens its runs. An input of size `size` is at the start of `data`.
 /// Returns the new size.
-pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize {
+pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32, expansion: Expansion) -> usize {
     let size = libfuzzer_sys::fuzzer_mutate(data, size, max_size);
-    if !seed.is_multiple_of(LARGE_ONE_IN) {
-        shorten_runs(&mut data[..size], SMALL);
+    if !seed.is_multiple_of(expansion.large_one_in) {
+        shorten_runs(&mut data[..size], expansion.usual);
     }
     size
 }

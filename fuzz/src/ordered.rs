@@ -2,8 +2,9 @@
 
 use super::MIB;
 use super::checks::Checks;
-use super::generate::{Plan, body_of};
+use super::generate::{Plan, Size, body_of};
 use super::messages::{Packing, assert_same_values};
+use super::meter::Bound;
 use super::ports::{Attempt, MemoryQueue};
 use super::reference::in_message;
 use super::tape::Tape;
@@ -23,7 +24,7 @@ use std::num::NonZeroU16;
 /// If an event is lost, duplicated, changed or out of order for its user, if the queue deduplicates a message
 /// that it does not have, or if a limit of SQS is exceeded.
 pub fn run(input: &[u8], checks: Checks) {
-    let Ok(case) = Case::generate(&mut Unstructured::new(input)) else { return };
+    let Ok(case) = Case::generate(input) else { return };
     let plan = &case.plan;
     let events = plan.events.len();
     let body = body_of(&plan.events);
@@ -34,8 +35,7 @@ pub fn run(input: &[u8], checks: Checks) {
     queue.results.replace(plan.results.clone());
     let mut before = Delivered::none(events);
     plan.delivered.iter().for_each(|index| before.insert(*index));
-    let bound = Packing::bound(body.len(), events, plan.results.len());
-    let delivery = bound.check(checks.meter, || case.packing.deliver_to(&queue, &batch, before.clone()));
+    let delivery = delivering(&body, plan).check(checks.meter, || case.packing.deliver_to(&queue, &batch, before.clone()));
     let of_first = queue.attempts().len();
     assert_waits_for_each_lane(&queue.attempts());
     // A failure causes at most one resend of one message.
@@ -77,6 +77,14 @@ pub fn run(input: &[u8], checks: Checks) {
         let messages: Vec<_> = attempts.iter().map(|attempt| attempt.message.body.clone()).collect();
         assert_same_values(&plan.events.iter().enumerate().collect::<Vec<_>>(), &messages);
     }
+}
+
+/// As for a standard queue. Besides, each message has two ids, and each round of a lane moves the messages that wait.
+fn delivering(body: &str, plan: &Plan) -> Bound {
+    let (events, failures) = (plan.events.len(), plan.results.len());
+    let Bound { count, bytes, peak } = Packing::bound(body.len(), events, failures);
+    let rounds = events + failures;
+    Bound { count: count + 40 * rounds, bytes: bytes + 256 * rounds * rounds, peak: peak + 512 * events }
 }
 
 fn fifo(attempt: &Attempt) -> &Fifo {
@@ -149,10 +157,11 @@ struct Case {
 }
 
 impl Case {
-    fn generate(input: &mut Unstructured<'_>) -> Generated<Self> {
-        let most = if input.ratio(3, 4)? { 3 } else { 999 };
-        let lanes = NonZeroU16::MIN.saturating_add(input.int_in_range(0..=most)?);
-        let plan = Plan::generate(input)?;
+    fn generate(input: &[u8]) -> Generated<Self> {
+        let mut bytes = Unstructured::new(input);
+        let most = if bytes.ratio(3, 4)? { 3 } else { 999 };
+        let lanes = NonZeroU16::MIN.saturating_add(bytes.int_in_range(0..=most)?);
+        let plan = Plan::generate(bytes, Size::of(input))?;
         let max_events_per_message = plan.max_events_per_message;
         let packing = event_ingest::packing::Packing { max_events_per_message, lanes: Some(lanes) };
         let packing = Packing::of(&plan.project, plan.mode, packing);

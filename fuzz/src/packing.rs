@@ -2,7 +2,7 @@
 
 use super::MIB;
 use super::checks::Checks;
-use super::generate::{Plan, body_of};
+use super::generate::{Plan, Size, body_of};
 use super::messages::{Packing, assert_few, assert_same_events, assert_same_values};
 use super::reference::in_message;
 use arbitrary::Unstructured;
@@ -14,7 +14,7 @@ use contract::batch::Batch;
 /// If an event is lost, duplicated, changed or out of order, or if a limit of SQS is exceeded.
 pub fn run(input: &[u8], checks: Checks) {
     // This fails only if an input is longer than the fuzzer's inputs.
-    let Ok(plan) = Plan::generate(&mut Unstructured::new(input)) else { return };
+    let Ok(plan) = Plan::generate(Unstructured::new(input), Size::of(input)) else { return };
     let of_standard_queue = event_ingest::packing::Packing::standard(plan.max_events_per_message);
     let packing = Packing::of(&plan.project, plan.mode, of_standard_queue);
     let body = body_of(&plan.events);
@@ -49,7 +49,7 @@ pub fn run(input: &[u8], checks: Checks) {
     if checks.are_slow(input) {
         assert_same_values(&indexed, &messages);
     }
-    if !body.contains(['\u{FFFE}', '\u{FFFF}']) {
+    if in_message(&body) == body {
         let events = messages.iter().flat_map(|message| packing.read(message)).map(|(_, event)| event);
         let body = body_of(&events.collect::<Vec<_>>());
         let batch = Batch::parse(body.as_bytes()).expect("the batch was valid before");

@@ -1,5 +1,6 @@
 //! The tables, the queue and the clock in memory. They respond immediately and count the calls.
 
+use super::reference::in_message;
 use contract::api_key::{ApiKey, KeyHash, KeyRecord};
 use contract::tenant::ProjectId;
 use event_ingest::auth::KeyStore;
@@ -242,8 +243,7 @@ impl Queue for MemoryQueue {
         self.offered.set(Offered { messages: before + messages.len(), bytes: bytes_before + bytes });
         let results = messages.iter().map(|message| {
             // SQS refuses control characters as well, but JSON does not contain any.
-            let contains = |character| message.body.contains(character);
-            assert!(!contains("\u{FFFE}") && !contains("\u{FFFF}"), "a character that SQS refuses");
+            assert_eq!(in_message(&message.body), message.body, "a character that SQS refuses");
             let result = self.results.borrow_mut().pop().unwrap_or(SendResult::Acknowledged);
             if message.fifo.is_some() {
                 let call = self.sends();

@@ -76,6 +76,11 @@ impl<'body> Body<'body> {
         Self(std::str::from_utf8(body).ok().and_then(Tape::read))
     }
 
+    /// Whether it is JSON.
+    pub fn is_json(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// As the body of `POST /api/v1/events/batch`.
     pub fn batch(&self) -> Verdict<'body> {
         let Some(tape) = &self.0 else { return Verdict::Malformed };
@@ -246,12 +251,13 @@ const REFUSED: [char; 2] = ['\u{FFFE}', '\u{FFFF}'];
 
 /// The bytes of an event's text in a message.
 fn message_len(event: &str) -> usize {
-    event.len() + 3 * event.matches(REFUSED).count()
+    in_message(event).len()
 }
 
 /// An event's text in a message, where the two characters that SQS refuses are escaped.
 pub fn in_message(event: &str) -> Cow<'_, str> {
-    if !event.contains(REFUSED) {
+    // Both begin with this byte.
+    if !event.as_bytes().contains(&0xEF) || !event.contains(REFUSED) {
         return event.into();
     }
     event.replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff").into()

@@ -177,6 +177,8 @@ impl Reader<'_> {
     fn string(&mut self) -> Option<()> {
         self.word(b"\"")?;
         loop {
+            let rest = &self.bytes[self.at..];
+            self.at += rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f))?;
             match self.bump()? {
                 b'"' => return Some(()),
                 b'\\' => match self.bump()? {
@@ -188,8 +190,7 @@ impl Reader<'_> {
                     }
                     _ => return None,
                 },
-                0..=0x1f => return None,
-                _ => {}
+                _ => return None,
             }
         }
     }

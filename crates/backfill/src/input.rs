@@ -276,11 +276,10 @@ impl InputReader {
             match self.reader.fill_buf() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
-                // The borrow checker does not allow the buffer to be returned from within the loop.
-                Ok(_) => break,
+                // The borrow checker does not allow these bytes to be returned from within the loop.
+                Ok(_) => return Ok(self.reader.buffer()),
             }
         }
-        self.reader.fill_buf()
     }
 
     /// Consumes the first `bytes` of the bytes that [`Self::peek`] returned.
@@ -354,6 +353,27 @@ mod tests {
         assert_eq!(input.resume_point().sha256, hex::encode(Sha256::digest(b"one\ntwo\nt")));
         assert_eq!(input.peek().unwrap(), b"hree");
         assert_eq!(input.skip_to(14).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    /// At the end of a stream, each call reads again.
+    #[test]
+    fn an_interrupted_read_is_repeated() {
+        struct Interrupted(Vec<&'static [u8]>, bool);
+        impl Read for Interrupted {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.1 = !self.1;
+                if self.1 {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                self.0.pop().unwrap_or_default().read(buffer)
+            }
+        }
+        let stream = Interrupted(vec![b"two", b"one\n"], false);
+        let mut input = InputReader::new(Box::new(stream), 0, Sha256::new()).unwrap();
+        for expected in [&b"one\n"[..], b"two", b"", b""] {
+            assert_eq!(input.peek().unwrap(), expected);
+            input.consume(expected.len());
+        }
     }
 
     #[test]
