@@ -274,6 +274,7 @@ def readers() -> dict[str, bytes]:
             "cells": 'a,"b ""q"" c",\r\n\n"d\ne",NULL,"NULL"\n\\N,f"g,h',
             "broken": 'a,"b"c\nd,e\n"f',
             "not-utf8": "",
+            "marks": "\ufeff\ufeffa,b\n",
         },
         3: {
             "events": "external_user_id,name,timestamp,properties.a,b,c\nu,n,2026-11-23T09:14:03Z,1,t,{}\nu,n,,x,y,z\n",

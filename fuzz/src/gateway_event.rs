@@ -1,9 +1,9 @@
 //! The target `gateway_event`: the payload of an invocation.
 
+use super::checks::Checks;
 use super::expand::expand;
 use super::function::{Function, Response};
 use super::messages::{assert_few, assert_same_events, assert_same_values};
-use super::checks::Checks;
 use super::reference::{Body, BulkEvent, BulkVerdict, Headers, MAX_BODY_BYTES, Verdict, Violation, assert_violations};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;

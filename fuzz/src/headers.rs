@@ -1,7 +1,7 @@
 //! The target `headers`: lines such as `Idempotency-Key: x`.
 
-use super::function::Function;
 use super::checks::Checks;
+use super::function::Function;
 use super::reference;
 use contract::api_key::ApiKey;
 use contract::idempotency_key::IdempotencyKey;

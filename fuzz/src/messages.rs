@@ -66,8 +66,14 @@ impl Packing {
     pub fn deliver_to(&self, queue: &MemoryQueue, batch: &Batch<'_>, before: Delivered) -> Delivery {
         let clock = StillClock::default();
         let deadline = Deadline::new(clock.now(), Timestamp::from_millis(0));
-        let sender =
-            Sender { queue, clock: &clock, deadline: &deadline, envelope: &self.envelope, batch, packing: self.packing };
+        let sender = Sender {
+            queue,
+            clock: &clock,
+            deadline: &deadline,
+            envelope: &self.envelope,
+            batch,
+            packing: self.packing,
+        };
         block_on(sender.deliver(before))
     }
 

@@ -35,7 +35,8 @@ pub fn run(input: &[u8], checks: Checks) {
     queue.results.replace(plan.results.clone());
     let mut before = Delivered::none(events);
     plan.delivered.iter().for_each(|index| before.insert(*index));
-    let delivery = delivering(&body, plan).check(checks.meter, || case.packing.deliver_to(&queue, &batch, before.clone()));
+    let delivery =
+        delivering(&body, plan).check(checks.meter, || case.packing.deliver_to(&queue, &batch, before.clone()));
     let of_first = queue.attempts().len();
     assert_waits_for_each_lane(&queue.attempts());
     // A failure causes at most one resend of one message.
@@ -172,7 +173,8 @@ impl Case {
     fn groups(&self) -> Vec<String> {
         let group = |event: &str| {
             let tape = Tape::read(event).expect("a generated event is JSON");
-            let mut users = tape.members(0).filter(|(name, _)| tape.string(*name).as_deref() == Some("external_user_id"));
+            let mut users =
+                tape.members(0).filter(|(name, _)| tape.string(*name).as_deref() == Some("external_user_id"));
             let user = tape.string(users.next().expect("a user").1).expect("a string");
             let digest = Sha256::digest(user.as_bytes());
             let number = u64::from_be_bytes(*digest.first_chunk().expect("32 bytes"));

@@ -82,8 +82,7 @@ impl<'a> Time<'a> {
             return None;
         }
         let number = |start: usize, end: usize| date_time[start..end].parse().ok();
-        let numbers =
-            [number(0, 4)?, number(5, 7)?, number(8, 10)?, number(11, 13)?, number(14, 16)?, number(17, 19)?];
+        let numbers = [number(0, 4)?, number(5, 7)?, number(8, 10)?, number(11, 13)?, number(14, 16)?, number(17, 19)?];
         Some(Self { numbers, fraction, zone })
     }
 
@@ -93,7 +92,8 @@ impl<'a> Time<'a> {
         let [year, month, day, hour, minute, second] = self.numbers;
         let leap_days = |year: i64| year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
         let is_leap = leap_days(year) > leap_days(year - 1);
-        let month_start = DAYS_BEFORE_MONTH[usize::try_from(month - 1).expect("a month")] + i64::from(is_leap && month > 2);
+        let month_start =
+            DAYS_BEFORE_MONTH[usize::try_from(month - 1).expect("a month")] + i64::from(is_leap && month > 2);
         let days = 365 * (year - 1970) + leap_days(year - 1) - leap_days(1969) + month_start + day - 1;
         86_400 * days + 3600 * hour + 60 * minute + second
     }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Runs the command.
+#[expect(clippy::missing_panics_doc, reason = "it panics only if there is no thread for the runtime")]
 #[tokio::main(flavor = "current_thread")]
 pub async fn main() -> ExitCode {
     let mut args = Args::parse();
