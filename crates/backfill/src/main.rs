@@ -7,7 +7,7 @@
 //! args · read_args          command-line arguments
 //! run · dry_run · preview   a run that sends, one that only validates, and one that only prints
 //! print_rejects             the events of a rejects file
-//! expand                    directories and patterns → files
+//! expand                    directories and patterns → files and objects
 //! forecast                  what is known before sending
 //! progress · summary        what the user sees during a run, and at its end
 //! run_files                 the checkpoint, rejects and lock files on disk
@@ -21,8 +21,13 @@
 //! batch_sender              one batch, until each event is accepted or rejected
 //! packing                   events → batches, and their idempotency keys
 //! client · throttle         one request and its answer; when to send the next one
-//! input · sized_file        files and standard input: decompressed, counted and hashed
+//! input                     inputs: decompressed, counted and hashed
+//! sized_file                a file, up to the size that it had at the beginning
 //! parquet_rows              Parquet files → lines of JSON
+//! object_reader             an object in Amazon S3, from front to back
+//! object_chunks             parts of an object, for Parquet
+//! location                  where an input is
+//! s3                        objects in Amazon S3, with the feature `s3`
 //! sniff                     what an input is, by its first bytes
 //! rejects                   rejected events, and lines of the rejects file
 //! target · column_types · format · position · counters · error
@@ -44,8 +49,11 @@ mod forecast;
 mod format;
 mod input;
 mod json;
+mod location;
 mod mapping;
 mod ndjson;
+mod object_chunks;
+mod object_reader;
 mod packing;
 mod parquet_rows;
 mod position;
@@ -58,6 +66,8 @@ mod records;
 mod rejects;
 mod run;
 mod run_files;
+#[cfg_attr(not(feature = "s3"), path = "s3_unavailable.rs")]
+mod s3;
 mod sized_file;
 mod sniff;
 mod summary;
@@ -80,6 +90,10 @@ use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use summary::Summary;
+
+/// The longest name to which the suffixes of the run's files, such as `.checkpoint.json.lock`, can be added. File systems
+/// allow 255 bytes.
+const MAX_STATE_NAME_BYTES: usize = 230;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -129,12 +143,12 @@ async fn run(args: Args) -> Result<Summary, Error> {
         ))
     })?;
     let client = Client::new(&target, &api_key, args.host.as_deref()).map_err(Error::Usage)?;
-    let base = state_base(&plan, args.run_name.as_deref());
+    let by_default = |suffix| state_base(&plan, args.run_name.as_deref()).map(|base| with_suffix(&base, suffix));
     let paths = RunPaths {
-        checkpoint: args.checkpoint.unwrap_or_else(|| with_suffix(&base, ".checkpoint.json")),
-        rejects: args.rejects.unwrap_or_else(|| with_suffix(&base, ".rejects.ndjson")),
+        checkpoint: args.checkpoint.map_or_else(|| by_default(".checkpoint.json"), Ok)?,
+        rejects: args.rejects.map_or_else(|| by_default(".rejects.ndjson"), Ok)?,
     };
-    let inputs: Vec<_> = plan.sources.iter().filter_map(|source| source.path.as_deref()).collect();
+    let inputs: Vec<_> = plan.sources.iter().filter_map(|source| source.location.path()).collect();
     let resolved = paths.resolve(&inputs)?;
     let job = Job {
         url: target.base_url().to_owned(),
@@ -170,10 +184,16 @@ fn api_key(variable: &str) -> Result<String, Error> {
 }
 
 /// The path to which the suffixes of the run's files are added: that of the first file, with the run's name.
-fn state_base(plan: &ReadPlan, run_name: Option<&str>) -> PathBuf {
-    let file = plan.sources.iter().find_map(|source| source.state_path().map(Path::to_owned));
-    let base = file.unwrap_or_else(|| PathBuf::from("stdin"));
-    run_name.map_or(base.clone(), |name| with_suffix(&base, &format!(".{name}")))
+fn state_base(plan: &ReadPlan, run_name: Option<&str>) -> Result<PathBuf, Error> {
+    let base = plan.sources.iter().find_map(Source::state_path).unwrap_or_else(|| PathBuf::from("stdin"));
+    let base = run_name.map_or(base.clone(), |name| with_suffix(&base, &format!(".{name}")));
+    // The key of an object can be longer than a file name.
+    if base.file_name().is_some_and(|name| name.len() > MAX_STATE_NAME_BYTES) {
+        let reason = "the name of the first input is too long for the names of the checkpoint and the rejects file; pass \
+                      --checkpoint and --rejects";
+        return Err(Error::Usage(reason.to_owned()));
+    }
+    Ok(base)
 }
 
 fn print_rejects(path: &Path) -> ExitCode {
@@ -203,8 +223,8 @@ fn read_plan(args: &Args) -> Result<ReadPlan, Error> {
         return Err(Error::Usage("standard input (`-`) can be given only once".to_owned()));
     }
     let options = args.reading.options()?;
-    let files = expand::expand(files)?;
-    let sources = files.iter().map(|path| Source::new(path, args.reading.format)).collect::<Result<_, _>>()?;
+    let locations = expand::expand(files)?.into_iter();
+    let sources = locations.map(|location| Source::new(location, args.reading.format)).collect::<Result<_, _>>()?;
     let plan = ReadPlan {
         max_rejects: args.max_rejects,
         limit: args.limit,

@@ -88,7 +88,9 @@ pub async fn run(options: RunOptions) -> Result<Summary, Error> {
     let is_resumed = files.is_resumed();
     if checkpoint.has_begun() {
         let path = paths.checkpoint.display();
-        progress.print(&format!("Resuming from {path} after {before} events. Verifying the input before them first."));
+        let verifying =
+            if sources.iter().all(Source::is_pinned) { "" } else { " Verifying the input before them first." };
+        progress.print(&format!("Resuming from {path} after {before} events.{verifying}"));
     }
     if let Some(hours) = checkpoint.hours_if_keys_expired() {
         progress.print(&format!(
