@@ -114,9 +114,9 @@ costs: ## Write the cost tables of the docs, and print the cost at EVENTS_PER_DA
 
 test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(OPENAPI_PYTHON) $(OPENAPI_TYPESCRIPT) $(CLIENT) $(RUNTIMES) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
-	@# The function is tested separately, because event-ingest-keys enables more features of aws-config.
+	@# The function is tested separately, because the commands enable more features of the SDK.
 	CHAOS_MESSAGES=$(CHAOS_MESSAGES) cargo test --locked --package event-ingest
-	cargo test --locked --workspace --exclude event-ingest
+	cargo test --locked --workspace --exclude event-ingest --features event-ingest-backfill/s3
 	$(BUILD_CONSUMER)
 	$(TEST_CONSUMERS)
 	cd sdk/typescript && RUNTIMES=required npm test
@@ -185,7 +185,7 @@ lint-rust: $(DENY) ## Check the format and lints of every Rust workspace, and th
 	cargo fmt --all --check
 	cargo fmt --manifest-path benches/Cargo.toml --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --locked --features event-ingest-backfill/s3 -- -D warnings
 	cargo clippy $(BENCHES) --workspace --all-targets -- -D warnings
 	cargo clippy --manifest-path fuzz/Cargo.toml --locked --all-targets -- -D warnings
 	$(RUN_CARGO_DENY) --locked --workspace check licenses bans sources
@@ -204,6 +204,8 @@ lint-docs: $(REDOCLY) $(SAM) ## Check openapi.yaml, and the links and commands i
 	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true .venv/redocly/node_modules/.bin/redocly lint openapi.yaml
 	cargo build --locked --package event-ingest --package event-ingest-keys --bin event-ingest-keys
 	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
+	@# This build lacks the feature `s3`, unlike that of the tests. It must say how to get it.
+	target/debug/event-ingest-backfill --dry-run s3://bucket/key 2>&1 | grep -e '--features s3'
 	.venv/sam/bin/python tools/check_docs.py
 	$(PYTHON) tools/costs.py --check
 	$(PYTHON) tools/bench_docs.py --check

@@ -7,7 +7,7 @@ use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::ProvideCredentials;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Error;
+use aws_sdk_s3::operation::list_objects_v2::{ListObjectsV2Error, ListObjectsV2Output};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
@@ -115,11 +115,11 @@ impl S3 {
             let permission = format!("s3:ListBucket on arn:aws:s3:::{bucket}");
             Error::Usage(format!("{}: {}", url(bucket, prefix), failure(&error, bucket, &permission).into_reason()))
         })?;
-        let directories = pages.iter().flat_map(|page| page.common_prefixes());
+        let directories = pages.iter().flat_map(ListObjectsV2Output::common_prefixes);
         let directories = directories.filter_map(|directory| directory.prefix().map(str::to_owned)).collect();
         let mut objects: Vec<_> = pages
             .iter()
-            .flat_map(|page| page.contents())
+            .flat_map(ListObjectsV2Output::contents)
             .filter_map(|object| Some(self.pinned(bucket, object.key()?, object.e_tag(), object.size())))
             .collect();
         // Directory buckets return them in no particular order.

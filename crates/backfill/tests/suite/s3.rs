@@ -1,7 +1,7 @@
 //! Inputs in Amazon S3, on the local AWS.
 
 use crate::changing_inputs::large_input;
-use crate::command::{Backfill, Run, lines, run, wait, wait_until};
+use crate::command::{Backfill, Run, lines, run, wait_until};
 use crate::formats::{exports, gzip};
 use crate::service::{Reply, Service, until_killed};
 use hyper::body::Bytes;
@@ -72,6 +72,17 @@ async fn run_locally(backfill: &Backfill, arguments: &str) -> Run {
     run_at(backfill, &local_aws(), arguments).await
 }
 
+/// Kills a run when its checkpoint counts at least `accepted` events.
+async fn kill_after(backfill: &Backfill, arguments: &str, checkpoint: &str, accepted: u64) {
+    let mut child = command(backfill, &local_aws(), arguments).spawn().expect("it starts");
+    wait_until("the checkpoint", || {
+        let checkpoint = serde_json::from_str::<Value>(&backfill.read(checkpoint)).unwrap_or_default();
+        checkpoint["accepted"].as_u64().is_some_and(|counted| counted >= accepted)
+    })
+    .await;
+    child.kill().await.expect("killed");
+}
+
 /// As `formats::a_run_of_any_format_killed_at_any_request_resumes_without_loss_or_duplicates`, from S3.
 #[tokio::test]
 async fn a_run_of_any_format_killed_half_way_resumes_without_loss_or_duplicates() {
@@ -80,11 +91,8 @@ async fn a_run_of_any_format_killed_half_way_resumes_without_loss_or_duplicates(
         bucket.put(export.name, &export.content);
         let service = Service::start(|number, _| until_killed(Some(9), number)).await;
         let backfill = Backfill::new(&service);
-        let arguments =
-            format!("s3://formats/{} --max-events 50 --concurrency 4 {}", export.name, export.options);
-        let mut child = command(&backfill, &local_aws(), &arguments).spawn().expect("it starts");
-        wait_until("the request", || service.requests().len() >= 9).await;
-        child.kill().await.expect("killed");
+        let arguments = format!("s3://formats/{} --max-events 50 --concurrency 4 {}", export.name, export.options);
+        kill_after(&backfill, &arguments, &format!("formats_{}.checkpoint.json", export.name), 50).await;
         run_locally(&backfill, &arguments).await.assert(0, &["Resuming from formats_", "Done"]);
         let expected = (0..1000).filter(|id| export.name != "segment.gz" || id % 10 != 9).collect();
         assert_eq!(service.queued_ids(), expected, "{}", export.name);
@@ -139,11 +147,17 @@ async fn prefixes_directories_and_patterns_mean_the_objects_below_them() {
     }
     let backfill = Backfill::at("localhost:1".to_owned());
     for (place, reason) in [
-        ("s3://names/export", "s3://names/export: there is no such object. A directory ends with /: s3://names/export/"),
+        (
+            "s3://names/export",
+            "s3://names/export: there is no such object. A directory ends with /: s3://names/export/",
+        ),
         ("s3://names/empty/", "s3://names/empty/: there are no objects"),
         ("s3://names/x*", "s3://names/x*: there are no objects"),
         ("s3://names/export/*.csv", "s3://names/export/*.csv: there are no objects"),
-        ("s3://names/other/", "contains s3://names/other/day=1/. To read all objects below it, pass 's3://names/other/*'"),
+        (
+            "s3://names/other/",
+            "contains s3://names/other/day=1/. To read all objects below it, pass 's3://names/other/*'",
+        ),
         ("s3://names", "contains s3://names/empty/"),
         ("s3:///key", "must be s3://BUCKET/KEY"),
         ("s3://names/export/***", "wildcards"),
@@ -160,19 +174,16 @@ async fn an_object_that_was_replaced_since_the_checkpoint_is_refused() {
     bucket.put("events.ndjson", lines(100));
     let service = Service::start(|number, _| until_killed(Some(5), number)).await;
     let backfill = Backfill::new(&service);
-    let arguments = "s3://replaced/events.ndjson --max-events 10 --concurrency 1 --timeout 1h";
-    let mut child = command(&backfill, &local_aws(), arguments).spawn().expect("it starts");
-    wait_until("the checkpoint", || {
-        let text = backfill.read("replaced_events.ndjson.checkpoint.json");
-        serde_json::from_str::<Value>(&text).is_ok_and(|checkpoint| checkpoint["accepted"] == 30)
-    })
-    .await;
-    child.kill().await.expect("killed");
+    let arguments = "s3://replaced/events.ndjson --max-events 10 --concurrency 2";
+    kill_after(&backfill, arguments, "replaced_events.ndjson.checkpoint.json", 30).await;
     let sent = service.requests().len();
     // Of the same size.
     bucket.put("events.ndjson", lines(100).replacen("1.10", "1.11", 1));
     let run = run_locally(&backfill, arguments).await;
-    run.assert(2, &["replaced_events.ndjson.checkpoint.json does not match", "s3://replaced/events.ndjson was replaced"]);
+    run.assert(
+        2,
+        &["replaced_events.ndjson.checkpoint.json does not match", "s3://replaced/events.ndjson was replaced"],
+    );
     assert_eq!(service.requests().len(), sent);
     bucket.put("events.ndjson", lines(100));
     run_locally(&backfill, arguments).await.assert(0, &["after 30 events", "100 events accepted"]);
@@ -257,7 +268,7 @@ async fn a_lost_connection_continues_at_the_byte_that_was_reached() {
     let backfill = Backfill::new(&service);
     run_at(&backfill, &address, "s3://cut/events.ndjson").await.assert(0, &["20 events accepted"]);
     assert_eq!(service.queued_ids(), (0..20).collect());
-    let requests = requests.lock().unwrap();
+    let requests = requests.lock().unwrap().clone();
     let ranges: Vec<_> = requests.iter().filter(|request| request.contains("range: bytes=")).collect();
     assert!(ranges.len() > 7, "{ranges:?}");
     assert!(ranges.iter().all(|request| request.contains("if-match: \"")), "{ranges:?}");
@@ -276,7 +287,8 @@ async fn a_resumed_run_reads_only_the_rest() {
     let header = "external_user_id,name,properties.p\n";
     let row = |id: usize| format!("{},n,{}\n", 10 + id, "x".repeat(100_000));
     bucket.put("2.csv", format!("{header}{}", (0..100).map(row).collect::<String>()));
-    let service = Service::start(|number, _| if number == 9 { crate::service::forbidden() } else { Reply::Process }).await;
+    let service =
+        Service::start(|number, _| if number == 9 { crate::service::forbidden() } else { Reply::Process }).await;
     let backfill = Backfill::new(&service);
     let arguments = "s3://rest/* --max-events 10 --concurrency 1";
     run_locally(&backfill, arguments).await.assert(3, &["90 events accepted", "line 82 of s3://rest/2.csv"]);
@@ -284,10 +296,11 @@ async fn a_resumed_run_reads_only_the_rest() {
     let run = run_at(&backfill, &address, arguments).await;
     run.assert(0, &["after 90 events", "110 events accepted"]);
     assert_eq!(service.queued_ids(), (0..110).collect());
-    let requests = requests.lock().unwrap();
+    let requests = requests.lock().unwrap().clone();
     let starts = |key: &str| -> Vec<u64> {
         let requests = requests.iter().filter(|request| request.starts_with(&format!("GET /rest/{key}")));
-        let starts = requests.filter_map(|request| request.split("range: bytes=").nth(1)?.split('-').next()?.parse().ok());
+        let starts =
+            requests.filter_map(|request| request.split("range: bytes=").nth(1)?.split('-').next()?.parse().ok());
         starts.collect()
     };
     // Twice to recognize the format and to check the header, and once to read the header again.
@@ -307,7 +320,7 @@ async fn a_parquet_object_is_read_like_the_same_file() {
     for group in 0..2 {
         let mut rows = writer.next_row_group().unwrap();
         for name in columns {
-            let value = |row: usize| format!("{name} {group} {row} {}", fastrand_text(row)).into_bytes();
+            let value = |row: u32| format!("{name} {group} {row} {}", distinct_text(row)).into_bytes();
             let values: Vec<ByteArray> = (0..4000).map(|row| value(row).into()).collect();
             let mut column = rows.next_column().unwrap().expect("a column");
             column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
@@ -331,8 +344,8 @@ async fn a_parquet_object_is_read_like_the_same_file() {
 }
 
 /// 400 characters that differ from row to row.
-fn fastrand_text(row: usize) -> String {
-    (0..50_usize).map(|index| format!("{:08x}", (row * 50 + index).wrapping_mul(0x9e37_79b9) as u32)).collect()
+fn distinct_text(row: u32) -> String {
+    (0..50).map(|index| format!("{:08x}", (row * 50 + index).wrapping_mul(0x9e37_79b9))).collect()
 }
 
 #[tokio::test]
@@ -341,7 +354,13 @@ async fn a_refusal_by_s3_says_what_to_do() {
     let get = "s3://b/dir/k";
     for (place, status, code, region, phrases) in [
         (get, 403, "AccessDenied", "", ["s3://b/dir/k: permission denied", "s3:GetObject on arn:aws:s3:::b/dir/k"]),
-        ("s3://b/dir/*", 403, "AccessDenied", "", ["s3://b/dir/: permission denied", "s3:ListBucket on arn:aws:s3:::b"]),
+        (
+            "s3://b/dir/*",
+            403,
+            "AccessDenied",
+            "",
+            ["s3://b/dir/: permission denied", "s3:ListBucket on arn:aws:s3:::b"],
+        ),
         (get, 301, "PermanentRedirect", "eu-west-1", ["bucket b is in another region", "AWS_REGION=eu-west-1"]),
         (get, 403, "ExpiredToken", "", ["no usable AWS credentials", "log in again"]),
         (get, 403, "InvalidObjectState", "", ["is archived", "aws s3api restore-object"]),
@@ -358,7 +377,9 @@ async fn a_refusal_by_s3_says_what_to_do() {
     let mut without_region = command(&backfill, &local_aws(), get);
     run(without_region.env_remove("AWS_REGION")).await.assert(2, &["no AWS region: set AWS_REGION"]);
     let mut without_credentials = command(&backfill, &local_aws(), get);
-    run(without_credentials.env_remove("AWS_ACCESS_KEY_ID")).await.assert(2, &["no usable AWS credentials", "AWS_PROFILE"]);
+    run(without_credentials.env_remove("AWS_ACCESS_KEY_ID"))
+        .await
+        .assert(2, &["no usable AWS credentials", "AWS_PROFILE"]);
 }
 
 /// As some servers do that are not Amazon S3. The wrong bytes must never be taken for events.
