@@ -27,7 +27,7 @@ pub struct Unreadable(pub String);
 impl Unreadable {
     /// Whether `error` is such a failure.
     pub fn is(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|cause| cause.is::<Self>())
+        error.get_ref().and_then(|cause| cause.downcast_ref::<Self>()).is_some()
     }
 }
 
