@@ -345,7 +345,7 @@ async fn a_parquet_object_is_read_like_the_same_file() {
 
 /// 400 characters that differ from row to row.
 fn distinct_text(row: u32) -> String {
-    let word = |index| format!("{:08x}", (row * 50 + index).wrapping_mul(0x9e37_79b9));
+    let word = |index: u32| format!("{:08x}", (row * 50 + index).wrapping_mul(0x9e37_79b9));
     (0..50).map(word).collect()
 }
 
