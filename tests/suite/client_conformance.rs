@@ -68,6 +68,7 @@ struct Finished {
     requests: Vec<Received>,
     /// The accepted events, in order.
     queue: Vec<Value>,
+    failed_flushes: usize,
 }
 
 /// A client and a scripted server, for one case.
@@ -114,10 +115,10 @@ impl Bench {
     /// Flushes until everything is accepted or reported. Then checks that each event was accepted once or reported,
     /// and ends the adapter.
     async fn finish(mut self) -> Finished {
-        let mut flushes = 0;
+        let mut failed_flushes = 0;
         while let Some(error) = self.flush().await.error {
-            flushes += 1;
-            assert!(flushes < MAX_FLUSHES, "{}: flush still fails: {error}", self.case);
+            failed_flushes += 1;
+            assert!(failed_flushes < MAX_FLUSHES, "{}: flush still fails: {error}", self.case);
         }
         let reported = self.adapter.rejected().await;
         let queue = self.server.queue();
@@ -128,7 +129,7 @@ impl Bench {
         }
         assert_eq!(self.server.reused_keys(), 0, "{}: a key was sent with other bytes", self.case);
         self.adapter.end().await;
-        Finished { case: self.case, reported, requests: self.server.requests(), queue }
+        Finished { case: self.case, reported, requests: self.server.requests(), queue, failed_flushes }
     }
 }
 
@@ -176,22 +177,38 @@ fn retries(client: &Client) -> Vec<Case> {
         .into_iter()
         .map(|(name, step)| {
             case(client, &format!("retry: {name}"), async move |setup| {
-                let mut bench = setup.start(&[step]).await;
-                bench.track_many(3).await;
-                let Finished { case, reported, requests, .. } = bench.finish().await;
+                let mut bench = setup.start(&[Step::Accept, step]).await;
+                bench.track_many(6).await;
+                let Finished { case, reported, requests, failed_flushes, .. } = bench.finish().await;
                 assert!(reported.is_empty(), "{case}: {reported:?}");
-                assert!(requests.len() >= 3, "{case}: {} requests", requests.len());
-                assert!(requests[0].is_same(&requests[1]), "{case}: the retry differs");
+                assert_eq!(failed_flushes, 0, "{case}: flush gave up after one failure");
+                assert!(requests[1].is_same(&requests[2]), "{case}: the retry differs");
             })
         })
         .collect();
+    // At the first request, a client may also give up until the next flush, because its configuration may be wrong.
+    for (name, step) in [
+        ("a 200 of a proxy", Step::proxy(200)),
+        ("a 503", Step::refusal(503, "service_unavailable")),
+        ("a connection that breaks before the request", Step::CutBefore),
+        ("a connection that breaks after the request", Step::CutAfter),
+    ] {
+        cases.push(case(client, &format!("retry: {name}, at first"), async move |setup| {
+            let mut bench = setup.start(&[step]).await;
+            bench.track_many(3).await;
+            let Finished { case, reported, requests, .. } = bench.finish().await;
+            assert!(reported.is_empty(), "{case}: {reported:?}");
+            assert!(requests[0].is_same(&requests[1]), "{case}: the retry differs");
+        }));
+    }
     for seconds in ["1", "1.5"] {
         cases.push(case(client, &format!("retry: Retry-After: {seconds}"), async move |setup| {
             let step = Step::refusal(429, "rate_limited").with_header("retry-after", seconds);
             let mut bench = setup.start(&[step]).await;
             bench.track_many(1).await;
-            let Finished { case, reported, requests, .. } = bench.finish().await;
+            let Finished { case, reported, requests, failed_flushes, .. } = bench.finish().await;
             assert!(reported.is_empty(), "{case}: {reported:?}");
+            assert_eq!(failed_flushes, 0, "{case}: flush gave up after one failure");
             let least = Duration::from_secs_f64(seconds.parse().expect("a number"));
             let waited = requests[1].at - requests[0].at;
             assert!(waited >= least, "{case}: the retry came after {waited:?}");
@@ -283,8 +300,9 @@ fn splits(client: &Client) -> Vec<Case> {
                 }
                 bench.track(json!({ "name": "large", "properties": { "text": "x".repeat(700) } })).await;
                 bench.track(json!({ "name": "fine" })).await;
-                let Finished { case, reported, .. } = bench.finish().await;
+                let Finished { case, reported, failed_flushes, .. } = bench.finish().await;
                 assert_eq!(reported, BTreeSet::from(["usr_4".to_owned()]), "{case}");
+                assert_eq!(failed_flushes, 0, "{case}: flush gave up");
             })
         })
         .into();
@@ -328,7 +346,8 @@ fn rejections(client: &Client) -> Vec<Case> {
                 bench.track_many(2).await;
                 bench.track(json!({ "name": event })).await;
                 bench.track_many(3).await;
-                let Finished { case, reported, .. } = bench.finish().await;
+                let Finished { case, reported, failed_flushes, .. } = bench.finish().await;
+                assert_eq!(failed_flushes, 0, "{case}: flush gave up");
                 assert!(reported.contains("usr_2"), "{case}: the invalid event is not reported");
                 let others: &[&str] = if is_exact { &["usr_2"] } else { &["usr_2", "usr_3"] };
                 assert!(reported.iter().all(|id| others.contains(&id.as_str())), "{case}: {reported:?}");
@@ -338,8 +357,9 @@ fn rejections(client: &Client) -> Vec<Case> {
     cases.push(case(client, "reject: 422 idempotency_key_reuse", async |setup| {
         let mut bench = setup.start(&[Step::Accept, Step::refusal(422, "idempotency_key_reuse")]).await;
         bench.track_many(6).await;
-        let Finished { case, reported, .. } = bench.finish().await;
+        let Finished { case, reported, failed_flushes, .. } = bench.finish().await;
         assert_eq!(reported, ["usr_2", "usr_3"].map(str::to_owned).into(), "{case}");
+        assert_eq!(failed_flushes, 0, "{case}: flush gave up");
     }));
     cases
 }
