@@ -49,7 +49,7 @@ async fn a_client_follows_the_table() {
         .filter_map(std::future::ready)
         .collect()
         .await;
-    for Client { name, .. } in &clients {
+    for Client { name, .. } in clients {
         let count = |cases: &[String]| cases.iter().filter(|case| case.starts_with(name)).count();
         println!("conformance: {name} passed {} of {} cases", count(&names) - count(&failed), count(&names));
     }

@@ -7,6 +7,7 @@ use serde_json::json;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use tokio::process::Command;
+use tokio::sync::OnceCell;
 
 /// A client, and the command line of its adapter.
 #[derive(Clone)]
@@ -62,7 +63,9 @@ pub enum HalfSurrogates {
 impl Client {
     /// Asks the adapter for the capabilities of its client.
     async fn new(name: &str, command: Vec<OsString>) -> Self {
-        let capabilities = Adapter::start(process(&command)).ask(&json!({ "command": "capabilities" })).await;
+        let mut adapter = Adapter::start(process(&command));
+        let capabilities = adapter.ask(&json!({ "command": "capabilities" })).await;
+        adapter.end().await;
         Self { name: name.to_owned(), capabilities, command }
     }
 
@@ -78,8 +81,14 @@ fn process(command: &[OsString]) -> Command {
     process
 }
 
+static CLIENTS: OnceCell<Vec<Client>> = OnceCell::const_new();
+
 /// The clients of this repository, or only the one whose adapter `CLIENT_ADAPTER` names.
-pub async fn clients() -> Vec<Client> {
+pub async fn clients() -> &'static [Client] {
+    CLIENTS.get_or_init(build_all).await
+}
+
+async fn build_all() -> Vec<Client> {
     if let Ok(command) = std::env::var("CLIENT_ADAPTER") {
         return vec![Client::new(&command, command.split_whitespace().map(Into::into).collect()).await];
     }
