@@ -406,10 +406,13 @@ async fn a_client_loses_and_duplicates_nothing_over_the_function() {
     let clients = clients().await;
     let _alone = QUIET_MACHINE.write().await;
     // At once, because most of the time they wait for a backoff or a fault.
-    futures_util::future::join_all(clients.iter().map(send_over_the_function)).await;
+    for line in futures_util::future::join_all(clients.iter().map(send_over_the_function)).await {
+        println!("{line}");
+    }
 }
 
-async fn send_over_the_function(client: &Client) {
+/// Returns a line with the counts.
+async fn send_over_the_function(client: &Client) -> String {
     let started = Instant::now();
     let aws = Resources::create().await;
     aws.put_key(KEY, PROJECT, &[]).await;
@@ -472,7 +475,8 @@ async fn send_over_the_function(client: &Client) {
     assert!(ids.is_empty(), "events that nobody tracked: {ids:?}");
     let calls = proxy.calls();
     let faults = calls.iter().filter(|call| call.fault != crate::fault_proxy::Fault::None).count();
-    println!(
+    assert!(faults > 0, "a run without faults shows nothing");
+    format!(
         "conformance: {} over the function in {:.0?}: {} events, {} reported, the others in the queue once; {copies} copies with \
          the same event id; {faults} faults in {} calls to AWS; {failed_flushes} failed flushes",
         client.name,
@@ -480,6 +484,5 @@ async fn send_over_the_function(client: &Client) {
         valid.len(),
         reported.len(),
         calls.len(),
-    );
-    assert!(faults > 0, "a run without faults shows nothing");
+    )
 }
