@@ -114,6 +114,8 @@ costs: ## Write the cost tables of the docs, and print the cost at EVENTS_PER_DA
 
 test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(OPENAPI_PYTHON) $(OPENAPI_TYPESCRIPT) $(CLIENT) $(RUNTIMES) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
+	@# The conformance suite runs this command. It is built first, so that no compiler disturbs the tests.
+	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
 	@# The function is tested separately, because event-ingest-keys enables more features of aws-config.
 	CHAOS_MESSAGES=$(CHAOS_MESSAGES) cargo test --locked --package event-ingest
 	cargo test --locked --workspace --exclude event-ingest
