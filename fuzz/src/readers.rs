@@ -100,7 +100,7 @@ impl Format {
         // A file is read in at most about 64 pieces.
         let pieces = pieces.map(|pieces| (1 + usize::from(pieces)).max(file.len() / 64));
         let pieces = Pieces { file: Arc::clone(file), at: 0, pieces, interrupts: false };
-        let mut input = InputReader::new(Box::new(pieces), 0, Sha256::new()).expect("memory can be read");
+        let mut input = InputReader::of_stream(Box::new(pieces)).expect("memory can be read");
         let mut found = Vec::new();
         let end = self.read_all(&mut input, from, &mut found);
         let (records, end) = match end {

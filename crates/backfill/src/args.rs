@@ -44,7 +44,8 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
     /// NDJSON, JSON, CSV, TSV or Parquet files, also with gzip or Zstandard; a directory or a quoted pattern such as
-    /// 'part-*' stands for its files; without FILE, or with `-`, standard input
+    /// 'part-*' stands for its files; `s3://BUCKET/KEY` is an object in Amazon S3, if this command was built with the
+    /// feature `s3`; without FILE, or with `-`, standard input
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
     #[arg(long, help = URL_HELP, env = "VIBEFOLLOW_BASE_URL", value_parser = Target::parse, required_unless_present_any = ["dry_run", "preview"])]

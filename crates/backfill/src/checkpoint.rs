@@ -1,6 +1,7 @@
 //! The content of the checkpoint file: how far a run got.
 
 use crate::input::InputIdentity;
+use crate::packing::Parts;
 use crate::position::ResumePoint;
 use crate::reader::ReadPlan;
 use crate::records::ReadOptions;
@@ -34,8 +35,8 @@ pub struct Checkpoint {
     pub resume_point: ResumePoint,
     /// The keys of later batches that are done, by number.
     pub done_beyond: BTreeMap<u64, String>,
-    /// The number of parts of each batch that is sent in parts and not done.
-    pub split: BTreeMap<u64, usize>,
+    /// The parts of each batch that is sent in parts and not done.
+    pub split: BTreeMap<u64, Parts>,
     /// The absolute path of the rejects file.
     #[serde(rename = "rejects")]
     pub rejects_path: PathBuf,
@@ -164,6 +165,10 @@ impl Checkpoint {
             if saved.name != input.name {
                 return Err(format!("it is for the file {}, not {}", saved.name, input.name));
             }
+            if saved.etag != input.etag {
+                let name = &input.name;
+                return Err(format!("{name} was replaced by another object. Restore the earlier version"));
+            }
             if saved.bytes != input.bytes {
                 return Err(format!("the size of {} has changed", input.name));
             }
@@ -225,7 +230,7 @@ pub(crate) mod tests {
     use crate::format::Format;
 
     pub(crate) fn job() -> Job {
-        let input = InputIdentity { name: "f".to_owned(), bytes: Some(7), format: Format::Ndjson };
+        let input = InputIdentity { name: "f".to_owned(), bytes: Some(7), format: Format::Ndjson, etag: None };
         Job {
             url: "https://a".to_owned(),
             host: None,
@@ -250,6 +255,7 @@ pub(crate) mod tests {
         assert!(refusal(|job| job.inputs.clear()).contains("1 files, not 0"));
         assert!(refusal(|job| job.inputs[0].name = "g".to_owned()).contains("file f, not g"));
         assert!(refusal(|job| job.inputs[0].bytes = Some(8)).contains("size of f"));
+        assert!(refusal(|job| job.inputs[0].etag = Some("e".to_owned())).contains("f was replaced"));
         assert!(refusal(|job| job.inputs[0].format = Format::Csv).contains("another format"));
         assert!(refusal(|job| job.max_events = 7).contains("--max-events was 500, not 7"));
         assert!(refusal(|job| job.reading.dialect.escape = Some(b'x')).contains("--escape"));

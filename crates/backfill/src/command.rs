@@ -16,6 +16,10 @@ use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// The longest name to which the suffixes of the run's files, such as `.checkpoint.json.lock`, can be added. File systems
+/// allow 255 bytes.
+const MAX_STATE_NAME_BYTES: usize = 230;
+
 /// Runs the command.
 #[expect(clippy::missing_panics_doc, reason = "it panics only if there is no thread for the runtime")]
 #[tokio::main(flavor = "current_thread")]
@@ -66,12 +70,12 @@ async fn run(args: Args) -> Result<Summary, Error> {
         ))
     })?;
     let client = Client::new(&target, &api_key, args.host.as_deref()).map_err(Error::Usage)?;
-    let base = state_base(&plan, args.run_name.as_deref());
+    let by_default = |suffix| state_base(&plan, args.run_name.as_deref()).map(|base| with_suffix(&base, suffix));
     let paths = RunPaths {
-        checkpoint: args.checkpoint.unwrap_or_else(|| with_suffix(&base, ".checkpoint.json")),
-        rejects: args.rejects.unwrap_or_else(|| with_suffix(&base, ".rejects.ndjson")),
+        checkpoint: args.checkpoint.map_or_else(|| by_default(".checkpoint.json"), Ok)?,
+        rejects: args.rejects.map_or_else(|| by_default(".rejects.ndjson"), Ok)?,
     };
-    let inputs: Vec<_> = plan.sources.iter().filter_map(|source| source.path.as_deref()).collect();
+    let inputs: Vec<_> = plan.sources.iter().filter_map(|source| source.location.path()).collect();
     let resolved = paths.resolve(&inputs)?;
     let job = Job {
         url: target.base_url().to_owned(),
@@ -107,10 +111,16 @@ fn api_key(variable: &str) -> Result<String, Error> {
 }
 
 /// The path to which the suffixes of the run's files are added: that of the first file, with the run's name.
-fn state_base(plan: &ReadPlan, run_name: Option<&str>) -> PathBuf {
-    let file = plan.sources.iter().find_map(|source| source.state_path().map(Path::to_owned));
-    let base = file.unwrap_or_else(|| PathBuf::from("stdin"));
-    run_name.map_or(base.clone(), |name| with_suffix(&base, &format!(".{name}")))
+fn state_base(plan: &ReadPlan, run_name: Option<&str>) -> Result<PathBuf, Error> {
+    let base = plan.sources.iter().find_map(Source::state_path).unwrap_or_else(|| PathBuf::from("stdin"));
+    let base = run_name.map_or(base.clone(), |name| with_suffix(&base, &format!(".{name}")));
+    // The key of an object can be longer than a file name.
+    if base.file_name().is_some_and(|name| name.len() > MAX_STATE_NAME_BYTES) {
+        let reason = "the name of the first input is too long for the names of the checkpoint and the rejects file; pass \
+                      --checkpoint and --rejects";
+        return Err(Error::Usage(reason.to_owned()));
+    }
+    Ok(base)
 }
 
 fn print_rejects(path: &Path) -> ExitCode {
@@ -140,8 +150,8 @@ fn read_plan(args: &Args) -> Result<ReadPlan, Error> {
         return Err(Error::Usage("standard input (`-`) can be given only once".to_owned()));
     }
     let options = args.reading.options()?;
-    let files = crate::expand::expand(files)?;
-    let sources = files.iter().map(|path| Source::new(path, args.reading.format)).collect::<Result<_, _>>()?;
+    let locations = crate::expand::expand(files)?.into_iter();
+    let sources = locations.map(|location| Source::new(location, args.reading.format)).collect::<Result<_, _>>()?;
     let plan = ReadPlan {
         max_rejects: args.max_rejects,
         limit: args.limit,

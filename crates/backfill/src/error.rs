@@ -19,6 +19,18 @@ pub enum Error {
     Aborted(String),
 }
 
+/// A failure of the input as it is stored. Unlike what a decompressor says, its message needs no explanation.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unreadable(pub String);
+
+impl Unreadable {
+    /// Whether `error` is such a failure.
+    pub fn is(error: &io::Error) -> bool {
+        error.get_ref().and_then(|cause| cause.downcast_ref::<Self>()).is_some()
+    }
+}
+
 impl Error {
     /// The exit code that `--help` documents, if the run sent nothing.
     pub fn exit_code(&self) -> ExitCode {

@@ -1,7 +1,6 @@
 //! What is known about the inputs before the first event is sent.
 
 use crate::format::Format;
-use crate::parquet_rows;
 use crate::reader::ReadPlan;
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use std::time::Duration;
@@ -17,10 +16,7 @@ pub fn forecast(plan: &ReadPlan) -> String {
         lines.push(format!("and {} more files", plan.sources.len() - lines.len()));
     }
     // Only Parquet files know how many rows they have.
-    let rows = plan.sources.iter().map(|source| {
-        let path = source.path.as_deref().filter(|_| source.format == Format::Parquet)?;
-        parquet_rows::describe(path).ok().map(|(_, rows)| rows)
-    });
+    let rows = plan.sources.iter().map(|source| source.parquet.as_ref().map(|(_, rows)| *rows));
     let rows = rows.sum::<Option<u64>>().filter(|_| plan.options.mapping.conditions.is_empty());
     let events = rows.or(plan.limit).map(|rows| rows.min(plan.limit.unwrap_or(u64::MAX)));
     if let Some(events) = events {

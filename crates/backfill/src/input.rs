@@ -1,17 +1,18 @@
-//! Inputs: files and standard input, read once from front to back.
+//! Inputs: files, standard input and objects in Amazon S3, read once from front to back.
 //!
 //! They are decompressed, and a Parquet file is turned into lines of JSON. Every byte after that is counted and hashed.
 
-use crate::error::Error;
+use crate::error::{Error, Unreadable};
 use crate::format::Format;
-use crate::parquet_rows::ParquetRows;
+use crate::location::Location;
+use crate::object_reader::ObjectReader;
+use crate::parquet_rows::{self, ParquetRows};
 use crate::position::{Position, ResumePoint};
 use crate::sized_file::SizedFile;
 use crate::sniff::{self, Compression, MAX_HEAD_BYTES, MAX_SIGNATURE_BYTES};
 use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -30,10 +31,12 @@ pub type Stream = Box<dyn Read + Send>;
 /// An input to read.
 #[derive(Clone)]
 pub struct Source {
-    /// The file's path; `None` means standard input.
-    pub path: Option<PathBuf>,
+    /// Where it is.
+    pub location: Location,
     /// The input's format.
     pub format: Format,
+    /// The names of the columns of a Parquet file, and the number of its rows.
+    pub parquet: Option<(Vec<String>, u64)>,
     /// What the checkpoint records about the input.
     pub identity: InputIdentity,
     /// Whether a position in the input is one in the file.
@@ -47,51 +50,58 @@ pub struct Source {
 /// What the checkpoint records about an input, to recognize it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputIdentity {
-    /// The file's name without its directory; `-` for standard input.
+    /// The file's name without its directory, or the object's URL; `-` for standard input.
     pub name: String,
     /// The file's size; `None` if it is not a regular file.
     pub bytes: Option<u64>,
     /// The format in which it is read.
     pub format: Format,
+    /// The entity tag of an object in Amazon S3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
 }
 
 impl Source {
-    /// Resolves a FILE argument. The first bytes determine the format, unless `format` is given.
+    /// Opens an input. The first bytes determine the format, unless `format` is given.
     ///
     /// # Errors
     /// If there is no such file, or it cannot be read.
-    pub fn new(path: &Path, format: Option<Format>) -> Result<Self, Error> {
-        let is_stdin = path == Path::new("-");
-        let display_name = if is_stdin { "standard input".to_owned() } else { path.display().to_string() };
-        let usage = |reason: String| Error::Usage(format!("{display_name}: {reason}"));
+    pub fn new(location: Location, format: Option<Format>) -> Result<Self, Error> {
+        let usage = |reason: String| Error::Usage(format!("{location}: {reason}"));
         let unreadable = |error: io::Error| usage(error.to_string());
-        let mut bytes = None;
-        let mut is_stream = is_stdin;
-        if !is_stdin {
-            let metadata = std::fs::metadata(path).map_err(unreadable)?;
-            if metadata.is_dir() {
-                return Err(usage("is a directory".to_owned()));
-            }
-            bytes = metadata.is_file().then_some(metadata.len());
-            // `/dev/stdin` or a process substitution, `/dev/fd/63`. If it leads to a regular file, it is that file.
-            // Otherwise it is a stream like standard input, whose name means nothing.
-            if path.starts_with("/dev") || path.starts_with("/proc") {
-                let file = path.canonicalize().ok().filter(|file| bytes.is_some() && !file.starts_with("/proc"));
-                if let Some(file) = file.filter(|file| file != path) {
-                    return Self::new(&file, format);
+        let (mut bytes, mut is_stream) = (None, false);
+        match &location {
+            Location::Stdin => is_stream = true,
+            Location::Object(object) => bytes = Some(object.size()),
+            Location::File(path) => {
+                let metadata = std::fs::metadata(path).map_err(unreadable)?;
+                if metadata.is_dir() {
+                    return Err(usage("is a directory".to_owned()));
                 }
-                (bytes, is_stream) = (None, true);
+                bytes = metadata.is_file().then_some(metadata.len());
+                // `/dev/stdin` or a process substitution, `/dev/fd/63`. If it leads to a regular file, it is that file.
+                // Otherwise it is a stream like standard input, whose name means nothing.
+                if path.starts_with("/dev") || path.starts_with("/proc") {
+                    let file = path.canonicalize().ok().filter(|file| bytes.is_some() && !file.starts_with("/proc"));
+                    if let Some(file) = file.filter(|file| file != path) {
+                        return Self::new(Location::File(file), format);
+                    }
+                    (bytes, is_stream) = (None, true);
+                }
             }
         }
-        let name =
-            if is_stream { Cow::Borrowed("-") } else { path.file_name().unwrap_or(path.as_os_str()).to_string_lossy() };
-        let path = (!is_stdin).then_some(path);
+        let (name, extension) = match &location {
+            Location::Object(object) => (object.url().to_owned(), Path::new(object.key()).extension()),
+            Location::File(path) if !is_stream => {
+                (path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(), path.extension())
+            }
+            _ => ("-".to_owned(), location.path().and_then(Path::extension)),
+        };
         let bytes_read = Arc::default();
-        let raw = Opened::new(raw(path, bytes, &bytes_read).map_err(unreadable)?).map_err(unreadable)?;
+        let raw = Opened::new(raw(&location, bytes, &bytes_read).map_err(unreadable)?).map_err(unreadable)?;
         let compression = raw.compression;
         let (head, stream) = raw.decompressed().and_then(first_line).map_err(unreadable)?;
-        let extension = path.and_then(Path::extension).and_then(OsStr::to_str);
-        let format = sniff::format(&head, format, extension).map_err(usage)?;
+        let format = sniff::format(&head, format, extension.and_then(OsStr::to_str)).map_err(usage)?;
         let is_plain = compression == Compression::None && format != Format::Parquet;
         if format == Format::Parquet && (bytes.is_none() || compression != Compression::None) {
             return Err(usage(
@@ -99,10 +109,18 @@ impl Source {
                     .to_owned(),
             ));
         }
+        let parquet = (format == Format::Parquet).then(|| parquet_rows::describe(&location)).transpose();
+        let parquet = parquet.map_err(|error| read_error(&location, &error))?;
         let stream: Option<Stream> = bytes.is_none().then(|| Box::new(io::Cursor::new(head).chain(stream)) as _);
-        let identity = InputIdentity { name: name.into_owned(), bytes, format };
-        let (path, stream) = (path.map(Path::to_owned), Arc::new(Mutex::new(stream)));
-        Ok(Self { path, format, identity, is_plain, bytes_read, stream })
+        let etag = if let Location::Object(object) = &location { Some(object.etag().to_owned()) } else { None };
+        let identity = InputIdentity { name, bytes, format, etag };
+        let stream = Arc::new(Mutex::new(stream));
+        Ok(Self { location, format, parquet, identity, is_plain, bytes_read, stream })
+    }
+
+    /// Whether its content before any position is certain without reading it, because the checkpoint has its entity tag.
+    pub fn is_pinned(&self) -> bool {
+        self.identity.etag.is_some()
     }
 
     /// The bytes of the file before `offset`, if the reader is there now. Of compressed and Parquet files, only the
@@ -111,14 +129,18 @@ impl Source {
         if self.is_plain { offset } else { self.bytes_read.load(Ordering::Relaxed) }
     }
 
-    /// The path after which the checkpoint is named; `None` for standard input and other streams.
-    pub fn state_path(&self) -> Option<&Path> {
-        self.path.as_deref().filter(|_| self.identity.name != "-")
+    /// The path after which the checkpoint is named; `None` for standard input and other streams. For an object, it is
+    /// in the current directory.
+    pub fn state_path(&self) -> Option<PathBuf> {
+        match &self.location {
+            Location::Object(object) => Some(format!("{}/{}", object.bucket(), object.key()).replace('/', "_").into()),
+            location => location.path().filter(|_| self.identity.name != "-").map(Path::to_owned),
+        }
     }
 
     /// If the file has grown since the beginning of the run: what was sent, and how to send the rest.
     pub fn growth(&self) -> Option<String> {
-        let (path, size) = (self.path.as_ref().filter(|_| self.is_plain)?, self.identity.bytes?);
+        let (path, size) = (self.location.path().filter(|_| self.is_plain)?, self.identity.bytes?);
         let now = std::fs::metadata(path).ok().filter(|metadata| metadata.len() > size)?.len();
         let path = path.display();
         Some(format!(
@@ -131,23 +153,29 @@ impl Source {
 
     /// The input's name for messages, as on the command line.
     pub fn display_name(&self) -> String {
-        self.path.as_ref().map_or_else(|| "standard input".to_owned(), |path| path.display().to_string())
+        self.location.to_string()
     }
 
     fn open(&self) -> io::Result<Stream> {
         if let Some(stream) = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Ok(stream);
         }
-        if let (Format::Parquet, Some(path)) = (self.format, &self.path) {
-            return Ok(Box::new(ParquetRows::open(path, Arc::clone(&self.bytes_read))?));
+        if self.format == Format::Parquet {
+            return Ok(Box::new(ParquetRows::open(&self.location, Arc::clone(&self.bytes_read))?));
         }
-        Opened::new(raw(self.path.as_deref(), self.identity.bytes, &self.bytes_read)?)?.decompressed()
+        Opened::new(raw(&self.location, self.identity.bytes, &self.bytes_read)?)?.decompressed()
     }
 }
 
 /// Opens an input as it is. A regular file is read up to the size that it had when the command started.
-fn raw(path: Option<&Path>, size: Option<u64>, bytes_read: &Arc<AtomicU64>) -> io::Result<Stream> {
-    let Some(path) = path else { return Ok(Box::new(io::stdin())) };
+fn raw(location: &Location, size: Option<u64>, bytes_read: &Arc<AtomicU64>) -> io::Result<Stream> {
+    let path = match location {
+        Location::Stdin => return Ok(Box::new(io::stdin())),
+        Location::Object(object) => {
+            return Ok(Box::new(ObjectReader::new(object.clone(), 0, Arc::clone(bytes_read))));
+        }
+        Location::File(path) => path,
+    };
     let file = File::open(path)?;
     Ok(match size {
         None => Box::new(file),
@@ -211,7 +239,7 @@ struct Decompressing<R> {
 impl<R: Read> Read for Decompressing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.reader.read(buffer).map_err(|error| {
-            if error.kind() == io::ErrorKind::Interrupted {
+            if error.kind() == io::ErrorKind::Interrupted || Unreadable::is(&error) {
                 return error;
             }
             let reason = format!("its {} data is damaged or cut off: {error}", self.name);
@@ -234,10 +262,11 @@ impl Snapshot {
     }
 }
 
-/// Reads one input, and counts and hashes the bytes consumed.
+/// Reads one input, and counts and hashes the bytes consumed. Of a pinned input, only the entity tag is hashed.
 pub struct InputReader {
     reader: BufReader<Stream>,
     hash: Sha256,
+    is_pinned: bool,
     position: Position,
 }
 
@@ -247,20 +276,26 @@ impl InputReader {
     /// # Errors
     /// If the input cannot be read.
     pub fn open(source: &Source, file: usize, hash: Sha256) -> Result<Self, Error> {
-        source.open().and_then(|stream| Self::new(stream, file, hash)).map_err(|error| read_error(source, &error))
+        let hash = hash_of_pinned(source, hash);
+        let opened = source.open().and_then(|stream| Self::new(stream, file, hash, source.is_pinned()));
+        opened.map_err(|error| read_error(&source.location, &error))
     }
 
-    /// Reads a stream as the input with index `file`.
+    /// Reads a stream.
     ///
     /// # Errors
     /// If the stream cannot be read.
-    pub fn new(input: Stream, file: usize, hash: Sha256) -> io::Result<Self> {
+    pub fn of_stream(input: Stream) -> io::Result<Self> {
+        Self::new(input, 0, Sha256::new(), false)
+    }
+
+    fn new(input: Stream, file: usize, hash: Sha256, is_pinned: bool) -> io::Result<Self> {
         // The first peek returns the first line, if that is not too long, also where a pipe has it in pieces.
         let (start, input) = first_line(input)?;
         let has_byte_order_mark = start.starts_with(BYTE_ORDER_MARK);
         let input: Stream = Box::new(io::Cursor::new(start).chain(input));
         let position = Position { file, offset: 0, line: 1 };
-        let mut reader = Self { reader: BufReader::with_capacity(BUFFER_BYTES, input), hash, position };
+        let mut reader = Self { reader: BufReader::with_capacity(BUFFER_BYTES, input), hash, is_pinned, position };
         if has_byte_order_mark {
             reader.skip_to(BYTE_ORDER_MARK.len() as u64)?;
         }
@@ -285,7 +320,9 @@ impl InputReader {
     /// Consumes the first `bytes` of the bytes that [`Self::peek`] returned.
     pub fn consume(&mut self, bytes: usize) {
         let consumed = &self.reader.buffer()[..bytes];
-        self.hash.update(consumed);
+        if !self.is_pinned {
+            self.hash.update(consumed);
+        }
         self.position.offset += bytes as u64;
         self.position.line += memchr::memchr_iter(b'\n', consumed).count() as u64;
         self.reader.consume(bytes);
@@ -304,6 +341,22 @@ impl InputReader {
             }
             self.consume(available);
         }
+        Ok(())
+    }
+
+    /// Moves forward to `position`, which an earlier run has reached. If the content before it is certain and its place
+    /// is known, that content is not read.
+    ///
+    /// # Errors
+    /// As for [`Self::skip_to`].
+    pub fn resume_at(&mut self, source: &Source, position: &Position) -> io::Result<()> {
+        let Location::Object(object) = &source.location else { return self.skip_to(position.offset) };
+        if !source.is_plain || position.offset < self.position.offset {
+            return self.skip_to(position.offset);
+        }
+        let rest = ObjectReader::new(object.clone(), position.offset, Arc::clone(&source.bytes_read));
+        self.reader = BufReader::with_capacity(BUFFER_BYTES, Box::new(rest));
+        self.position = position.clone();
         Ok(())
     }
 
@@ -328,16 +381,21 @@ impl InputReader {
     }
 }
 
+/// Continues `hash` after a pinned input, whatever was read of it.
+pub fn hash_of_pinned(source: &Source, hash: Sha256) -> Sha256 {
+    source.identity.etag.as_ref().map_or(hash.clone(), |etag| hash.chain_update(etag))
+}
+
 /// The error for an input that cannot be read.
-pub fn read_error(source: &Source, error: &io::Error) -> Error {
-    Error::Input(format!("cannot read {}: {error}", source.display_name()))
+pub fn read_error(location: &Location, error: &io::Error) -> Error {
+    Error::Input(format!("cannot read {location}: {error}"))
 }
 
 #[cfg(test)]
 impl InputReader {
     /// Reads a text.
     pub fn of_text(text: &[u8]) -> Self {
-        Self::new(Box::new(io::Cursor::new(text.to_vec())), 0, Sha256::new()).unwrap()
+        Self::of_stream(Box::new(io::Cursor::new(text.to_vec()))).unwrap()
     }
 }
 
@@ -369,7 +427,7 @@ mod tests {
             }
         }
         let stream = Interrupted(vec![b"two", b"one\n"], false);
-        let mut input = InputReader::new(Box::new(stream), 0, Sha256::new()).unwrap();
+        let mut input = InputReader::of_stream(Box::new(stream)).unwrap();
         for expected in [&b"one\n"[..], b"two", b"", b""] {
             assert_eq!(input.peek().unwrap(), expected);
             input.consume(expected.len());

@@ -2,9 +2,13 @@
 //!
 //! Columns that are NULL are left out. Memory is bounded by the pages of a row group that are open, one for each column.
 
+use crate::error::Unreadable;
+use crate::location::Location;
+use crate::object_chunks::ObjectChunks;
 use crate::times;
 use parquet::basic::{ConvertedType, LogicalType, TimeUnit, Type as PhysicalType};
 use parquet::data_type::Decimal;
+use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
@@ -12,7 +16,6 @@ use parquet::schema::types::Type;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,11 +26,29 @@ const CHUNK_BYTES: usize = 64 * 1024;
 ///
 /// # Errors
 /// If the file cannot be read.
-pub fn describe(path: &Path) -> io::Result<(Vec<String>, u64)> {
-    let reader = SerializedFileReader::new(File::open(path)?).map_err(damaged)?;
+pub fn describe(location: &Location) -> io::Result<(Vec<String>, u64)> {
+    let (reader, _) = open(location)?;
     let metadata = reader.metadata().file_metadata();
     let names = metadata.schema().get_fields().iter().map(|field| field.name().to_owned()).collect();
     Ok((names, u64::try_from(metadata.num_rows()).unwrap_or_default()))
+}
+
+/// Reads the footer. The second result is the size in bytes.
+fn open(location: &Location) -> io::Result<(Box<dyn FileReader>, u64)> {
+    match location {
+        Location::Stdin => Err(io::ErrorKind::NotSeekable.into()),
+        Location::File(path) => {
+            let file = File::open(path)?;
+            let size = file.metadata()?.len();
+            Ok((Box::new(SerializedFileReader::new(file).map_err(unreadable)?), size))
+        }
+        Location::Object(object) => {
+            let chunks = ObjectChunks::new(object.clone());
+            let reader = SerializedFileReader::new(chunks.clone()).map_err(unreadable)?;
+            chunks.expect_columns(reader.metadata().file_metadata().schema_descr().num_columns());
+            Ok((Box::new(reader), object.size()))
+        }
+    }
 }
 
 /// The rows of a Parquet file as lines of JSON.
@@ -48,15 +69,13 @@ impl ParquetRows {
     ///
     /// # Errors
     /// If the file cannot be read, or has a column of a type that is not supported.
-    pub fn open(path: &Path, bytes_read: Arc<AtomicU64>) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let size = file.metadata()?.len();
-        let reader = SerializedFileReader::new(file).map_err(damaged)?;
+    pub fn open(location: &Location, bytes_read: Arc<AtomicU64>) -> io::Result<Self> {
+        let (reader, size) = open(location)?;
         let metadata = reader.metadata().file_metadata();
         let schema = metadata.schema_descr().root_schema_ptr();
         let total_rows = u64::try_from(metadata.num_rows()).unwrap_or_default();
         schema.get_fields().iter().try_for_each(|field| check(field))?;
-        let rows = RowIter::from_file_into(Box::new(reader));
+        let rows = RowIter::from_file_into(reader);
         Ok(Self { rows, schema, lines: Vec::new(), taken: 0, row: 0, total_rows, size, bytes_read })
     }
 
@@ -65,7 +84,7 @@ impl ParquetRows {
         self.taken = 0;
         while self.lines.len() < CHUNK_BYTES {
             let Some(row) = self.rows.next() else { return self.check_end() };
-            let row = row.map_err(damaged)?;
+            let row = row.map_err(unreadable)?;
             write_row(&mut self.lines, &row, &self.schema)?;
             self.lines.push(b'\n');
             self.row += 1;
@@ -91,6 +110,15 @@ impl Read for ParquetRows {
         let read = (&self.lines[self.taken..]).read(buffer)?;
         self.taken += read;
         Ok(read)
+    }
+}
+
+fn unreadable(error: ParquetError) -> io::Error {
+    let ParquetError::External(cause) = error else { return damaged(error) };
+    match cause.downcast::<io::Error>() {
+        Ok(error) if Unreadable::is(&error) => *error,
+        Ok(error) => damaged(error),
+        Err(error) => damaged(error),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reads the inputs and packs their events into batches, on a separate thread.
 
 use crate::error::Error;
-use crate::input::{InputReader, Source, read_error};
+use crate::input::{InputReader, Source, hash_of_pinned, read_error};
 use crate::packing::{PackedBatch, Packer};
 use crate::position::{Position, ResumePoint};
 use crate::records::{ReadOptions, Record, RecordReader};
@@ -175,6 +175,10 @@ impl<'a> Reading<'a> {
         let mut hash = Sha256::new();
         let mut end = self.start.at.clone();
         for (file, source) in self.plan.sources.iter().enumerate() {
+            if file < self.start.at.position.file && source.is_pinned() {
+                hash = hash_of_pinned(source, hash);
+                continue;
+            }
             let mut input = InputReader::open(source, file, hash)?;
             if file < self.start.at.position.file {
                 self.skip(&mut input, source)?;
@@ -199,7 +203,7 @@ impl<'a> Reading<'a> {
     /// Reads an input that an earlier run completed, only to hash it.
     fn skip(&self, input: &mut InputReader, source: &Source) -> Result<(), Halt> {
         loop {
-            let available = input.peek().map_err(|error| read_error(source, &error))?.len();
+            let available = input.peek().map_err(|error| read_error(&source.location, &error))?.len();
             if available == 0 {
                 return Ok(());
             }
@@ -220,7 +224,7 @@ impl<'a> Reading<'a> {
         let (mut text, mut line) = (Vec::new(), 0);
         loop {
             let before = input.snapshot();
-            match records.next(input, &mut text, &mut line).map_err(|error| read_error(source, &error))? {
+            match records.next(input, &mut text, &mut line).map_err(|error| read_error(&source.location, &error))? {
                 Record::End => return Ok(()),
                 Record::Skipped => {
                     self.counts.skipped.fetch_add(1, Ordering::Relaxed);
@@ -267,9 +271,9 @@ impl<'a> Reading<'a> {
                 source.display_name()
             ))
         };
-        match input.skip_to(at.position.offset) {
+        match input.resume_at(source, &at.position) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(changed().into()),
-            Err(error) => Err(read_error(source, &error).into()),
+            Err(error) => Err(read_error(&source.location, &error).into()),
             Ok(()) if input.resume_point() != *at => Err(changed().into()),
             Ok(()) => Ok(()),
         }
@@ -322,6 +326,7 @@ impl<'a> Reading<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::location::Location;
     use std::path::{Path, PathBuf};
     use tempfile::TempDir;
 
@@ -332,7 +337,7 @@ mod tests {
     }
 
     fn read(files: &[&Path], start: &ReadStart) -> Result<Vec<PackedBatch>, Error> {
-        let sources = files.iter().map(|path| Source::new(path, None).unwrap()).collect();
+        let sources = files.iter().map(|path| Source::new(Location::File(path.to_path_buf()), None).unwrap()).collect();
         let mut batches = spawn(
             ReadPlan { max_rejects: Some(u64::MAX), ..ReadPlan::new(sources, ReadOptions::default(), 3) },
             start.clone(),

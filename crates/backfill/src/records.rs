@@ -8,7 +8,6 @@ use crate::input::{InputReader, Source, read_error};
 use crate::json::JsonReader;
 use crate::mapping::{Mapped, Mapping, Members, Plan};
 use crate::ndjson::{self, Line};
-use crate::parquet_rows;
 use crate::rejects::Problem;
 use contract::batch::{Batch, BatchError};
 use contract::event::Violation;
@@ -68,16 +67,14 @@ impl RecordReader {
     /// If the input cannot be read, or its header does not match the options.
     pub fn open(input: &mut InputReader, source: &Source, options: &ReadOptions) -> Result<Self, Error> {
         let usage = |reason| Error::Usage(format!("{}: {reason}", source.display_name()));
-        let unreadable = |error: io::Error| read_error(source, &error);
+        let unreadable = |error: io::Error| read_error(&source.location, &error);
         let mapping = &options.mapping;
         let json_plan = || (!mapping.is_identity()).then(|| Plan::new(mapping, None)).transpose().map_err(usage);
         let (format, plan) = match source.format {
             Format::Ndjson => (FormatReader::Lines, json_plan()?),
             Format::Json => (FormatReader::Json(JsonReader::open(input).map_err(unreadable)?), json_plan()?),
             Format::Parquet => {
-                let path = source.path.as_deref().unwrap_or(std::path::Path::new(""));
-                let (names, _) = parquet_rows::describe(path).map_err(unreadable)?;
-                let names: Vec<_> = names.iter().map(String::as_str).collect();
+                let names: Vec<_> = source.parquet.iter().flat_map(|(names, _)| names).map(String::as_str).collect();
                 (FormatReader::Lines, Some(Plan::new(mapping, Some(&names)).map_err(usage)?))
             }
             Format::Csv | Format::Tsv => {

@@ -1,5 +1,6 @@
 //! A file that is read to the size it had at the beginning of the run, and no further.
 
+use crate::error::Unreadable;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -28,10 +29,10 @@ impl Read for SizedFile {
         self.bytes_read.store(self.size - self.left, Ordering::Relaxed);
         if read == 0 && self.left > 0 && !buffer.is_empty() {
             let (size, end) = (self.size, self.size - self.left);
-            return Err(io::Error::other(format!(
+            return Err(io::Error::other(Unreadable(format!(
                 "the file had {size} bytes at the beginning of the run, and now ends after {end}. Restore it, and run the \
                  same command again"
-            )));
+            ))));
         }
         Ok(read)
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 /// Far more than a run reads before the first answer.
-fn large_input(events: usize) -> String {
+pub fn large_input(events: usize) -> String {
     let padding = "x".repeat(100_000);
     let line =
         |id| format!("{{\"external_user_id\":\"{id}\",\"name\":\"n\",\"properties\":{{\"p\":\"{padding}\"}}}}\n");

@@ -109,3 +109,17 @@ error: the environment variable VIBEFOLLOW_API_KEY does not contain an API key (
 "#]],
     );
 }
+
+#[cfg(not(feature = "s3"))]
+#[tokio::test]
+async fn an_input_in_s3_needs_a_build_with_the_feature() {
+    let backfill = Backfill::at("localhost:1".to_owned());
+    let run = backfill.run("s3://bucket/key").await;
+    run.assert_stderr(
+        2,
+        str![[r#"
+error: this build cannot read s3:// inputs: build it with `cargo build --release --locked -p event-ingest-backfill --features s3`, or download the files with `aws s3 sync`
+
+"#]],
+    );
+}

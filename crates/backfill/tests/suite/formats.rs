@@ -123,10 +123,10 @@ async fn a_run_stops_when_its_first_1000_records_are_all_bad() {
 }
 
 /// A file of 1,000 events, and the options that load it.
-struct Export {
-    name: &'static str,
-    content: Vec<u8>,
-    options: &'static str,
+pub struct Export {
+    pub name: &'static str,
+    pub content: Vec<u8>,
+    pub options: &'static str,
 }
 
 fn rows(row: impl Fn(usize) -> String) -> String {
@@ -135,7 +135,7 @@ fn rows(row: impl Fn(usize) -> String) -> String {
 
 /// What data engineers have: a Parquet file, a compressed dump with its own column names and times, a Segment export,
 /// and each other format.
-fn exports() -> Vec<Export> {
+pub fn exports() -> Vec<Export> {
     let event = |id: usize| format!("{{\"external_user_id\":\"{id}\",\"name\":\"n\"}}");
     let dump =
         rows(|id| format!("{id},sign up,2025-03-01 08:{:02}:{:02}.5,\"a, \"\"{id}\"\"\",NULL\n", id / 60, id % 60));

@@ -20,5 +20,7 @@ mod parquet_files;
 mod rejects;
 mod resume;
 mod retries;
+#[cfg(feature = "s3")]
+mod s3;
 mod sending;
 mod service;
