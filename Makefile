@@ -134,11 +134,11 @@ mutants: $(SAM) $(MINISTACK) ## Break the protocol in one place at a time and ch
 fuzz: ## Fuzz one target, as in make fuzz TARGET=batch SECONDS=60; see fuzz/README.md
 	$(FUZZ_BUILD)
 	@mkdir -p fuzz/artifacts fuzz/target/found/$(TARGET)
-	$(FUZZER) -max_total_time=$(SECONDS) -print_final_stats=1 fuzz/target/found/$(TARGET) fuzz/corpus/$(TARGET)
+	$(FUZZER) -max_total_time=$(SECONDS) -len_control=100 -print_final_stats=1 fuzz/target/found/$(TARGET) fuzz/corpus/$(TARGET)
 
 fuzz-keep: ## Add the inputs that `make fuzz` found and that reach new code to the corpus
 	$(FUZZ_BUILD)
-	$(FUZZER) -merge=1 -use_counters=0 fuzz/corpus/$(TARGET) fuzz/target/found/$(TARGET)
+	$(FUZZER) -set_cover_merge=1 -use_counters=0 -use_cmp=0 fuzz/corpus/$(TARGET) fuzz/target/found/$(TARGET)
 
 bench: bench-deps ## Compare with Powertools for Python and TypeScript by memory size (needs root); 4 minutes with ROUNDS=1
 	$(HARNESS) --rounds $(ROUNDS)

@@ -32,7 +32,11 @@
 //! rejects                   rejected events, and lines of the rejects file
 //! target · column_types · format · position · counters · error
 //! ```
-#![expect(clippy::must_use_candidate, reason = "only the command and the fuzzers use this library")]
+#![expect(
+    clippy::len_without_is_empty,
+    clippy::must_use_candidate,
+    reason = "only the command and the fuzzers use this library"
+)]
 
 mod args;
 mod batch_sender;
