@@ -1,6 +1,5 @@
 //! The target `ordered`: a generated batch, sent twice to an ordered queue whose failures the input determines.
 
-use super::MIB;
 use super::checks::Checks;
 use super::generate::{Plan, Size, body_of};
 use super::messages::{Packing, assert_same_values};
@@ -8,6 +7,7 @@ use super::meter::Bound;
 use super::ports::{Attempt, MemoryQueue};
 use super::reference::in_message;
 use super::tape::Tape;
+use super::{KIB, MIB};
 use arbitrary::{Result as Generated, Unstructured};
 use contract::batch::Batch;
 use event_ingest::delivery::SendResult;
@@ -80,12 +80,14 @@ pub fn run(input: &[u8], checks: Checks) {
     }
 }
 
-/// As for a standard queue. Besides, each message has two ids, and each round of a lane moves the messages that wait.
+/// As for a standard queue. Besides, each message has two ids, each round of a lane moves the messages that wait, and
+/// the queue keeps a copy of the messages that it did not acknowledge.
 fn delivering(body: &str, plan: &Plan) -> Bound {
     let (events, failures) = (plan.events.len(), plan.results.len());
     let Bound { count, bytes, peak } = Packing::bound(body.len(), events, failures);
     let rounds = events + failures;
-    Bound { count: count + 40 * rounds, bytes: bytes + 256 * rounds * rounds, peak: peak + 512 * events }
+    let resent = failures * MIB.min(2 * body.len() + KIB);
+    Bound { count: count + 40 * rounds, bytes: bytes + 256 * rounds * rounds, peak: peak + 512 * rounds + resent }
 }
 
 fn fifo(attempt: &Attempt) -> &Fifo {
