@@ -1,11 +1,11 @@
-//! See `event_ingest_fuzz::backfill_targets::readers`.
+//! See `event_ingest_fuzz::readers`.
 #![no_main]
 
-use event_ingest_fuzz::backfill_targets;
 use event_ingest_fuzz::mutate::{Expansion, mutate};
+use event_ingest_fuzz::readers;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 
-fuzz_target!(|input: &[u8]| backfill_targets::readers::run(input));
+fuzz_target!(|input: &[u8]| readers::run(input));
 
 const EXPANSION: Expansion = Expansion { usual: 256, large_one_in: 65_536 };
 

@@ -1,7 +1,7 @@
-//! See `event_ingest_fuzz::backfill_targets::times`.
+//! See `event_ingest_fuzz::times`.
 #![no_main]
 
-use event_ingest_fuzz::backfill_targets;
+use event_ingest_fuzz::times;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: &[u8]| backfill_targets::times::run(input));
+fuzz_target!(|input: &[u8]| times::run(input));

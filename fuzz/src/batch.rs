@@ -9,7 +9,7 @@ use super::reference::{Body, Verdict, assert_violations, in_message};
 use contract::batch::{Batch, BatchError};
 
 /// The most bytes of a body: enough for the limits of an event.
-pub const MAX_EXPANDED: usize = 1_100_000;
+pub(super) const MAX_EXPANDED: usize = 1_100_000;
 
 /// Parses a body. The violations must be those of the reference; the events of a valid body must be written
 /// unchanged. For a sample of the valid bodies, the events must reach the queue unchanged.
@@ -36,12 +36,12 @@ pub fn run(input: &[u8], checks: Checks) {
 
 /// Parsing copies only strings with escapes, one at a time, and reports at most 100 violations. A scan for
 /// syntax needs a byte for each level of nesting, in a buffer that doubles its size.
-pub fn parsing(body: &[u8]) -> Bound {
+pub(super) fn parsing(body: &[u8]) -> Bound {
     Bound { count: 2 * KIB + body.len() / 2, bytes: 128 * KIB + 12 * body.len(), peak: 128 * KIB + 6 * body.len() }
 }
 
 /// Asserts that a batch has exactly these events, by index, and writes them as docs/contract.md says.
-pub fn assert_unchanged<'body>(batch: &Batch<'_>, expected: impl Iterator<Item = (usize, &'body str)>) {
+pub(super) fn assert_unchanged<'body>(batch: &Batch<'_>, expected: impl Iterator<Item = (usize, &'body str)>) {
     let mut written = String::new();
     let mut events = batch.events();
     for (index, text) in expected {
@@ -56,7 +56,7 @@ pub fn assert_unchanged<'body>(batch: &Batch<'_>, expected: impl Iterator<Item =
 }
 
 /// Asserts that a body was parsed as the reference does.
-pub fn compare(parsed: &Result<Batch<'_>, BatchError>, verdict: &Verdict<'_>) {
+pub(super) fn compare(parsed: &Result<Batch<'_>, BatchError>, verdict: &Verdict<'_>) {
     match (parsed, verdict) {
         (Ok(batch), Verdict::Events(events)) => assert_eq!(batch.received(), events.len()),
         (Err(BatchError::Malformed(what)), Verdict::Malformed) => assert!(what.contains(" at line "), "{what}"),

@@ -14,13 +14,14 @@ pub struct Checks {
 
 impl Checks {
     /// Whether the slow checks run for this input. It depends only on the input, so that a failure is reproducible.
+    #[must_use]
     pub fn are_slow(&self, input: &[u8]) -> bool {
         hash(input).is_multiple_of(self.slow_one_in)
     }
 }
 
 /// A hash that is the same in every run.
-pub fn hash(input: &[u8]) -> u64 {
+pub(super) fn hash(input: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(input);
     hasher.finish()

@@ -6,12 +6,12 @@
 #[path = "targets.rs"]
 pub mod targets;
 
-#[path = "backfill_targets.rs"]
-pub mod backfill_targets;
-
 pub mod mutate;
+pub mod readers;
+pub mod times;
 
 use targets::checks::Checks;
+use targets::expand;
 use targets::meter::Allocations;
 
 /// The checks of the fuzzers.

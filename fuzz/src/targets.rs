@@ -16,7 +16,7 @@
 pub mod batch;
 pub mod bulk;
 pub mod checks;
-pub mod expand;
+pub(crate) mod expand;
 pub mod gateway_event;
 pub mod headers;
 pub mod meter;

@@ -1,7 +1,11 @@
 //! Runs every input of `fuzz/corpus/` for the backfill through its fuzz targets. `make fuzz` looks for new ones.
 
-#[path = "../../../../fuzz/src/backfill_targets.rs"]
-mod backfill_targets;
+#[path = "../../../../fuzz/src/expand.rs"]
+mod expand;
+#[path = "../../../../fuzz/src/readers.rs"]
+mod readers;
+#[path = "../../../../fuzz/src/times.rs"]
+mod times;
 
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
@@ -20,11 +24,11 @@ fn replay(target: &str, run: fn(&[u8])) {
 }
 
 #[test]
-fn readers() {
-    replay("readers", backfill_targets::readers::run);
+fn files() {
+    replay("readers", readers::run);
 }
 
 #[test]
-fn times() {
-    replay("times", backfill_targets::times::run);
+fn times_of_exports() {
+    replay("times", times::run);
 }
