@@ -272,6 +272,13 @@ mod tests {
         assert!(entries.iter().all(|entry| entry["MessageAttributes"]["mode"]["StringValue"] == "live"));
     }
 
+    /// A call that failed for any other reason must not be repeated here.
+    #[test]
+    fn other_errors_are_not_an_unexpected_serialization() {
+        assert!(is_unexpected_serialization(&UnexpectedSerialization));
+        assert!(!is_unexpected_serialization(&fmt::Error));
+    }
+
     #[test]
     fn the_serializer_of_the_sdk_gets_each_entry_with_its_body() {
         let tenant = Tenant { project: ProjectId::parse("acme").unwrap(), mode: Mode::Live };
