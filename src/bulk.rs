@@ -86,7 +86,9 @@ mod tests {
         for &index in delivered {
             in_queue.insert(index);
         }
-        serde_json::from_str(&BulkResponse::new(&bulk, &in_queue).to_json()).unwrap()
+        let response = BulkResponse::new(&bulk, &in_queue);
+        assert_eq!(response.rejected(), 3 - delivered.len());
+        serde_json::from_str(&response.to_json()).unwrap()
     }
 
     #[test]

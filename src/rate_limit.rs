@@ -372,6 +372,8 @@ fn difference(after: u64, before: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use contract::api_key::ApiKey;
+    use contract::tenant::{Mode, ProjectId};
 
     const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
     const CAPACITY: Capacity = Capacity { events: 10_000, ahead: 3000 };
@@ -413,6 +415,15 @@ mod tests {
         assert_eq!(Window::at(at(20_000)).start(), 1_800_000_020);
         assert!(window.follows(Window::at(START)) && !window.follows(window));
         assert!(!Window::at(at(20_000)).follows(Window::at(START)));
+    }
+
+    #[test]
+    fn each_counter_has_an_item_per_window() {
+        let tenant = Tenant { project: ProjectId::parse("acme").unwrap(), mode: Mode::Live };
+        assert_eq!(Counter::of_tenant(&tenant).pk(Window::at(START)), "rate#acme#live#1800000000");
+        let key = ApiKey::parse("sk_live_limited_limited_limited_limited_0000").unwrap().hash();
+        let pk = format!("rate-key#{}#1800000010", &key.to_hex()[..32]);
+        assert_eq!(Counter::of_key(&key).pk(Window::at(at(10_000))), pk);
     }
 
     #[test]
