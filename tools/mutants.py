@@ -30,10 +30,11 @@ BUILD = ROOT / "target" / "mutants" / "build"
 TIMEOUT_SECONDS = 900
 CARGO_MUTANTS = ROOT / ".venv" / "cargo-mutants" / "bin" / "cargo-mutants"
 # The tests of the protocol in tests/suite, without those that take long.
-SUITE_TESTS = (
-    "bulk:: fuzz_corpus::packings message_schema:: ordered:: packing:: pipeline_failures:: ports:: protocol:: "
-    "rate_limit:: rules:: --skip tenants_do_not_affect_each_other --skip a_million_invalid_events"
-).split()
+SUITE_TESTS = [
+    *["bulk::", "fuzz_corpus::packings", "message_schema::", "ordered::", "packing::", "pipeline_failures::"],
+    *["ports::", "protocol::", "rate_limit::", "rules::"],
+    *["--skip", "tenants_do_not_affect_each_other", "--skip", "a_million_invalid_events"],
+]
 
 
 def copy_tree() -> None:
@@ -155,7 +156,7 @@ def judge(mutant: dict[str, Any], traces: bool) -> bool:
 def generated() -> int:
     """Runs cargo-mutants in the copy: all mutations with the unit tests, and then the survivors with the suite."""
     copy_tree()
-    command = [CARGO_MUTANTS, "mutants", "--workspace", "--in-place", "--output", BUILD.parent]
+    command = [str(CARGO_MUTANTS), "mutants", "--workspace", "--in-place", "--output", str(BUILD.parent)]
     environment = os.environ | {"CARGO_TARGET_DIR": str(BUILD), "RUST_BACKTRACE": "0"}
 
     def run(*arguments: str) -> int:
