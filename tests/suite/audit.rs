@@ -85,9 +85,8 @@ pub fn queued_events(group: &str, message: &str) -> Vec<QueuedEvent> {
     events.collect()
 }
 
-/// Checks a run.
-pub fn audit(evidence: &Evidence) -> Report {
-    let mut report = Report::default();
+/// Checks a run and adds the result to the report.
+pub fn audit(evidence: &Evidence, report: &mut Report) {
     report.count(evidence);
     let mut bodies: BTreeMap<&str, BodyRecords> = BTreeMap::new();
     for sent in evidence.sent.iter().flatten() {
@@ -107,19 +106,18 @@ pub fn audit(evidence: &Evidence) -> Report {
             None => report.violations.push(format!("an event that was not sent: {}", queued.label)),
         }
     }
-    report.bodies = bodies.len();
+    report.bodies += bodies.len();
     let clock = (Instant::now(), epoch_millis());
     for records in bodies.values() {
-        let faults = BodyCheck::new(records, &runs, clock, evidence.ordered, &mut report).run();
+        let faults = BodyCheck::new(records, &runs, clock, evidence.ordered, report).run();
         if !faults.is_empty() {
             report.violations.push(format!("{}: {}\n{records}", records.body.label, faults.join("; ")));
         }
     }
     report.check_concurrent_bodies(&evidence.sent);
     if evidence.ordered {
-        check_order(evidence, &mut report);
+        check_order(evidence, report);
     }
-    report
 }
 
 /// Guarantee 7: in each message group, the events of one client are in the order in which it sent them.

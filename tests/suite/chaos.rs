@@ -4,10 +4,10 @@
 //!
 //! The environment variables `CHAOS_BATCHES`, `CHAOS_SEED`, `CHAOS_FAULT_PERCENT`, `CHAOS_KILL_PERCENT`,
 //! `CHAOS_SANDBOXES`, and `CHAOS_CLIENTS` set the parameters of the runs. `CHAOS_MESSAGES` is a directory for the
-//! messages of the queues, which `docs/examples/test_consumer.py` gives to the example consumers.
+//! messages of the first queue of a run, which `docs/examples/test_consumer.py` gives to the example consumers.
 #![expect(clippy::print_stdout, reason = "the statistics of the run are part of the result")]
 
-use crate::audit::{self, Body, Evidence, Expected, QueuedEvent, Sent};
+use crate::audit::{self, Body, Evidence, Expected, QueuedEvent, Report, Sent};
 use crate::fault_plan::FaultPlan;
 use crate::fault_proxy::FaultProxy;
 use crate::fleet::Fleet;
@@ -19,6 +19,7 @@ use aws_sdk_sqs::types::MessageSystemAttributeName;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,6 +28,10 @@ use test_support::local_aws;
 
 /// Retries until a definite response. The longest pause is shorter than that of the SDK, to save time.
 const UNLIMITED: Retries = Retries { attempts: usize::MAX, longest_pause: Duration::from_secs(2), ..Retries::SDK };
+
+/// After this many batches, a run continues with a new table and a new queue. For each message, the local SQS goes through
+/// all deduplication ids of the queue, so an ordered queue slows down with each batch.
+const BATCHES_PER_QUEUE: usize = 500;
 
 #[derive(Clone, Copy)]
 struct Run {
@@ -76,39 +81,30 @@ enum Traffic {
 
 #[tokio::test]
 async fn no_event_is_lost_and_each_duplicate_has_an_allowed_cause() {
-    run(Resources::create().await, false).await;
+    run(false).await;
 }
 
 #[tokio::test]
 async fn an_ordered_queue_has_each_event_once_and_in_order() {
-    run(Resources::ordered().await, true).await;
+    run(true).await;
 }
 
-async fn run(aws: Resources, ordered: bool) {
+async fn run(ordered: bool) {
     let _alone = QUIET_MACHINE.write().await;
     let run = Run::from_env();
     let started = Instant::now();
-    aws.put_key(KEY, PROJECT, &[]).await;
-    let plan = run.plan;
-    let proxy = FaultProxy::new(&local_aws::endpoint(), move |call| plan.fault(call));
-    let fleet = Arc::new(Fleet::new(&aws, &proxy, run.sandboxes));
-
-    let is_over = Arc::new(AtomicBool::new(false));
-    let consumer = tokio::spawn(consume(aws.clone(), ordered, is_over.clone()));
-    let next = Arc::new(AtomicUsize::new(0));
-    let clients = (0..run.clients).map(|_| tokio::spawn(client(run, fleet.clone(), next.clone())));
-    let mut clients_sent = Vec::new();
-    for client in clients.collect::<Vec<_>>() {
-        clients_sent.push(client.await.expect("no panic"));
+    let mut messages = messages_file(ordered);
+    let mut report = Report::default();
+    let mut log_lines = 0;
+    for first in (0..run.batches).step_by(BATCHES_PER_QUEUE) {
+        let numbers = first..run.batches.min(first + BATCHES_PER_QUEUE);
+        let (evidence, lines) = send_batches(run, numbers.clone(), ordered, messages.take()).await;
+        audit::audit(&evidence, &mut report);
+        log_lines += lines;
+        let faults = report.faults_and_kills().0;
+        println!("chaos: {} batches, {faults} faults, {} violations", numbers.end, report.violations.len());
     }
-    proxy.idle().await;
-    is_over.store(true, Ordering::Relaxed);
-    let queued = consumer.await.expect("no panic");
-    let fleet = Arc::into_inner(fleet).expect("every client is done");
-    let (runs, log_lines) = fleet.finish().await;
-
-    let evidence = Evidence { sent: clients_sent, queued, calls: proxy.calls(), runs, ordered };
-    let report = audit::audit(&evidence);
+    let plan = run.plan;
     println!(
         "chaos: {} queue, seed {}, {} batches by {} clients over {} sandboxes, {} % faults, {} % kills, {:.0} s, {log_lines} log lines\n{report}",
         if ordered { "ordered" } else { "standard" },
@@ -128,16 +124,36 @@ async fn run(aws: Resources, ordered: bool) {
     }
 }
 
+/// Sends the batches with the given numbers. Returns the records of the run and the number of log lines.
+async fn send_batches(run: Run, numbers: Range<usize>, ordered: bool, messages: Option<File>) -> (Evidence, usize) {
+    let aws = if ordered { Resources::ordered().await } else { Resources::create().await };
+    aws.put_key(KEY, PROJECT, &[]).await;
+    let plan = run.plan;
+    let proxy = FaultProxy::new(&local_aws::endpoint(), move |call| plan.fault(call));
+    let fleet = Arc::new(Fleet::new(&aws, &proxy, run.sandboxes));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let consumer = tokio::spawn(consume(aws, messages, is_over.clone()));
+    let next = Arc::new(AtomicUsize::new(numbers.start));
+    let clients = (0..run.clients).map(|_| tokio::spawn(client(run, fleet.clone(), next.clone(), numbers.end)));
+    let mut sent = Vec::new();
+    for client in clients.collect::<Vec<_>>() {
+        sent.push(client.await.expect("no panic"));
+    }
+    proxy.idle().await;
+    is_over.store(true, Ordering::Relaxed);
+    let queued = consumer.await.expect("no panic");
+    let fleet = Arc::into_inner(fleet).expect("every client is done");
+    let (runs, log_lines) = fleet.finish().await;
+    (Evidence { sent, queued, calls: proxy.calls(), runs, ordered }, log_lines)
+}
+
 /// Sends one batch after another until none is left.
-async fn client(run: Run, fleet: Arc<Fleet>, next: Arc<AtomicUsize>) -> Vec<Sent> {
+async fn client(run: Run, fleet: Arc<Fleet>, next: Arc<AtomicUsize>, end: usize) -> Vec<Sent> {
     let mut sent = Vec::new();
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
-        if number >= run.batches {
+        if number >= end {
             return sent;
-        }
-        if number > 0 && number.is_multiple_of(500) {
-            println!("chaos: {number} batches started");
         }
         sent.extend(play(run, &fleet, number).await);
     }
@@ -214,11 +230,10 @@ fn gateway_event(body: &Body) -> Value {
 }
 
 /// Receives and deletes messages until the run is over and the queue is empty.
-async fn consume(aws: Resources, ordered: bool, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
+async fn consume(aws: Resources, mut file: Option<File>, is_over: Arc<AtomicBool>) -> Vec<QueuedEvent> {
     use aws_sdk_sqs::types::DeleteMessageBatchRequestEntry as Entry;
     let sqs = aws_sdk_sqs::Client::new(&aws.sdk);
     let mut queued = Vec::new();
-    let mut file = messages_file(ordered);
     loop {
         let last = is_over.load(Ordering::Relaxed);
         let receive = sqs.receive_message().queue_url(&aws.queue_url).max_number_of_messages(10);
@@ -250,7 +265,7 @@ async fn consume(aws: Resources, ordered: bool, is_over: Arc<AtomicBool>) -> Vec
     }
 }
 
-/// Creates the file for the messages of a run, with one JSON object per line.
+/// Creates the file for messages, with one JSON object per line.
 fn messages_file(ordered: bool) -> Option<File> {
     let directory = PathBuf::from(std::env::var_os("CHAOS_MESSAGES")?);
     std::fs::create_dir_all(&directory).expect("the directory is created");

@@ -3,7 +3,7 @@
 use crate::client::{Answer, Client, EventError, Queued};
 use crate::counters::Counters;
 use crate::error::Error;
-use crate::packing::BatchBody;
+use crate::packing::{BatchBody, Parts};
 use crate::rejects::{Problem, RejectedEvent};
 use crate::throttle::{Stopped, Throttle};
 use bytes::Bytes;
@@ -44,8 +44,8 @@ pub struct BatchSender {
 pub struct Split {
     /// The number of the batch.
     pub batch: u64,
-    /// The number of parts.
-    pub parts: usize,
+    /// The parts.
+    pub parts: Parts,
     /// Answered when the checkpoint is on disk.
     pub recorded: oneshot::Sender<()>,
 }
@@ -69,9 +69,8 @@ enum FinalAnswer {
 }
 
 impl BatchSender {
-    /// Sends the batch with this number and key. `parts` is the number of parts in which an earlier run may have sent
-    /// it: the batch may be in the queue, so it must be sent again as it was. A body that is too large is sent in halves
-    /// with new keys.
+    /// Sends the batch with this number and key. `parts` are those in which an earlier run may have sent it: they may be
+    /// in the queue, so they must be sent again as they were. A body that is too large is sent in halves with new keys.
     ///
     /// # Errors
     /// When the run is stopped.
@@ -80,40 +79,56 @@ impl BatchSender {
         batch: u64,
         key: String,
         body: BatchBody,
-        parts: Option<usize>,
+        parts: Option<Parts>,
     ) -> Result<SendResult, Stopped> {
-        let parts = match parts {
+        let mut parts = match parts {
             Some(parts) => parts,
             None => self.choose_parts(batch, body.len()).await?,
         };
-        let mut unsent = if parts > 1 { body.split(&key, parts) } else { vec![(key, body)] };
-        unsent.reverse();
         let mut result = SendResult::default();
-        while let Some((key, body)) = unsent.pop() {
-            match self.send_until_final(&key, &body, parts).await? {
-                FinalAnswer::Queued(queued) => self.add(&mut result, queued, &body)?,
-                FinalAnswer::Rejected(code, reason) => self.reject(&mut result, &code, &reason, &body),
-                FinalAnswer::TooLarge(reason) if body.len() == 1 => {
-                    self.reject(&mut result, "payload_too_large", &reason, &body);
+        let mut done = 0;
+        while let Some((key, part)) = body.part(&key, &parts, done) {
+            match self.send_until_final(&key, &part, body.len()).await? {
+                FinalAnswer::Queued(queued) => self.add(&mut result, queued, &part)?,
+                FinalAnswer::Rejected(code, reason) => self.reject(&mut result, &code, &reason, &part),
+                FinalAnswer::TooLarge(reason) if part.len() == 1 => {
+                    self.reject(&mut result, "payload_too_large", &reason, &part);
                 }
-                FinalAnswer::TooLarge(_) => unsent.extend(body.split(&key, 2).into_iter().rev()),
+                FinalAnswer::TooLarge(_) => {
+                    parts.halve(done, part.len());
+                    self.record(batch, &parts).await?;
+                    continue;
+                }
             }
+            done += 1;
+        }
+        // The parts are those of a checkpoint, and the input may be another one now.
+        if result.accepted + result.rejected.len() as u64 != body.len() as u64 {
+            return Err(self.stop(
+                "the input has changed since the checkpoint was written. Restore it, or pass --restart to start over",
+            ));
         }
         Ok(result)
     }
 
-    /// Into how many parts to split a batch that was never sent.
-    async fn choose_parts(&self, batch: u64, events: usize) -> Result<usize, Stopped> {
+    /// The parts in which to send a batch that was never sent.
+    async fn choose_parts(&self, batch: u64, events: usize) -> Result<Parts, Stopped> {
         // A batch that waits for its turn learns from the timeouts of those before it.
         drop(self.throttle.permit().await?);
-        let parts = events.min(self.throttle.slowness() as usize);
-        if parts > 1 {
-            let (recorded, is_recorded) = oneshot::channel();
-            let split = Split { batch, parts, recorded };
-            self.splits.send(split).await.map_err(|_| Stopped)?;
-            is_recorded.await.map_err(|_| Stopped)?;
+        let count = events.min(self.throttle.slowness() as usize);
+        let parts = Parts::equal(count, events);
+        if count > 1 {
+            self.record(batch, &parts).await?;
         }
         Ok(parts)
+    }
+
+    /// Waits until the checkpoint with these parts is on disk.
+    async fn record(&self, batch: u64, parts: &Parts) -> Result<(), Stopped> {
+        let (recorded, is_recorded) = oneshot::channel();
+        let split = Split { batch, parts: parts.clone(), recorded };
+        self.splits.send(split).await.map_err(|_| Stopped)?;
+        is_recorded.await.map_err(|_| Stopped)
     }
 
     /// Adds the answer to `body` to the result.
@@ -149,7 +164,8 @@ impl BatchSender {
         rejected.collect()
     }
 
-    async fn send_until_final(&self, key: &str, body: &BatchBody, parts: usize) -> Result<FinalAnswer, Stopped> {
+    /// Sends `body`, a part of a batch of `batch_len` events.
+    async fn send_until_final(&self, key: &str, body: &BatchBody, batch_len: usize) -> Result<FinalAnswer, Stopped> {
         let compressed = compress(body).await.ok_or_else(|| self.stop("internal error: compression failed"))?;
         let key = HeaderValue::from_str(key).map_err(|_| self.stop("internal error: a key is not a header value"))?;
         let mut backoff = FIRST_BACKOFF;
@@ -157,7 +173,7 @@ impl BatchSender {
         let mut uncertain = false;
         loop {
             let permit = self.throttle.permit().await?;
-            let answer = self.client.send(&key, compressed.clone(), self.timeout(parts)).await;
+            let answer = self.client.send(&key, compressed.clone(), self.timeout(body.len(), batch_len)).await;
             let is_uncertain = answer.is_uncertain();
             if is_uncertain {
                 self.counters.may_be_queued();
@@ -199,10 +215,10 @@ impl BatchSender {
         }
     }
 
-    /// How long to wait for the answer to one of the `parts` of a batch.
-    fn timeout(&self, parts: usize) -> Duration {
-        let parts = u32::try_from(parts).unwrap_or(u32::MAX);
-        let factor = (self.throttle.slowness() / parts).max(1);
+    /// How long to wait for the answer to a part with `events` of the `batch_len` events of a batch.
+    fn timeout(&self, events: usize, batch_len: usize) -> Duration {
+        let parts = u32::try_from(batch_len / events.max(1)).unwrap_or(u32::MAX);
+        let factor = (self.throttle.slowness() / parts.max(1)).max(1);
         (self.timeout * factor).min(MAX_TIMEOUT.max(self.timeout))
     }
 

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
+use crate::packing::Parts;
 use crate::position::ResumePoint;
 use crate::rejects::RejectedEvent;
 use std::collections::BTreeMap;
@@ -75,14 +76,14 @@ impl BatchTracker {
     }
 
     /// Records that a batch will be sent in parts.
-    pub fn split(&mut self, number: u64, parts: usize) {
+    pub fn split(&mut self, number: u64, parts: Parts) {
         self.checkpoint.split.insert(number, parts);
         self.changed = true;
     }
 
-    /// The number of parts in which the batch with this number is sent, if that is recorded.
-    pub fn parts(&self, number: u64) -> Option<usize> {
-        self.checkpoint.split.get(&number).copied()
+    /// The parts in which the batch with this number is sent, if they are recorded.
+    pub fn parts(&self, number: u64) -> Option<&Parts> {
+        self.checkpoint.split.get(&number)
     }
 
     /// The key of the batch with this number, if it is done already.
@@ -195,11 +196,12 @@ mod tests {
         assert!(tracker.take_unsaved().is_none());
         let problem = Problem { field: None, code: "c".into(), reason: "r".to_owned() };
         let rejected = RejectedEvent { file: "f".to_owned(), line: 1, problems: vec![problem], text: None };
-        tracker.split(1, 4);
-        tracker.split(2, 2);
-        assert_eq!(tracker.take_unsaved().unwrap().0.split, [(1, 4), (2, 2)].into());
+        let (four, two) = (Parts::equal(4, 4), Parts::equal(2, 4));
+        tracker.split(1, four.clone());
+        tracker.split(2, two.clone());
+        assert_eq!(tracker.take_unsaved().unwrap().0.split, [(1, four), (2, two.clone())].into());
         tracker.done(batch(1, 2, vec![rejected]));
-        assert_eq!((tracker.parts(1), tracker.parts(2)), (None, Some(2)));
+        assert_eq!((tracker.parts(1), tracker.parts(2)), (None, Some(&two)));
         tracker.done(batch(2, 3, vec![]));
         assert_eq!(tracker.bytes_done(), 20, "batches done out of order count");
         let (saved, rejects) = tracker.take_unsaved().unwrap();

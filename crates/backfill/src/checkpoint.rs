@@ -1,6 +1,7 @@
 //! The content of the checkpoint file: how far a run got.
 
 use crate::input::InputIdentity;
+use crate::packing::Parts;
 use crate::position::ResumePoint;
 use crate::reader::ReadPlan;
 use crate::records::ReadOptions;
@@ -34,8 +35,8 @@ pub struct Checkpoint {
     pub resume_point: ResumePoint,
     /// The keys of later batches that are done, by number.
     pub done_beyond: BTreeMap<u64, String>,
-    /// The number of parts of each batch that is sent in parts and not done.
-    pub split: BTreeMap<u64, usize>,
+    /// The parts of each batch that is sent in parts and not done.
+    pub split: BTreeMap<u64, Parts>,
     /// The absolute path of the rejects file.
     #[serde(rename = "rejects")]
     pub rejects_path: PathBuf,

@@ -6,7 +6,9 @@
 use crate::position::{Position, ResumePoint};
 use crate::rejects::RejectedEvent;
 use contract::limits::MAX_BODY_BYTES;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::ops::Range;
 
 const OPEN: &[u8] = br#"{"events":["#;
@@ -105,26 +107,40 @@ impl BatchBody {
         self.events.get(index).map(|(position, range)| (position, &self.bytes[range.clone()]))
     }
 
-    /// Splits a body whose key is `key` into `parts` bodies with keys of their own, of about equally many events. A
-    /// body with fewer events has fewer parts.
-    pub fn split(&self, key: &str, parts: usize) -> Vec<(String, Self)> {
-        let parts = parts.clamp(1, self.len().max(1));
-        let start = |part: usize| self.len() * part / parts;
-        (0..parts)
-            .map(|part| {
-                let body = self.part(start(part)..start(part + 1));
-                (key_of_part(key, start(part), &body), body)
-            })
-            .collect()
-    }
-
-    fn part(&self, indexes: Range<usize>) -> Self {
+    /// The key and the body of the part with this number, counted from 0, of a body whose key is `key`.
+    pub fn part(&self, key: &str, parts: &Parts, number: usize) -> Option<(String, Cow<'_, Self>)> {
+        let first = *parts.0.get(number)?;
+        let end = parts.0.get(number + 1).copied().unwrap_or(self.len());
+        if (first, end) == (0, self.len()) {
+            return Some((key.to_owned(), Cow::Borrowed(self)));
+        }
         let mut part = Self::new();
-        for (position, range) in &self.events[indexes] {
+        for (position, range) in self.events.get(first..end)? {
             part.push(position.clone(), &self.bytes[range.clone()]);
         }
         part.close();
-        part
+        Some((key_of_part(key, first, &part), Cow::Owned(part)))
+    }
+}
+
+/// The parts in which a batch is sent, as the index of the first event of each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parts(Vec<usize>);
+
+impl Parts {
+    /// The batch as a whole.
+    pub fn whole() -> Self {
+        Self(vec![0])
+    }
+
+    /// `count` parts with about equally many of the batch's events.
+    pub fn equal(count: usize, events: usize) -> Self {
+        Self((0..count.max(1)).map(|part| events * part / count.max(1)).collect())
+    }
+
+    /// Splits the part with this number, which has this many events.
+    pub fn halve(&mut self, number: usize, events: usize) {
+        self.0.insert(number + 1, self.0[number] + events / 2);
     }
 }
 
@@ -269,16 +285,26 @@ mod tests {
         assert_ne!(key("again", "f"), keys[0]);
     }
 
+    fn split<'a>(body: &'a BatchBody, key: &str, parts: &Parts) -> Vec<(String, Cow<'a, BatchBody>)> {
+        (0..).map_while(|number| body.part(key, parts, number)).collect()
+    }
+
     #[test]
     fn parts_have_all_events_once_and_different_keys() {
         let events: Vec<_> = (0..7).map(|_| event(0, 0)).collect();
         let body = pack(&events, 0, 0, 500).remove(0).1.body;
-        for parts in [1, 2, 3, 7, 64] {
-            let split = body.split("key", parts);
-            assert_eq!(split.len(), parts.min(7));
+        assert_eq!(split(&body, "key", &Parts::whole())[0].0, "key");
+        let mut uneven = Parts::equal(2, 7);
+        uneven.halve(0, 3);
+        uneven.halve(2, 4);
+        assert_eq!(uneven, Parts(vec![0, 1, 3, 5]));
+        for parts in [Parts::equal(2, 7), Parts::equal(3, 7), Parts::equal(7, 7), uneven] {
+            let split_with = |key| split(&body, key, &parts);
+            let split = split_with("key");
+            assert_eq!(split.len(), parts.0.len());
             let keys: BTreeSet<_> = split.iter().map(|(key, _)| key).collect();
             assert_eq!(keys.len(), split.len(), "equal bytes at two positions are different events");
-            assert!(split.iter().all(|(key, _)| *key != "key" && body.split("other", parts)[0].0 != *key));
+            assert!(split.iter().all(|(key, _)| *key != "key" && split_with("other")[0].0 != *key));
             let found: Vec<_> =
                 split.iter().flat_map(|(_, part)| (0..part.len()).filter_map(|at| part.event(at))).collect();
             let expected: Vec<_> = (0..7).filter_map(|at| body.event(at)).collect();

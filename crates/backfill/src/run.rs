@@ -8,7 +8,7 @@ use crate::counters::Counters;
 use crate::error::Error;
 use crate::forecast::forecast;
 use crate::input::Source;
-use crate::packing::PackedBatch;
+use crate::packing::{PackedBatch, Parts};
 use crate::position::{Position, ResumePoint};
 use crate::progress::Progress;
 use crate::reader::{self, Batches, ReadPlan, ReadStart};
@@ -304,7 +304,7 @@ impl Run {
         let sender = Arc::clone(&self.sender);
         // An earlier run may have sent a batch whole, if the checkpoint does not say that it was sent in parts.
         let may_be_sent_whole = batch.number < self.never_sent_from;
-        let parts = self.tracker.parts(batch.number).or(may_be_sent_whole.then_some(1));
+        let parts = self.tracker.parts(batch.number).cloned().or_else(|| may_be_sent_whole.then(Parts::whole));
         self.sending.spawn(async move {
             let key = batch.key();
             let PackedBatch { number, end, body, rejected, .. } = batch;

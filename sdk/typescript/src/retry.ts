@@ -12,7 +12,7 @@ const MAX_ROUND_RETRY_AFTER_MS = 3_600_000;
 /** Statuses below 500 that say "later" and nothing about the events. */
 const LATER = new Set([408, 409, 421, 425, 429]);
 /** The codes with which the service rejects events for good. */
-const REJECTIONS = new Set(['validation_failed', 'idempotency_key_reuse', 'payload_too_large']);
+const REJECTIONS = new Set(['validation_failed', 'idempotency_key_reuse']);
 
 /**
  * - `retry`: send the same bytes with the same key again, later

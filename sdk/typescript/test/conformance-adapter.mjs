@@ -9,6 +9,9 @@ let tracked = [];
 const rejected = [];
 
 const commands = {
+  capabilities() {
+    return { endpoint: 'batch', half_surrogates: 'replaced' };
+  },
   start({ base_url: baseUrl, api_key: apiKey, max_events: maxSize, timeout_ms: timeoutMs }) {
     client = new VibeFollow({ baseUrl, apiKey, timeoutMs });
     batch = client.events.batch({

@@ -1,4 +1,4 @@
-//! The statistics and violations of a chaos run.
+//! The statistics and violations of chaos runs.
 
 use super::body_check::Cause;
 use super::{Evidence, Expected, Sent};
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-/// The result of the check.
+/// The results of the checks, added up.
 #[derive(Default)]
 pub struct Report {
     pub violations: Vec<String>,
@@ -36,8 +36,8 @@ impl Report {
 
     pub(super) fn count(&mut self, evidence: &Evidence) {
         let Evidence { calls, runs, queued, .. } = evidence;
-        self.events = queued.len();
-        self.invocations = runs.len();
+        self.events += queued.len();
+        self.invocations += runs.len();
         for run in runs {
             let name = match &run.end {
                 End::Responded(response) if response.header("idempotency-replayed").is_some() => {

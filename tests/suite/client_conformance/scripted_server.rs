@@ -1,5 +1,6 @@
 //! A server with the idempotency of the service, and a script of failures.
 
+use super::clients::Endpoint;
 use hyper::body::Bytes;
 use hyper::{Request, Response, StatusCode};
 use serde_json::{Value, json};
@@ -8,6 +9,11 @@ use std::io::Read;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use test_support::http_server::{Cut, HttpServer};
+
+/// The name of an event that breaks a rule of the service which no client knows, as a newer version could have.
+pub const INVALID: &str = "invalid";
+/// The name of an event for which both endpoints answer 422 `validation_failed`.
+pub const UNPROCESSABLE: &str = "unprocessable";
 
 /// The behavior for one request.
 #[derive(Clone, Debug)]
@@ -52,7 +58,6 @@ impl Step {
 pub struct Received {
     pub at: Instant,
     pub authorization: String,
-    path: String,
     key: String,
     body: String,
 }
@@ -60,11 +65,12 @@ pub struct Received {
 impl Received {
     /// Whether both have the same bytes and the same key.
     pub fn is_same(&self, other: &Self) -> bool {
-        (&self.path, &self.key, &self.body) == (&other.path, &other.key, &other.body)
+        (&self.key, &self.body) == (&other.key, &other.body)
     }
 }
 
 struct State {
+    endpoint: Endpoint,
     script: VecDeque<Step>,
     max_bytes: usize,
     too_large: Step,
@@ -81,8 +87,9 @@ pub struct ScriptedServer {
 
 impl ScriptedServer {
     /// After the last step of the script, every request is handled as the service would.
-    pub async fn start(script: &[Step]) -> Self {
+    pub async fn start(endpoint: Endpoint, script: &[Step]) -> Self {
         let state = Arc::new(Mutex::new(State {
+            endpoint,
             script: script.iter().cloned().collect(),
             max_bytes: 5 * 1024 * 1024,
             too_large: Step::refusal(413, "payload_too_large"),
@@ -153,11 +160,13 @@ impl State {
         let received = Received {
             at: Instant::now(),
             authorization: header("authorization"),
-            path: request.uri().path().to_owned(),
             key: header("idempotency-key"),
             body,
         };
         self.requests.push(received.clone());
+        if request.uri().path() != self.endpoint.path() {
+            return Step::refusal(404, "not_found");
+        }
         match self.script.pop_front().unwrap_or(Step::Accept) {
             Step::Accept => self.accept(received),
             Step::CutAfter => {
@@ -168,7 +177,7 @@ impl State {
         }
     }
 
-    fn accept(&mut self, Received { path, key, body, .. }: Received) -> Step {
+    fn accept(&mut self, Received { key, body, .. }: Received) -> Step {
         if body.len() > self.max_bytes {
             return self.too_large.clone();
         }
@@ -176,17 +185,18 @@ impl State {
         let Ok(parsed) = serde_json::from_str::<Value>(&body) else {
             return Step::refusal(422, "validation_failed");
         };
-        let events = parsed["events"].as_array().cloned().unwrap_or_else(|| vec![parsed.clone()]);
-        let bulk = path.ends_with("/bulk");
-        let (good, bad): (Vec<_>, Vec<_>) = events.iter().enumerate().partition(|(_, event)| event["name"] != "");
-        if let Some((index, _)) = bad.first()
-            && !bulk
+        let events = parsed["events"].as_array().cloned().unwrap_or_default();
+        let (bad, good): (Vec<_>, Vec<_>) = events
+            .iter()
+            .enumerate()
+            .partition(|(_, event)| ["", INVALID, UNPROCESSABLE].contains(&event["name"].as_str().unwrap_or_default()));
+        if let Some((index, event)) = bad.first()
+            && (self.endpoint == Endpoint::Batch || event["name"] == UNPROCESSABLE)
         {
-            let error =
-                json!({ "code": "validation_failed", "message": "is empty", "field": format!("events[{index}].name") });
+            let error = json!({ "code": "validation_failed", "message": "is invalid", "field": format!("events[{index}].name") });
             return Step::answer(422, &json!({ "errors": [error] }).to_string());
         }
-        match self.bodies.insert(format!("{path} {key}"), body.clone()) {
+        match self.bodies.insert(key, body.clone()) {
             Some(earlier) if earlier != body => {
                 self.reused_keys += 1;
                 return Step::refusal(422, "idempotency_key_reuse");
@@ -194,12 +204,17 @@ impl State {
             Some(_) => {}
             None => self.queue.extend(good.iter().map(|(_, event)| (*event).clone())),
         }
-        if !bulk {
-            return Step::answer(202, r#"{"data":{"accepted":true}}"#);
-        }
-        let error = |(index, _): &(usize, &Value)| json!({ "index": index, "code": "validation", "message": "is empty", "field": "name" });
-        let errors: Vec<Value> = bad.iter().map(error).collect();
-        let data = json!({ "accepted": good.len(), "rejected": bad.len(), "errors": errors });
-        Step::answer(200, &json!({ "data": data, "meta": { "received": events.len() } }).to_string())
+        let errors: Vec<Value> = bad
+            .iter()
+            .map(|(index, _)| json!({ "index": index, "code": "validation", "message": "is invalid", "field": "name" }))
+            .collect();
+        let body = match self.endpoint {
+            Endpoint::Batch => json!({ "data": { "accepted": true } }),
+            Endpoint::Bulk => json!({
+                "data": { "accepted": good.len(), "rejected": bad.len(), "errors": errors },
+                "meta": { "received": events.len() },
+            }),
+        };
+        Step::answer(self.endpoint.success(), &body.to_string())
     }
 }

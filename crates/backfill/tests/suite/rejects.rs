@@ -1,6 +1,6 @@
 //! Events that this command or the service rejects.
 
-use crate::command::{Backfill, line, line_and_field, lines};
+use crate::command::{Backfill, line, line_and_field, lines, wait_until};
 use crate::service::{Reply, Service};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -108,6 +108,28 @@ async fn equal_events_in_the_halves_of_a_batch_are_different_events() {
     backfill.write("events.ndjson", line(1, "n").repeat(8));
     backfill.run("events.ndjson --json").await.assert(0, &[]);
     assert_eq!(service.queue().len(), 8);
+}
+
+/// A proxy refused the batch and its first half as too large. Then its limit was raised, and the run was killed.
+#[tokio::test]
+async fn a_batch_that_was_halved_is_resumed_in_the_same_parts() {
+    let service = Service::start(|number, _| match number {
+        0 | 1 => Reply::Answer(413, None, json!({"message": "Request Entity Too Large"})),
+        3 => Reply::ProcessAndHang,
+        _ => Reply::Process,
+    })
+    .await;
+    let backfill = Backfill::new(&service);
+    backfill.write("events.ndjson", lines(8));
+    let options = "events.ndjson --max-events 8 --concurrency 1";
+    let mut child = backfill.command(options).spawn().expect("it starts");
+    wait_until("the second quarter", || service.requests().len() == 4).await;
+    child.kill().await.expect("killed");
+    backfill.run(options).await.assert(0, &["8 events accepted"]);
+    assert_eq!(service.batch_sizes(), [8, 4, 2, 2, 2, 2, 4]);
+    assert_eq!(service.queued_ids(), (0..8).collect());
+    let keys = service.keys();
+    assert_eq!(keys[2..4], keys[4..6]);
 }
 
 /// What jq did to each of these: it rounds, accepts 1e400, stops at half a surrogate pair, and prints `null`.
