@@ -209,7 +209,7 @@ async fn a_write_is_not_repeated_after_its_result_or_its_deadline() {
 #[tokio::test]
 async fn a_request_without_time_to_send_claims_nothing() {
     let pipeline = failing(FakeQueue::Accepts);
-    let ingested = ingest_within(RESERVE - Duration::from_millis(1), &pipeline).await;
+    let ingested = ingest_within(RESERVE.saturating_sub(Duration::from_millis(1)), &pipeline).await;
     assert!(matches!(ingested.result, Err(Error::Unavailable(_))));
     assert_eq!(*pipeline.store.claim.borrow(), None);
 }
