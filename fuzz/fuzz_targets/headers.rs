@@ -1,7 +1,7 @@
 //! See `event_ingest_fuzz::targets::headers`.
 #![no_main]
 
-use event_ingest_fuzz::{METER, targets};
+use event_ingest_fuzz::{CHECKS, targets};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: &[u8]| targets::headers::run(input, METER));
+fuzz_target!(|input: &[u8]| targets::headers::run(input, CHECKS));

@@ -1,14 +1,105 @@
-//! Valid events, generated from random bytes.
+//! Batches of valid events, and what happens to their messages, generated from random bytes.
 
-use super::reference::{MAX_EVENT_BYTES, in_message};
+use super::KIB;
+use super::checks::hash;
+use super::reference::{MAX_BODY_BYTES, MAX_EVENT_BYTES, in_message};
 use arbitrary::{Result as Generated, Unstructured};
+use contract::tenant::Mode;
+use event_ingest::delivery::SendResult;
 use std::fmt::Write;
+use std::num::NonZeroU16;
+use std::rc::Rc;
+
+/// The most that a batch has. It depends on a hash of the input, so that a fuzzer that prefers large batches does not
+/// generate many of them: they take up to a thousand times as long.
+#[derive(Clone, Copy)]
+pub struct Size {
+    bytes: usize,
+    /// How often an event is repeated.
+    times: usize,
+}
+
+impl Size {
+    /// The size of the batch that is generated from an input.
+    pub fn of(input: &[u8]) -> Self {
+        match hash(input) % 512 {
+            0 => Self { bytes: MAX_BODY_BYTES - 16, times: 100 },
+            1..=16 => Self { bytes: 16 * KIB, times: 100 },
+            _ => Self { bytes: KIB, times: 3 },
+        }
+    }
+}
 
 const TIMES: [&str; 4] =
     ["null", r#""2026-11-23T09:14:03.127Z""#, r#""0000-02-29t23:59:60-00:00""#, r#""9999-12-31T00:00:00z""#];
 
+/// A batch and the conditions of its delivery.
+pub struct Plan {
+    /// The project.
+    pub project: String,
+    /// The mode.
+    pub mode: Mode,
+    /// The most events in one message.
+    pub max_events_per_message: NonZeroU16,
+    /// The events. Some of them are equal.
+    pub events: Vec<Rc<str>>,
+    /// The events that an earlier attempt delivered.
+    pub delivered: Vec<usize>,
+    /// The results of the first messages, in reverse order; the queue acknowledges all others.
+    pub results: Vec<SendResult>,
+}
+
+impl Plan {
+    /// Generates a batch.
+    pub fn generate(mut input: Unstructured<'_>, size: Size) -> Generated<Self> {
+        let input = &mut input;
+        let most_events = if input.ratio(3, 4)? { 9 } else { 499 };
+        let max_events_per_message = NonZeroU16::MIN.saturating_add(input.int_in_range(0..=most_events)?);
+        let project = "p".repeat(input.int_in_range(1..=64)?);
+        let mode = if input.arbitrary()? { Mode::Live } else { Mode::Test };
+        let results = (0..input.int_in_range(0..=12)?).map(|_| {
+            input
+                .choose(&[SendResult::Acknowledged, SendResult::Retryable, SendResult::Unknown, SendResult::Permanent])
+                .copied()
+        });
+        let results = results.collect::<Generated<Vec<_>>>()?;
+        let delivered_bits: u8 = input.arbitrary()?;
+
+        let mut events: Vec<Rc<str>> = Vec::new();
+        let mut bytes = 0;
+        while events.is_empty() || (!input.is_empty() && events.len() < 500) {
+            let room = size.bytes - bytes;
+            let event: Rc<str> = event(input, room)?.into();
+            let times = input.int_in_range(1..=size.times)?.min(500 - events.len()).min(room / (event.len() + 1));
+            if times == 0 {
+                break;
+            }
+            bytes += times * (event.len() + 1);
+            events.extend(std::iter::repeat_n(event, times));
+        }
+        if events.is_empty() {
+            // The first event alone is larger than the batch may be.
+            return Err(arbitrary::Error::IncorrectFormat);
+        }
+        let is_delivered = |index: &usize| delivered_bits >> (index % 8) & 1 == 1;
+        let delivered = (0..events.len()).filter(is_delivered).collect();
+        Ok(Self { project, mode, max_events_per_message, events, delivered, results })
+    }
+}
+
+/// The body of a batch with these events.
+pub fn body_of<T: AsRef<str>>(events: &[T]) -> String {
+    let mut body = "{\"events\":[".to_owned();
+    for (index, event) in events.iter().enumerate() {
+        body.push_str(if index > 0 { "," } else { "" });
+        body.push_str(event.as_ref());
+    }
+    body.push_str("]}");
+    body
+}
+
 /// The text of a valid event of at most `room` bytes. Padding takes it to every size up to the limit.
-pub fn event(input: &mut Unstructured<'_>, room: usize) -> Generated<String> {
+fn event(input: &mut Unstructured<'_>, room: usize) -> Generated<String> {
     let mut event = "{".to_owned();
     event.push_str(space(input)?);
     for name in ["external_user_id", "name"] {

@@ -1,7 +1,7 @@
 //! The target `headers`: lines such as `Idempotency-Key: x`.
 
+use super::checks::Checks;
 use super::function::Function;
-use super::meter::Meter;
 use super::reference;
 use contract::api_key::ApiKey;
 use contract::idempotency_key::IdempotencyKey;
@@ -15,7 +15,7 @@ const ONE_EVENT: &str = r#"{"events":[{"external_user_id":"u","name":"n"}]}"#;
 ///
 /// # Panics
 /// If a header or a response differs.
-pub fn run(input: &[u8], meter: Meter) {
+pub fn run(input: &[u8], checks: Checks) {
     let text = String::from_utf8_lossy(input);
     let lines: Vec<(&str, Option<&str>)> = text
         .split('\n')
@@ -49,12 +49,12 @@ pub fn run(input: &[u8], meter: Meter) {
 
     for payload in [http_event(&lines), rest_event(&lines)] {
         let parse = || serde_json::from_str::<GatewayEvent>(&payload).expect("a gateway event");
-        let event = Function::decoding(payload.len()).check(meter, parse);
+        let event = Function::decoding(payload.len()).check(checks.meter, parse);
         for (header, value) in &headers {
             assert_eq!(event.header(*header), value.as_deref(), "{header:?} of {payload}");
         }
         let function = Function::new();
-        let response = Function::handling(payload.len()).check(meter, || function.invoke(event));
+        let response = Function::handling(payload.len()).check(checks.meter, || function.invoke(event));
         assert_eq!(
             (response.status, response.body["errors"][0]["code"].as_str()),
             expected.response(true),

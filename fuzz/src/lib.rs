@@ -6,10 +6,19 @@
 #[path = "targets.rs"]
 pub mod targets;
 
-use targets::meter::{Allocations, Meter};
+#[path = "backfill_targets.rs"]
+pub mod backfill_targets;
 
-/// Counts the allocations of the thread that calls it.
-pub const METER: Meter = |run| {
-    let counted = allocation_counter::measure(run);
-    Allocations { count: counted.count_total, bytes: counted.bytes_total, peak: counted.bytes_max }
+pub mod mutate;
+
+use targets::checks::Checks;
+use targets::meter::Allocations;
+
+/// The checks of the fuzzers.
+pub const CHECKS: Checks = Checks {
+    meter: |run| {
+        let counted = allocation_counter::measure(run);
+        Allocations { count: counted.count_total, bytes: counted.bytes_total, peak: counted.bytes_max }
+    },
+    slow_one_in: 16,
 };

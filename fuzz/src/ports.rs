@@ -1,5 +1,6 @@
 //! The tables, the queue and the clock in memory. They respond immediately and count the calls.
 
+use super::reference::in_message;
 use contract::api_key::{ApiKey, KeyHash, KeyRecord};
 use contract::tenant::ProjectId;
 use event_ingest::auth::KeyStore;
@@ -9,7 +10,7 @@ use event_ingest::idempotency::{Claimed, Delivered, Fenced, Owner, Record, Recor
 use event_ingest::packing::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message};
 use event_ingest::rate_limit::{Capacity, Counter, GrantRequest, GrantResponse, Window, WindowStore};
 use event_ingest::store::StoreError;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::pin::pin;
@@ -178,7 +179,20 @@ pub struct MemoryQueue {
     pub results: RefCell<Vec<SendResult>>,
     offered: Cell<Offered>,
     acknowledged: RefCell<Vec<String>>,
+    /// For an ordered queue.
+    attempts: RefCell<Vec<Attempt>>,
     calls: SharedCalls,
+}
+
+/// One message of a call to an ordered queue.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// The number of the call.
+    pub call: usize,
+    /// The message.
+    pub message: Message,
+    /// Its result.
+    pub result: SendResult,
 }
 
 /// The messages of all calls, acknowledged or not.
@@ -197,8 +211,13 @@ impl MemoryQueue {
     }
 
     /// The messages that were acknowledged, in order.
-    pub fn messages(&self) -> Vec<String> {
-        self.acknowledged.borrow().clone()
+    pub fn messages(&self) -> Ref<'_, Vec<String>> {
+        self.acknowledged.borrow()
+    }
+
+    /// All messages of all calls to an ordered queue, in order.
+    pub fn attempts(&self) -> Ref<'_, Vec<Attempt>> {
+        self.attempts.borrow()
     }
 
     /// The messages that were sent.
@@ -224,10 +243,12 @@ impl Queue for MemoryQueue {
         self.offered.set(Offered { messages: before + messages.len(), bytes: bytes_before + bytes });
         let results = messages.iter().map(|message| {
             // SQS refuses control characters as well, but JSON does not contain any.
-            let contains = |character| message.body.contains(character);
-            assert!(!contains("\u{FFFE}") && !contains("\u{FFFF}"), "a character that SQS refuses");
+            assert_eq!(in_message(&message.body), message.body, "a character that SQS refuses");
             let result = self.results.borrow_mut().pop().unwrap_or(SendResult::Acknowledged);
-            if result == SendResult::Acknowledged {
+            if message.fifo.is_some() {
+                let call = self.sends();
+                self.attempts.borrow_mut().push(Attempt { call, message: message.clone(), result });
+            } else if result == SendResult::Acknowledged {
                 self.acknowledged.borrow_mut().push(message.body.clone());
             }
             result

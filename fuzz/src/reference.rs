@@ -6,7 +6,7 @@
 
 use super::ports::{READ_ONLY_KEY, REVOKED_KEY};
 use super::tape::Tape;
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 /// The most bytes of a decoded body.
 pub const MAX_BODY_BYTES: usize = 5 * 1024 * 1024;
@@ -64,122 +64,133 @@ type Member = Option<&'static str>;
 
 const MEMBERS: [&str; 4] = ["external_user_id", "name", "properties", "timestamp"];
 
-/// The body of `POST /api/v1/events/batch`.
-pub fn batch(body: &[u8]) -> Verdict<'_> {
-    let Some(tape) = read(body) else { return Verdict::Malformed };
-    let of_events = |rule| Violation { field: Some("events".to_owned()), rules: vec![rule] };
-    let events = match list(&tape) {
-        Ok(events) => events,
-        Err(rule) => return Verdict::Invalid(vec![of_events(rule)]),
-    };
-    let mut violations = Vec::new();
-    if events.len() > 500 {
-        violations.push(of_events("at most 500 events"));
+/// The rules that an event breaks: at the event itself first, then at its members, in the order of docs/contract.md.
+type Rules = [Vec<&'static str>; 1 + MEMBERS.len()];
+
+/// A body as the reference reads it: `None` if it is not JSON.
+pub struct Body<'body>(Option<Tape<'body>>);
+
+impl<'body> Body<'body> {
+    /// Reads a decoded body.
+    pub fn read(body: &'body [u8]) -> Self {
+        Self(std::str::from_utf8(body).ok().and_then(Tape::read))
     }
-    for (index, &event) in events.iter().take(500).enumerate() {
-        for (member, rules) in event_violations(&tape, event) {
-            let field = member.map_or_else(|| format!("events[{index}]"), |name| format!("events[{index}].{name}"));
-            violations.push(Violation { field: Some(field), rules });
+
+    /// Whether it is JSON.
+    pub fn is_json(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// As the body of `POST /api/v1/events/batch`.
+    pub fn batch(&self) -> Verdict<'body> {
+        let Some(tape) = &self.0 else { return Verdict::Malformed };
+        let of_events = |rule| Violation { field: Some("events".to_owned()), rules: vec![rule] };
+        let events = match list(tape) {
+            Ok(events) => events,
+            Err(rule) => return Verdict::Invalid(vec![of_events(rule)]),
+        };
+        let mut violations = Vec::new();
+        if tape.children(events).nth(500).is_some() {
+            violations.push(of_events("at most 500 events"));
         }
+        for (index, event) in tape.children(events).take(500).enumerate() {
+            let field = |name: Member| {
+                Some(name.map_or_else(|| format!("events[{index}]"), |name| format!("events[{index}].{name}")))
+            };
+            violations.extend(violations_of(event_rules(tape, event), field));
+        }
+        violations.truncate(100);
+        if violations.is_empty() {
+            return Verdict::Events(tape.children(events).map(|event| tape.text(event)).collect());
+        }
+        Verdict::Invalid(violations)
     }
-    violations.truncate(100);
-    if violations.is_empty() {
-        return Verdict::Events(events.into_iter().map(|event| tape.text(event)).collect());
+
+    /// As the body of `POST /api/v1/events/bulk`.
+    pub fn bulk(&self) -> BulkVerdict<'body> {
+        let Some(tape) = &self.0 else { return BulkVerdict::Malformed };
+        let events = match list(tape) {
+            Ok(events) if tape.children(events).nth(1000).is_some() => {
+                return BulkVerdict::Invalid("at most 1000 events");
+            }
+            Ok(events) => events,
+            Err(rule) => return BulkVerdict::Invalid(rule),
+        };
+        let check = |event: usize| match violations_of(event_rules(tape, event), by_name).collect::<Vec<_>>() {
+            violations if violations.is_empty() => BulkEvent::Valid(tape.text(event)),
+            violations => BulkEvent::Invalid(violations),
+        };
+        BulkVerdict::Events(tape.children(events).map(check).collect())
     }
-    Verdict::Invalid(violations)
+
+    /// As the body of `POST /api/v1/events`.
+    pub fn single(&self) -> Verdict<'body> {
+        let Some(tape) = &self.0 else { return Verdict::Malformed };
+        let violations: Vec<_> = violations_of(event_rules(tape, 0), by_name).collect();
+        if violations.is_empty() { Verdict::Events(vec![tape.text(0)]) } else { Verdict::Invalid(violations) }
+    }
 }
 
-/// The body of `POST /api/v1/events/bulk`.
-pub fn bulk(body: &[u8]) -> BulkVerdict<'_> {
-    let Some(tape) = read(body) else { return BulkVerdict::Malformed };
-    let events = match list(&tape) {
-        Ok(events) if events.len() > 1000 => return BulkVerdict::Invalid("at most 1000 events"),
-        Ok(events) => events,
-        Err(rule) => return BulkVerdict::Invalid(rule),
-    };
-    let check = |event: usize| match event_violations(&tape, event) {
-        violations if violations.is_empty() => BulkEvent::Valid(tape.text(event)),
-        violations => BulkEvent::Invalid(violations.into_iter().map(by_member).collect()),
-    };
-    BulkVerdict::Events(events.into_iter().map(check).collect())
-}
-
-/// The elements of `events`, at least one, or the rule that the list breaks.
-fn list(tape: &Tape<'_>) -> Result<Vec<usize>, &'static str> {
+/// The array `events`, which has at least one element, or the rule that it breaks.
+fn list(tape: &Tape<'_>) -> Result<usize, &'static str> {
     if tape.entry(0).kind != b'{' {
         return Err("must be an object");
     }
-    let members = tape.members(0);
-    let mut named_events = members.iter().filter(|(name, _)| tape.string(*name).as_deref() == Some("events"));
-    let Some(&(_, events)) = named_events.next() else { return Err("is required") };
+    let mut named_events = tape.members(0).filter(|(name, _)| tape.string(*name).as_deref() == Some("events"));
+    let Some((_, events)) = named_events.next() else { return Err("is required") };
     if tape.entry(events).kind != b'[' {
         return Err("must be an array");
     }
     if named_events.next().is_some() {
         return Err("duplicate field `events`");
     }
-    let events = tape.children(events);
-    if events.is_empty() { Err("at least 1 event") } else { Ok(events) }
+    if tape.children(events).next().is_none() { Err("at least 1 event") } else { Ok(events) }
 }
 
-/// The body of `POST /api/v1/events`.
-pub fn single(body: &[u8]) -> Verdict<'_> {
-    let Some(tape) = read(body) else { return Verdict::Malformed };
-    let violations = event_violations(&tape, 0);
-    if violations.is_empty() {
-        return Verdict::Events(vec![tape.text(0)]);
-    }
-    Verdict::Invalid(violations.into_iter().map(by_member).collect())
+fn by_name(member: Member) -> Option<String> {
+    member.map(str::to_owned)
 }
 
-fn by_member((member, rules): (Member, Vec<&'static str>)) -> Violation {
-    Violation { field: member.map(str::to_owned), rules }
+fn violations_of(rules: Rules, field: impl Fn(Member) -> Option<String>) -> impl Iterator<Item = Violation> {
+    let broken = rules.into_iter().enumerate().filter(|(_, rules)| !rules.is_empty());
+    broken.map(move |(place, rules)| Violation { field: field(place.checked_sub(1).map(|at| MEMBERS[at])), rules })
 }
 
-fn read(body: &[u8]) -> Option<Tape<'_>> {
-    Tape::read(std::str::from_utf8(body).ok()?)
-}
-
-/// The rules that an event breaks, by member: the event itself first, then in the order of docs/contract.md.
-fn event_violations(tape: &Tape<'_>, event: usize) -> Vec<(Member, Vec<&'static str>)> {
-    let mut violations: BTreeMap<usize, Vec<&'static str>> = BTreeMap::new();
-    let mut note = |member: Member, rule: &'static str| {
-        let place = member.map_or(0, |name| 1 + MEMBERS.iter().position(|known| *known == name).unwrap_or_default());
-        violations.entry(place).or_default().push(rule);
-    };
-    if in_message(tape.text(event)).len() > MAX_EVENT_BYTES {
-        note(None, "at most 1047552 bytes");
+fn event_rules(tape: &Tape<'_>, event: usize) -> Rules {
+    let mut broken = Rules::default();
+    let mut note = |place: usize, rule: &'static str| broken[place].push(rule);
+    if message_len(tape.text(event)) > MAX_EVENT_BYTES {
+        note(0, "at most 1047552 bytes");
     }
     if tape.entry(event).kind == b'{' {
         let mut count = [0; MEMBERS.len()];
         for (name, value) in tape.members(event) {
             let Some(key) = tape.string(name) else {
-                note(None, "surrogate");
-                check_any(tape, value, event, &mut |rule| note(None, rule));
+                note(0, "surrogate");
+                check_any(tape, value, event, &mut |rule| note(0, rule));
                 continue;
             };
             let member = MEMBERS.iter().position(|known| *known == key);
-            let named = member.map(|at| MEMBERS[at]);
-            check_any(tape, value, event, &mut |rule| note(named, rule));
+            let place = member.map_or(0, |at| 1 + at);
+            check_any(tape, value, event, &mut |rule| note(place, rule));
             if let Some(at) = member {
-                check_member(tape, at, value, &mut |rule| note(named, rule));
+                check_member(tape, at, value, &mut |rule| note(place, rule));
                 count[at] += 1;
                 if count[at] > 1 {
-                    note(named, DUPLICATES[at]);
+                    note(place, DUPLICATES[at]);
                 }
             }
         }
         for required in [0, 1] {
             if count[required] == 0 {
-                note(Some(MEMBERS[required]), "is required");
+                note(1 + required, "is required");
             }
         }
     } else {
-        note(None, "must be an object");
-        check_any(tape, event, event, &mut |rule| note(None, rule));
+        note(0, "must be an object");
+        check_any(tape, event, event, &mut |rule| note(0, rule));
     }
-    let member = |place: usize| place.checked_sub(1).map(|at| MEMBERS[at]);
-    violations.into_iter().map(|(place, rules)| (member(place), rules)).collect()
+    broken
 }
 
 const DUPLICATES: [&str; MEMBERS.len()] = [
@@ -214,7 +225,7 @@ fn check_member(tape: &Tape<'_>, member: usize, value: usize, note: &mut impl Fn
         }
         ("external_user_id" | "name", _) => note("must be a string"),
         ("properties", b'{') => {
-            if tape.members(value).len() > 100 {
+            if tape.members(value).nth(100).is_some() {
                 note("at most 100 keys");
             }
             if text.len() > 1_000_000 {
@@ -235,9 +246,21 @@ fn check_member(tape: &Tape<'_>, member: usize, value: usize, note: &mut impl Fn
     }
 }
 
+/// The characters that SQS refuses.
+const REFUSED: [char; 2] = ['\u{FFFE}', '\u{FFFF}'];
+
+/// The bytes of an event's text in a message.
+fn message_len(event: &str) -> usize {
+    in_message(event).len()
+}
+
 /// An event's text in a message, where the two characters that SQS refuses are escaped.
-pub fn in_message(event: &str) -> String {
-    event.replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff")
+pub fn in_message(event: &str) -> Cow<'_, str> {
+    // Both begin with this byte.
+    if !event.as_bytes().contains(&0xEF) || !event.contains(REFUSED) {
+        return event.into();
+    }
+    event.replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff").into()
 }
 
 /// Whether `text` is an RFC 3339 time such as `1985-04-12T23:20:50.52Z`. The seconds are 60 only at the end

@@ -3,6 +3,9 @@
 //! `serde_json::Value` would not do. It keeps only one of two members with the same name, and it refuses
 //! unpaired surrogates and large numbers without their position. docs/contract.md has a rule for each.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
+
 /// A value, or the name of a member. On the tape it is followed by the entries inside it.
 #[derive(Clone, Copy)]
 pub struct Entry {
@@ -22,12 +25,26 @@ pub struct Tape<'text> {
     entries: Vec<Entry>,
 }
 
+thread_local! {
+    /// The buffer of the last tape, because allocating takes longer than reading a short text.
+    static SPARE: RefCell<Vec<Entry>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for Tape<'_> {
+    fn drop(&mut self) {
+        SPARE.set(std::mem::take(&mut self.entries));
+    }
+}
+
 impl<'text> Tape<'text> {
     /// Reads a text; `None` if it is not JSON. Does not recurse, so that nesting may be deep.
     pub fn read(text: &'text str) -> Option<Self> {
-        let mut reader = Reader { bytes: text.as_bytes(), at: 0, entries: Vec::new(), open: Vec::new() };
+        let mut entries = SPARE.take();
+        entries.clear();
+        let mut tape = Self { text, entries };
+        let mut reader = Reader { bytes: text.as_bytes(), at: 0, entries: &mut tape.entries, open: Vec::new() };
         reader.document()?;
-        Some(Self { text, entries: reader.entries })
+        Some(tape)
     }
 
     /// The entry at a place of the tape.
@@ -41,8 +58,9 @@ impl<'text> Tape<'text> {
     }
 
     /// The value of a string or a name; `None` if it contains an unpaired surrogate.
-    pub fn string(&self, at: usize) -> Option<String> {
-        unescaped(self.text(at))
+    pub fn string(&self, at: usize) -> Option<Cow<'text, str>> {
+        let text = self.text(at);
+        if text.contains('\\') { unescaped(text).map(Cow::Owned) } else { Some(text[1..text.len() - 1].into()) }
     }
 
     /// The places of an entry and of the entries inside it.
@@ -51,26 +69,24 @@ impl<'text> Tape<'text> {
     }
 
     /// The places of the values of an array, or of the names and values of an object.
-    pub fn children(&self, at: usize) -> Vec<usize> {
-        let mut children = Vec::new();
-        let mut child = at + 1;
-        while child < self.entries[at].next {
-            children.push(child);
-            child = self.entries[child].next;
-        }
-        children
+    pub fn children(&self, at: usize) -> impl Iterator<Item = usize> {
+        let end = self.entries[at].next;
+        let first = Some(at + 1).filter(|first| *first < end);
+        std::iter::successors(first, move |child| Some(self.entries[*child].next).filter(|next| *next < end))
     }
 
     /// The places of the names and values of an object, in pairs.
-    pub fn members(&self, at: usize) -> Vec<(usize, usize)> {
-        self.children(at).chunks(2).map(|pair| (pair[0], pair[1])).collect()
+    pub fn members(&self, at: usize) -> impl Iterator<Item = (usize, usize)> {
+        let end = self.entries[at].next;
+        let pair = move |name: usize| (name < end).then(|| (name, self.entries[name].next));
+        std::iter::successors(pair(at + 1), move |(_, value)| pair(self.entries[*value].next))
     }
 }
 
 struct Reader<'text> {
     bytes: &'text [u8],
     at: usize,
-    entries: Vec<Entry>,
+    entries: &'text mut Vec<Entry>,
     open: Vec<usize>,
 }
 
@@ -161,6 +177,8 @@ impl Reader<'_> {
     fn string(&mut self) -> Option<()> {
         self.word(b"\"")?;
         loop {
+            let rest = &self.bytes[self.at..];
+            self.at += rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f))?;
             match self.bump()? {
                 b'"' => return Some(()),
                 b'\\' => match self.bump()? {
@@ -172,8 +190,7 @@ impl Reader<'_> {
                     }
                     _ => return None,
                 },
-                0..=0x1f => return None,
-                _ => {}
+                _ => return None,
             }
         }
     }

@@ -26,7 +26,7 @@ const BUFFER_BYTES: usize = 256 * 1024;
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// The bytes of an input, after decompression.
-type Stream = Box<dyn Read + Send>;
+pub type Stream = Box<dyn Read + Send>;
 
 /// An input to read.
 #[derive(Clone)]
@@ -281,6 +281,14 @@ impl InputReader {
         opened.map_err(|error| read_error(&source.location, &error))
     }
 
+    /// Reads a stream.
+    ///
+    /// # Errors
+    /// If the stream cannot be read.
+    pub fn of_stream(input: Stream) -> io::Result<Self> {
+        Self::new(input, 0, Sha256::new(), false)
+    }
+
     fn new(input: Stream, file: usize, hash: Sha256, is_pinned: bool) -> io::Result<Self> {
         // The first peek returns the first line, if that is not too long, also where a pipe has it in pieces.
         let (start, input) = first_line(input)?;
@@ -303,11 +311,10 @@ impl InputReader {
             match self.reader.fill_buf() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
-                // The borrow checker does not allow the buffer to be returned from within the loop.
-                Ok(_) => break,
+                // The borrow checker does not allow these bytes to be returned from within the loop.
+                Ok(_) => return Ok(self.reader.buffer()),
             }
         }
-        self.reader.fill_buf()
     }
 
     /// Consumes the first `bytes` of the bytes that [`Self::peek`] returned.
@@ -386,8 +393,9 @@ pub fn read_error(location: &Location, error: &io::Error) -> Error {
 
 #[cfg(test)]
 impl InputReader {
+    /// Reads a text.
     pub fn of_text(text: &[u8]) -> Self {
-        Self::new(Box::new(io::Cursor::new(text.to_vec())), 0, Sha256::new(), false).unwrap()
+        Self::of_stream(Box::new(io::Cursor::new(text.to_vec()))).unwrap()
     }
 }
 
@@ -403,6 +411,27 @@ mod tests {
         assert_eq!(input.resume_point().sha256, hex::encode(Sha256::digest(b"one\ntwo\nt")));
         assert_eq!(input.peek().unwrap(), b"hree");
         assert_eq!(input.skip_to(14).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    /// At the end of a stream, each call reads again.
+    #[test]
+    fn an_interrupted_read_is_repeated() {
+        struct Interrupted(Vec<&'static [u8]>, bool);
+        impl Read for Interrupted {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.1 = !self.1;
+                if self.1 {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                self.0.pop().unwrap_or_default().read(buffer)
+            }
+        }
+        let stream = Interrupted(vec![b"two", b"one\n"], false);
+        let mut input = InputReader::of_stream(Box::new(stream)).unwrap();
+        for expected in [&b"one\n"[..], b"two", b"", b""] {
+            assert_eq!(input.peek().unwrap(), expected);
+            input.consume(expected.len());
+        }
     }
 
     #[test]

@@ -33,23 +33,22 @@ impl JsonReader {
     /// If the input cannot be read, or is not JSON outside its values, or ends too early.
     pub fn next(&mut self, input: &mut InputReader, buffer: &mut Vec<u8>, line: &mut u64) -> io::Result<Line> {
         buffer.clear();
-        let is_first = input.position().offset == self.first;
+        let mut is_first = input.position().offset == self.first;
         let mut next = skip_spaces(input)?;
+        // Arrays follow one another in files that were concatenated.
+        while self.is_array && next == Some(b']') {
+            input.consume(1);
+            match skip_spaces(input)? {
+                None => return Ok(Line::End),
+                Some(b'[') => *self = Self::open(input)?,
+                Some(_) => return Err(unexpected(input, "the array has ended, but text follows")),
+            }
+            is_first = true;
+            next = skip_spaces(input)?;
+        }
         if self.is_array {
             match next {
                 None => return Err(cut_off(input)),
-                Some(b']') => {
-                    input.consume(1);
-                    match skip_spaces(input)? {
-                        None => return Ok(Line::End),
-                        // Files that were concatenated.
-                        Some(b'[') => {
-                            *self = Self::open(input)?;
-                            return self.next(input, buffer, line);
-                        }
-                        Some(_) => return Err(unexpected(input, "the array has ended, but text follows")),
-                    }
-                }
                 Some(b',') if !is_first => {
                     input.consume(1);
                     next = skip_spaces(input)?;
@@ -198,6 +197,12 @@ mod tests {
         let expected = vec![ok(1, "{\"a\":\"]},\\\"[{\"}"), ok(2, "[1,{ }]"), ok(6, "7"), ok(6, "\"x\""), ok(7, "{}")];
         assert_eq!(values(text), (expected, String::new()));
         assert_eq!(values(" [ ] "), (vec![], String::new()));
+    }
+
+    #[test]
+    fn any_number_of_arrays_may_follow_one_another() {
+        let (found, error) = values(&format!("{}[1]", "[]".repeat(100_000)));
+        assert_eq!((found, error.as_str()), (vec![ok(1, "1")], ""));
     }
 
     #[test]

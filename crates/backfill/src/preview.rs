@@ -15,7 +15,7 @@ pub async fn run(plan: ReadPlan, events: u64) -> Result<ExitCode, Error> {
     let mut has_rejected = false;
     while let Some(batch) = batches.next().await? {
         has_rejected |= !batch.rejected.is_empty();
-        batch.rejected.iter().for_each(|event| crate::print(&event.to_string()));
+        batch.rejected.iter().for_each(|event| crate::command::print(&event.to_string()));
         let events = (0..batch.body.len()).filter_map(|index| batch.body.event(index));
         let mut lines = Vec::new();
         events.for_each(|(_, event)| lines.extend([event, b"\n"].concat()));

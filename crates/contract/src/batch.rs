@@ -5,7 +5,7 @@
 
 use crate::event::{Event, Violation};
 use crate::limits::{MAX_BULK_EVENTS, MAX_EVENTS, MAX_VIOLATIONS};
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
@@ -151,7 +151,7 @@ fn outline(text: &str, most: usize) -> Result<Outline<'_>, BatchError> {
     let mut outline = Outline { events: Vec::new(), most, count: 0, violation: None };
     let parsed = {
         let mut json = serde_json::Deserializer::from_str(text);
-        json.deserialize_map(TopLevel(&mut outline)).and_then(|()| json.end())
+        json.deserialize_any(TopLevel(&mut outline)).and_then(|()| json.end())
     };
     if let Err(error) = parsed {
         // A body of the wrong shape stops the scan early. Its syntax is still reported first.
@@ -177,6 +177,12 @@ fn may_have_valid_syntax(error: &serde_json::Error) -> bool {
     error.is_data() || refusals.iter().any(|refusal| message.starts_with(refusal))
 }
 
+/// The error for a string instead of an object or array. The default error contains the string, which takes up to
+/// seven times as many bytes there.
+fn a_string<E: de::Error>() -> E {
+    E::custom("a string")
+}
+
 struct TopLevel<'out, 'body>(&'out mut Outline<'body>);
 
 impl<'body> Visitor<'body> for TopLevel<'_, 'body> {
@@ -184,6 +190,10 @@ impl<'body> Visitor<'body> for TopLevel<'_, 'body> {
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("an object")
+    }
+
+    fn visit_str<E: de::Error>(self, _: &str) -> Result<(), E> {
+        Err(a_string())
     }
 
     fn visit_map<A: MapAccess<'body>>(self, mut map: A) -> Result<(), A::Error> {
@@ -223,7 +233,7 @@ impl<'body> DeserializeSeed<'body> for EventsArray<'_, 'body> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'body>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_seq(self)
+        deserializer.deserialize_any(self)
     }
 }
 
@@ -232,6 +242,10 @@ impl<'body> Visitor<'body> for EventsArray<'_, 'body> {
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("an array")
+    }
+
+    fn visit_str<E: de::Error>(self, _: &str) -> Result<(), E> {
+        Err(a_string())
     }
 
     fn visit_seq<A: SeqAccess<'body>>(self, mut seq: A) -> Result<(), A::Error> {

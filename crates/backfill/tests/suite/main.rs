@@ -12,6 +12,7 @@ mod deployed;
 mod dry_run;
 mod exports;
 mod formats;
+mod fuzz_corpus;
 mod mapping;
 mod network;
 mod outputs;

@@ -1,0 +1,7 @@
+//! See `event_ingest_fuzz::targets::ordered`.
+#![no_main]
+
+use event_ingest_fuzz::{CHECKS, targets};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| targets::ordered::run(input, CHECKS));
