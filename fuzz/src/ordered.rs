@@ -61,7 +61,9 @@ pub fn run(input: &[u8], checks: Checks) {
         let same = indexes_of.entry(deduplication_id).or_insert_with(|| indexes.clone());
         assert_eq!(*same, indexes, "messages with different events have the same deduplication id");
         if attempt.result == SendResult::Acknowledged && number < of_first {
-            indexes.iter().for_each(|index| acknowledged.insert(*index));
+            for index in indexes {
+                acknowledged.insert(index);
+            }
         }
     }
     assert_eq!(delivery.delivered, acknowledged);

@@ -98,8 +98,8 @@ impl Format {
     /// Reads a file in pieces of this many bytes, from a position on.
     fn read(&self, file: &Arc<[u8]>, pieces: Option<u8>, from: Option<&Position>) -> Records {
         // A file is read in at most about 64 pieces.
-        let pieces = pieces.map(|pieces| (1 + usize::from(pieces)).max(file.len() / 64));
-        let pieces = Pieces { file: Arc::clone(file), at: 0, pieces, interrupts: false };
+        let most_bytes = pieces.map(|pieces| (1 + usize::from(pieces)).max(file.len() / 64));
+        let pieces = Pieces { file: Arc::clone(file), at: 0, most_bytes, interrupts: false };
         let mut input = InputReader::of_stream(Box::new(pieces)).expect("memory can be read");
         let mut found = Vec::new();
         let end = self.read_all(&mut input, from, &mut found);
@@ -234,14 +234,14 @@ fn assert_json(event: &[u8]) {
 struct Pieces {
     file: Arc<[u8]>,
     at: usize,
-    pieces: Option<usize>,
+    most_bytes: Option<usize>,
     interrupts: bool,
 }
 
 impl Read for Pieces {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let rest = &self.file[self.at..];
-        let Some(pieces) = self.pieces else {
+        let Some(most_bytes) = self.most_bytes else {
             let read = (&*rest).read(buffer)?;
             self.at += read;
             return Ok(read);
@@ -250,7 +250,7 @@ impl Read for Pieces {
         if self.interrupts {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        let read = (&rest[..rest.len().min(pieces)]).read(buffer)?;
+        let read = (&rest[..rest.len().min(most_bytes)]).read(buffer)?;
         self.at += read;
         Ok(read)
     }
@@ -330,7 +330,7 @@ fn assert_cells(file: &[u8], dialect: &Dialect, records: &Records) {
             reader.read_record(rest, &mut output[written..], &mut ends[cells..]);
         (rest, written, cells) = (&rest[read..], written + more_written, cells + more_cells);
         match result {
-            ReadRecordResult::InputEmpty => continue,
+            ReadRecordResult::InputEmpty => {}
             ReadRecordResult::Record => {
                 let (_, _, row) = rows.next().expect("csv-core has another row");
                 let Found::Cells(row) = row else { panic!("{row:?}") };

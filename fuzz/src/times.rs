@@ -1,6 +1,7 @@
 //! The target `times`: a time as an export writes it.
 
 use event_ingest_backfill::times::{Times, TimestampFormat};
+use std::borrow::Cow;
 
 const FORMATS: [TimestampFormat; 4] = [
     TimestampFormat::Sql,
@@ -25,7 +26,7 @@ pub fn run(input: &[u8]) {
     let [how, text @ ..] = input else { return };
     let Ok(text) = std::str::from_utf8(text) else { return };
     let (format, zone) = (usize::from(how & 0b11), usize::from(how >> 2) % ZONES.len());
-    let converted = TIMES.with(|times| times[format][zone].convert(text).map(|time| time.into_owned()));
+    let converted = TIMES.with(|times| times[format][zone].convert(text).map(Cow::into_owned));
     let text = text.trim();
     let Ok(converted) = converted else {
         let is_plain = (1..=9).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
