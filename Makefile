@@ -26,6 +26,7 @@ SAM := .venv/sam/.installed
 MINISTACK := .venv/ministack/.installed
 CARGO_LAMBDA := .venv/cargo-lambda/.installed
 DENY := .venv/deny/.installed
+CARGO_MUTANTS := .venv/cargo-mutants/bin/cargo-mutants
 SCHEMATHESIS := .venv/schemathesis/.installed
 OPENAPI_PYTHON := .venv/openapi-python-client/.installed
 OPENAPI_TYPESCRIPT := .venv/openapi-typescript/.installed
@@ -67,7 +68,7 @@ BENCH_DOCS = $(PYTHON) tools/bench_docs.py --write && $(PYTHON) tools/costs.py -
 INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke deploy verify load backup-drill costs test explore chaos mutants fuzz fuzz-keep bench bench-full bench-deps \
+.PHONY: help run stop logs watch invoke deploy verify load backup-drill costs test explore chaos mutants mutants-all fuzz fuzz-keep bench bench-full bench-deps \
 	bench-backfill instructions instructions-accept instructions-deps bench-costliest scale lint lint-rust lint-python lint-client \
 	lint-template lint-docs release-check advisories fmt events clean
 
@@ -130,6 +131,9 @@ chaos: $(SAM) $(MINISTACK) ## Run the chaos test for longer, as in make chaos CH
 
 mutants: $(SAM) $(MINISTACK) ## Break the protocol in one place at a time and check that a test fails
 	$(PYTHON) tools/mutants.py
+
+mutants-all: $(MINISTACK) $(CARGO_MUTANTS) ## The same with every mutation that cargo-mutants generates; takes hours
+	$(PYTHON) tools/mutants.py --generated
 
 fuzz: ## Fuzz one target, as in make fuzz TARGET=batch SECONDS=60; see fuzz/README.md
 	$(FUZZ_BUILD)
@@ -254,6 +258,9 @@ $(UV): tools/requirements/uv.txt
 		&& $(UV) pip install --quiet --no-deps --python .venv/$*/bin/python --requirement $< \
 		|| { echo "uv could not install $<. It needs to reach PyPI. Then run make again."; exit 1; }
 	@touch $@
+
+$(CARGO_MUTANTS):
+	cargo install --quiet --locked --root .venv/cargo-mutants cargo-mutants@27.1.0
 
 $(CLIENT): sdk/typescript/package-lock.json
 	cd sdk/typescript && npm ci --no-audit --no-fund

@@ -86,7 +86,9 @@ mod tests {
         for &index in delivered {
             in_queue.insert(index);
         }
-        serde_json::from_str(&BulkResponse::new(&bulk, &in_queue).to_json()).unwrap()
+        let response = BulkResponse::new(&bulk, &in_queue);
+        assert_eq!(response.rejected(), 3 - delivered.len());
+        serde_json::from_str(&response.to_json()).unwrap()
     }
 
     #[test]
@@ -101,9 +103,10 @@ mod tests {
 
     #[test]
     fn the_counts_follow_the_queue_if_the_rules_have_changed() {
-        // Index 1 was valid when it was queued, and index 2 was not.
-        let errors = json!([{"index": 2, "code": "validation", "message": REJECTED_EARLIER}]);
-        let expected = json!({"data": {"accepted": 2, "rejected": 1, "errors": errors}, "meta": {"received": 3}});
-        assert_eq!(response(&[0, 1]), expected);
+        // Index 1 was valid when it was queued, and the others were not.
+        let rejected = |index: usize| json!({"index": index, "code": "validation", "message": REJECTED_EARLIER});
+        let errors = json!([rejected(0), rejected(2)]);
+        let expected = json!({"data": {"accepted": 1, "rejected": 2, "errors": errors}, "meta": {"received": 3}});
+        assert_eq!(response(&[1]), expected);
     }
 }

@@ -460,4 +460,27 @@ mod tests {
             assert_eq!(decided(Record { lease_until: NOW, ..record }), Decision::TakeOver { seen, batch_id });
         }
     }
+
+    #[test]
+    fn a_batch_id_contains_the_time_of_arrival() {
+        let id = BatchId::new(Timestamp::from_millis(1_800_000_000_123));
+        assert_eq!(id.arrival(), Timestamp::from_millis(1_800_000_000_123));
+        assert_eq!(id.received_at(), "2027-01-15T08:00:00.123Z");
+        assert_eq!(BatchId::parse(&id.to_string()), Some(id));
+        assert_eq!(BatchId::parse("00000000-0000-4000-8000-000000000000"), None, "a version 4");
+    }
+
+    /// A record can contain a shorter bitmap than this request needs.
+    #[test]
+    fn a_bitmap_grows_to_the_event_that_is_inserted() {
+        for index in 0..40 {
+            let mut delivered = Delivered::from_bytes(Vec::new());
+            delivered.insert(index);
+            assert_eq!(delivered.as_bytes().len(), index / 8 + 1);
+            assert_eq!((0..48).filter(|&other| delivered.contains(other)).collect::<Vec<_>>(), [index]);
+            let mut again = Delivered::none(48);
+            again.insert(index);
+            assert_eq!((again.as_bytes().len(), again.count()), (6, 1), "the bitmap is long enough");
+        }
+    }
 }

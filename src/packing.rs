@@ -288,11 +288,75 @@ pub fn calls(messages: Vec<PlannedMessage<'_>>) -> Vec<Vec<PlannedMessage<'_>>> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Timestamp;
+    use contract::tenant::{Mode, ProjectId};
 
     /// Consumers can compute the lane of a user, so it must not change.
     #[test]
     fn the_lane_of_a_user_is_pinned() {
         let lane = |id, lanes| lane_of(id, NonZeroU16::new(lanes).unwrap());
         assert_eq!([lane("usr_42", 10), lane("usr_42", 1000), lane("ü", 10), lane("usr_42", 1)], [5, 725, 8, 0]);
+    }
+
+    fn envelope() -> Envelope {
+        let tenant = Tenant { project: ProjectId::parse("acme").unwrap(), mode: Mode::Live };
+        Envelope::new(tenant, BatchId::new(Timestamp::from_millis(1_800_000_000_000)))
+    }
+
+    fn batch_of(events: &[String]) -> String {
+        format!(r#"{{"events":[{}]}}"#, events.join(","))
+    }
+
+    fn lengths(messages: &[PlannedMessage<'_>]) -> Vec<usize> {
+        messages.iter().map(|message| message.events.len()).collect()
+    }
+
+    /// The sizes decide what fits into a call. The last event of a message has no separator.
+    #[test]
+    fn the_planned_size_of_a_message_is_its_size_and_one_separator() {
+        let event = |index: usize| format!(r#"{{"external_user_id":"u{index}","name":"{}"}}"#, "n".repeat(1 + index));
+        let body = batch_of(&(0..120).map(event).collect::<Vec<_>>());
+        let batch = Batch::parse(body.as_bytes()).unwrap();
+        let attributes: usize =
+            envelope().attributes().iter().map(|(name, value)| name.len() + "String".len() + value.len()).sum();
+        let mut delivered = Delivered::none(120);
+        (5..20).for_each(|index| delivered.insert(index));
+        for lanes in [None, NonZeroU16::new(3)] {
+            let packing = Packing { lanes, ..Packing::standard(NonZeroU16::new(7).unwrap()) };
+            for message in plan(&envelope(), &batch, packing, &delivered) {
+                let size = envelope().message(&message).body.len() + attributes;
+                assert_eq!(message.bytes, size + 1);
+            }
+        }
+    }
+
+    /// Each call, or each message of a lane, is filled up to the last byte before the next one starts.
+    #[test]
+    fn messages_are_as_large_as_the_limits_allow() {
+        let event = |bytes: usize| {
+            let pad = bytes - r#"{"external_user_id":"u","name":"n","pad":""}"#.len();
+            format!(r#"{{"external_user_id":"u","name":"n","pad":"{}"}}"#, "x".repeat(pad))
+        };
+        let around = r#"{"id":"-0","event":},"#.len() + uuid::fmt::Hyphenated::LENGTH;
+        let last = MAX_CALL_BYTES - envelope().fixed_bytes() - 2 * (300_000 + around) - around;
+        for (last, expected) in [(last, vec![3, 1]), (last + 1, vec![2, 2])] {
+            let body = batch_of(&[300_000, 300_000, last, 300_000].map(event));
+            let batch = Batch::parse(body.as_bytes()).unwrap();
+            for lanes in [None, NonZeroU16::new(1)] {
+                let packing = Packing { lanes, ..Packing::standard(NonZeroU16::new(50).unwrap()) };
+                let messages = plan(&envelope(), &batch, packing, &Delivered::none(4));
+                assert_eq!(lengths(&messages), expected, "{lanes:?}");
+                assert_eq!(calls(messages).len(), 2);
+            }
+        }
+    }
+
+    #[test]
+    fn a_lane_has_at_most_the_configured_number_of_events_in_a_message() {
+        let body = batch_of(&vec![r#"{"external_user_id":"u","name":"n"}"#.to_owned(); 7]);
+        let batch = Batch::parse(body.as_bytes()).unwrap();
+        let packing = Packing { max_events_per_message: NonZeroU16::new(3).unwrap(), lanes: NonZeroU16::new(10) };
+        let messages = plan(&envelope(), &batch, packing, &Delivered::none(7));
+        assert_eq!(lengths(&messages), [3, 3, 1]);
     }
 }

@@ -368,3 +368,127 @@ fn difference(after: u64, before: u64) -> i64 {
     // Both are at most a window's capacity, which is far below the range of `i64`.
     after.cast_signed() - before.cast_signed()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contract::api_key::ApiKey;
+    use contract::tenant::{Mode, ProjectId};
+
+    const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+    const CAPACITY: Capacity = Capacity { events: 10_000, ahead: 3000 };
+
+    fn at(millis: u64) -> Timestamp {
+        START + Duration::from_millis(millis)
+    }
+
+    fn ask(events: u64, ahead: i64) -> Step {
+        Step::Ask(GrantRequest { events, ahead })
+    }
+
+    fn response(granted: bool, used: u64, ahead: u64) -> GrantResponse {
+        GrantResponse { granted, used, ahead }
+    }
+
+    /// Takes `events` that the share does not cover. Returns the request, which the counter grants.
+    fn take_with_grant(share: &mut Share, now: Timestamp, events: u64, counter: GrantResponse) -> (u64, i64) {
+        let Step::Ask(request) = share.take(now, events, CAPACITY) else { panic!("the share covers the batch") };
+        share.record(share.window(), request, counter);
+        assert_eq!(share.take(now, events, CAPACITY), Step::Pass);
+        (request.events, request.ahead)
+    }
+
+    /// A share that spent 1,000 events in the previous window and none in this one.
+    fn after_a_busy_window(scarce: bool) -> Share {
+        let mut share = Share::new(START);
+        assert_eq!(take_with_grant(&mut share, START, 1000, response(true, 1000, 0)), (1000, 0));
+        if scarce {
+            share.record(share.window(), GrantRequest { events: 1, ahead: 0 }, response(false, 10_000, 0));
+        }
+        share
+    }
+
+    #[test]
+    fn windows_are_aligned_and_follow_each_other() {
+        let window = Window::at(at(19_999));
+        assert_eq!((window.start(), window.end()), (1_800_000_010, at(20_000)));
+        assert_eq!(Window::at(at(20_000)).start(), 1_800_000_020);
+        assert!(window.follows(Window::at(START)) && !window.follows(window));
+        assert!(!Window::at(at(20_000)).follows(Window::at(START)));
+    }
+
+    #[test]
+    fn each_counter_has_an_item_per_window() {
+        let tenant = Tenant { project: ProjectId::parse("acme").unwrap(), mode: Mode::Live };
+        assert_eq!(Counter::of_tenant(&tenant).pk(Window::at(START)), "rate#acme#live#1800000000");
+        let key = ApiKey::parse("sk_live_limited_limited_limited_limited_0000").unwrap().hash();
+        let pk = format!("rate-key#{}#1800000010", &key.to_hex()[..32]);
+        assert_eq!(Counter::of_key(&key).pk(Window::at(at(10_000))), pk);
+    }
+
+    #[test]
+    fn two_fifths_of_a_window_less_the_largest_batch_can_be_unspent() {
+        let capacity = |limit| Capacity::of(RateLimit::at_least_min(limit).unwrap());
+        assert_eq!(capacity(1000), CAPACITY);
+        assert_eq!(capacity(251), Capacity { events: 2510, ahead: 4 });
+        assert_eq!(capacity(100), Capacity { events: 1000, ahead: 0 });
+    }
+
+    #[test]
+    fn a_share_asks_for_the_events_that_it_expects_at_its_rate() {
+        let mut share = Share::new(START);
+        assert_eq!(take_with_grant(&mut share, START, 100, response(true, 100, 0)), (100, 0), "it expects none yet");
+        // It expects 100 events, the number spent so far, and keeps at most two fifths of them unspent.
+        assert_eq!(take_with_grant(&mut share, at(2000), 10, response(true, 150, 40)), (50, 40));
+        // In the last second it expects 110 / 9 events, and 10 of this batch are missing.
+        assert_eq!(take_with_grant(&mut share, at(9000), 50, response(true, 162, 2)), (12, -38));
+        assert_eq!(share.take(at(9000), 2, CAPACITY), Step::Pass);
+        // In the next window it expects a quarter more than the 162 events of this one.
+        assert_eq!(share.take(at(10_000), 10, CAPACITY), ask(90, 80));
+    }
+
+    #[test]
+    fn after_a_scarce_window_a_share_expects_no_more_than_it_spent() {
+        assert_eq!(after_a_busy_window(false).take(at(10_000), 100, CAPACITY), ask(600, 500));
+        assert_eq!(after_a_busy_window(true).take(at(10_000), 100, CAPACITY), ask(500, 400));
+        assert_eq!(after_a_busy_window(false).take(at(20_000), 100, CAPACITY), ask(100, 0), "a window is between");
+    }
+
+    #[test]
+    fn a_share_asks_for_half_of_the_room_unless_the_batch_needs_more() {
+        let mut share = after_a_busy_window(false);
+        assert_eq!(take_with_grant(&mut share, at(10_000), 1, response(true, 9800, 0)), (501, 500));
+        assert_eq!(share.take(at(10_001), 701, CAPACITY), Step::Over);
+        assert_eq!(share.take(at(10_001), 700, CAPACITY), ask(200, -500));
+        let mut share = after_a_busy_window(false);
+        share.turn_to(at(10_000));
+        share.record(share.window(), GrantRequest { events: 0, ahead: 0 }, response(true, 9800, 0));
+        assert_eq!(share.take(at(10_000), 10, CAPACITY), ask(100, 90));
+    }
+
+    #[test]
+    fn the_unspent_events_of_the_others_leave_less_room() {
+        let mut share = after_a_busy_window(false);
+        share.turn_to(at(10_000));
+        share.record(share.window(), GrantRequest { events: 0, ahead: 20 }, response(true, 5000, 2990));
+        // 20 of the 2,990 unspent events are its own.
+        assert_eq!(share.take(at(10_000), 10, CAPACITY), ask(40, 10));
+        share.record(share.window(), GrantRequest { events: 40, ahead: 10 }, response(false, 5000, 2990));
+        assert_eq!(share.take(at(10_000), 10, CAPACITY), ask(10, -20), "after a refusal");
+    }
+
+    #[test]
+    fn only_a_response_and_a_refund_of_this_window_count() {
+        let mut share = Share::new(START);
+        let before = share.window();
+        assert_eq!(take_with_grant(&mut share, START, 100, response(true, 100, 0)), (100, 0));
+        share.refund(before, 30);
+        assert_eq!(share.take(START, 30, CAPACITY), Step::Pass);
+        share.refund(before, 1000);
+        assert_eq!(share.take(START, 100, CAPACITY), Step::Pass, "it cannot get back more than it spent");
+        assert_eq!(share.take(at(10_000), 1, CAPACITY), ask(51, 50));
+        share.record(before, GrantRequest { events: 50, ahead: 0 }, response(true, 100, 0));
+        share.refund(before, 50);
+        assert_eq!(share.take(at(10_000), 1, CAPACITY), ask(51, 50));
+    }
+}

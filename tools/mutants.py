@@ -5,6 +5,7 @@
     tools/mutants.py WORD ...     those whose name or test contains one of the words, such as `explore`
     tools/mutants.py --traces     print each counterexample in full
     tools/mutants.py --check      check that every mutation applies; build nothing
+    tools/mutants.py --generated  the mutations that cargo-mutants generates (.cargo/mutants.toml)
 
 The mutations are applied to a copy of the tree in target/mutants, which has its own build directory. The
 working tree is not changed, and the first run builds everything again.
@@ -27,6 +28,14 @@ TREE = ROOT / "target" / "mutants" / "tree"
 BUILD = ROOT / "target" / "mutants" / "build"
 # Much longer than the tests take. A mutation that makes them run forever does not count as killed.
 TIMEOUT_SECONDS = 900
+CARGO_MUTANTS = ROOT / ".venv" / "cargo-mutants" / "bin" / "cargo-mutants"
+# The tests of the protocol in tests/suite, without those that take long or that fail on a busy machine.
+SUITE_TESTS = [
+    *["bulk::", "fuzz_corpus::packings", "message_schema::", "ordered::", "packing::", "pipeline_failures::"],
+    *["ports::", "protocol::", "rate_limit::", "rules::"],
+    *["--skip", "tenants_do_not_affect_each_other", "--skip", "a_million_invalid_events"],
+    *["--skip", "a_large_lane_is_sent_in_order", "--skip", "thirty_two_concurrent"],
+]
 
 
 def copy_tree() -> None:
@@ -145,13 +154,33 @@ def judge(mutant: dict[str, Any], traces: bool) -> bool:
     return verdict == "killed"
 
 
+def generated() -> int:
+    """Runs cargo-mutants in the copy: all mutations with the unit tests, and then the survivors with the suite."""
+    copy_tree()
+    command = [str(CARGO_MUTANTS), "mutants", "--workspace", "--in-place", "--output", str(BUILD.parent)]
+    environment = os.environ | {"CARGO_TARGET_DIR": str(BUILD), "RUST_BACKTRACE": "0"}
+
+    def run(*arguments: str) -> int:
+        return subprocess.run([*command, *arguments], cwd=TREE, env=environment).returncode
+
+    unit_tests = run("--", "--lib")
+    # 2: mutations were missed. 3: a mutation was found by a time-out.
+    if unit_tests not in (0, 2, 3):
+        return unit_tests
+    suite = run("--iterate", "--test-package", "event-ingest", "--", "--test", "suite", "--", *SUITE_TESTS)
+    return 0 if suite == 3 else suite
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="run only mutations whose name or test contains one of these")
     parser.add_argument("--traces", action="store_true", help="print each counterexample in full")
     parser.add_argument("--check", action="store_true", help="check that every mutation applies; build nothing")
+    parser.add_argument("--generated", action="store_true", help="run the mutations that cargo-mutants generates")
     options = parser.parse_args()
 
+    if options.generated:
+        return generated()
     mutants = tomllib.loads((ROOT / "tests/mutants/mutants.toml").read_text())["mutant"]
     if options.words:
         mutants = [

@@ -212,8 +212,12 @@ mod tests {
     use crate::packing::TraceHeader;
     use contract::tenant::{Mode, ProjectId, Tenant};
 
+    fn message(body: &str) -> Message {
+        Message { body: body.to_owned(), fifo: None }
+    }
+
     fn messages(count: usize) -> Vec<Message> {
-        vec![Message { body: String::new(), fifo: None }; count]
+        vec![message(""); count]
     }
 
     /// The local AWS drops the system attributes of a batch, so a test can check only the request.
@@ -261,11 +265,28 @@ mod tests {
     #[tokio::test]
     async fn bodies_are_inserted_into_the_serialization_of_the_sdk() {
         let bodies = ["a \"quoted\" body", r#"{"MessageBody":""}"#];
-        let json = bodies.map(|body| serde_json::to_vec(body).unwrap()).to_vec();
+        let json = json_strings(&bodies.map(message));
         let request: serde_json::Value = serde_json::from_str(&serialized(json).await.unwrap()).unwrap();
         let entries = request["Entries"].as_array().unwrap();
         assert_eq!(entries.iter().map(|entry| entry["MessageBody"].as_str().unwrap()).collect::<Vec<_>>(), bodies);
         assert!(entries.iter().all(|entry| entry["MessageAttributes"]["mode"]["StringValue"] == "live"));
+    }
+
+    /// A call that failed for any other reason must not be repeated here.
+    #[test]
+    fn other_errors_are_not_an_unexpected_serialization() {
+        assert!(is_unexpected_serialization(&UnexpectedSerialization));
+        assert!(!is_unexpected_serialization(&fmt::Error));
+    }
+
+    #[test]
+    fn the_serializer_of_the_sdk_gets_each_entry_with_its_body() {
+        let tenant = Tenant { project: ProjectId::parse("acme").unwrap(), mode: Mode::Live };
+        let envelope = Envelope::new(tenant, BatchId::new(Timestamp::from_millis(0)));
+        let messages = ["first", "second"].map(message);
+        let entries = with_bodies(entries(&envelope, &messages).unwrap(), &messages);
+        let bodies: Vec<_> = entries.iter().map(|entry| (entry.id(), entry.message_body())).collect();
+        assert_eq!(bodies, [("0", "first"), ("1", "second")]);
     }
 
     #[tokio::test]

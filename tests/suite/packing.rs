@@ -9,7 +9,7 @@ use contract::batch::Batch;
 use contract::limits::MAX_EVENT_BYTES;
 use contract::tenant::{Mode, ProjectId, Tenant};
 use event_ingest::clock::{Clock, SystemClock, Timestamp};
-use event_ingest::deadline::Deadline;
+use event_ingest::deadline::{Deadline, FUNCTION_TIMEOUT, RESERVE};
 use event_ingest::delivery::{Delivery, Queue, SendResult, Sender};
 use event_ingest::idempotency::{BatchId, Delivered};
 use event_ingest::packing::{Envelope, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message, Packing};
@@ -18,6 +18,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 fn tenant(project: &str) -> Tenant {
     Tenant { project: ProjectId::parse(project).unwrap(), mode: Mode::Live }
@@ -177,6 +178,43 @@ async fn a_message_that_always_fails_does_not_affect_the_others() {
         RecordingQueue { failures: vec![("-60", SendResult::Permanent, Cell::new(1))], ..RecordingQueue::default() };
     let delivery = deliver(&queue, batch_of(&events_of(500, 200)).as_bytes(), 50, &[]).await;
     assert_eq!((delivery.delivered.count(), delivery.permanent_failures, delivery.calls), (450, 1, 1));
+}
+
+/// Delivers a batch to an ordered queue of ten lanes, one event per message, and returns the time that it took.
+async fn deliver_in_order(queue: &RecordingQueue, users: &[&str], budget: Duration) -> (Delivery, Duration) {
+    let events: Vec<_> = users.iter().map(|user| json!({"external_user_id": user, "name": "n"}).to_string()).collect();
+    let body = batch_of(&events);
+    let batch = Batch::parse(body.as_bytes()).expect("a valid batch");
+    let clock = StillClock(Cell::new(SystemClock.now()));
+    let started = clock.now();
+    let envelope = Envelope::new(tenant("acme"), BatchId::new(started));
+    let deadline = Deadline::new(started, started + budget);
+    let packing = Packing { max_events_per_message: NonZeroU16::MIN, lanes: NonZeroU16::new(10) };
+    let sender = Sender { queue, clock: &clock, deadline: &deadline, envelope: &envelope, batch: &batch, packing };
+    let delivery = sender.deliver(Delivered::none(batch.received())).await;
+    (delivery, started.until(clock.now()))
+}
+
+#[tokio::test]
+async fn only_a_failure_delays_the_next_message_of_a_lane() {
+    // The request can send at the current time but not later.
+    let (delivery, took) = deliver_in_order(&RecordingQueue::default(), &["usr_42"; 6], RESERVE).await;
+    assert_eq!((delivery.calls, delivery.messages, delivery.retries, took), (6, 6, 0, Duration::ZERO));
+
+    let failures = vec![("-3", SendResult::Retryable, Cell::new(1))];
+    let queue = RecordingQueue { failures, ..RecordingQueue::default() };
+    let (delivery, took) = deliver_in_order(&queue, &["usr_42"; 6], FUNCTION_TIMEOUT).await;
+    let first_pause = Duration::from_millis(50);
+    assert_eq!((delivery.calls, delivery.messages, delivery.retries, took), (7, 6, 1, first_pause));
+}
+
+#[tokio::test]
+async fn a_permanent_failure_stops_its_own_lane_only() {
+    let failures = vec![("-0", SendResult::Permanent, Cell::new(1))];
+    let queue = RecordingQueue { failures, ..RecordingQueue::default() };
+    let (delivery, _) = deliver_in_order(&queue, &["usr_42", "ü", "usr_42", "ü"], FUNCTION_TIMEOUT).await;
+    let sent: Vec<usize> = queue.messages().iter().flat_map(|message| read(message)).map(|(index, _)| index).collect();
+    assert_eq!((sent, delivery.permanent_failures, delivery.calls), (vec![1, 3], 1, 2));
 }
 
 #[tokio::test]

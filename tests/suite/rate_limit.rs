@@ -7,8 +7,10 @@ use contract::api_key::ApiKey;
 use contract::rate_limit::RateLimit;
 use event_ingest::auth::Authenticator;
 use event_ingest::aws::api_keys::ApiKeysTable;
-use event_ingest::clock::Clock;
-use event_ingest::rate_limit::{WINDOW, Window};
+use event_ingest::aws::state_table::StateTable;
+use event_ingest::clock::{Clock, SystemClock, Timestamp};
+use event_ingest::rate_limit::{Capacity, Counter, GrantRequest, GrantResponse, WINDOW, Window, WindowStore};
+use event_ingest::store::StoreError;
 use futures_util::future::join_all;
 use serde_json::json;
 use std::time::Duration;
@@ -156,6 +158,37 @@ async fn the_counter_has_the_documented_attributes() {
     assert_eq!((item.len(), number("used"), number("ahead")), (4, 7, 0));
     assert_eq!(number("expires_at"), window.end().seconds() + 60);
     assert_eq!(window.start() % WINDOW.as_secs(), 0);
+}
+
+async fn grant(table: &StateTable, request: GrantRequest, capacity: Capacity) -> Result<GrantResponse, StoreError> {
+    let counter = Counter::of_key(&ApiKey::parse(LIMITED_KEY).unwrap().hash());
+    let now = SystemClock.now();
+    table.grant(&counter, Window::at(Timestamp::from_millis(0)), request, capacity, now + Duration::from_secs(20)).await
+}
+
+/// Otherwise a sandbox could not spend or return events while the others keep too many unspent.
+#[tokio::test]
+async fn the_limit_for_unspent_events_applies_only_to_requests_that_add_to_them() {
+    let aws = Resources::create().await;
+    let table = StateTable::new(&aws.sdk, aws.state_table.clone());
+    let granted = async |events, ahead, most_ahead| {
+        let capacity = Capacity { events: 1000, ahead: most_ahead };
+        let response = grant(&table, GrantRequest { events, ahead }, capacity).await;
+        response.map(|GrantResponse { granted, used, ahead }| (granted, used, ahead))
+    };
+    assert_eq!(granted(150, 100, 100).await, Ok((true, 150, 100)));
+    assert_eq!(granted(10, 1, 100).await, Ok((false, 150, 100)));
+    assert_eq!(granted(10, 0, 50).await, Ok((true, 160, 100)));
+    assert_eq!(granted(10, -30, 50).await, Ok((true, 170, 70)));
+    assert_eq!(granted(831, 0, 100).await, Ok((false, 170, 70)));
+    assert_eq!(granted(830, 30, 100).await, Ok((true, 1000, 100)));
+}
+
+#[tokio::test]
+async fn an_error_of_the_table_is_not_a_refused_grant() {
+    let table = StateTable::new(&Resources::create().await.sdk, "missing".to_owned());
+    let response = grant(&table, GrantRequest { events: 1, ahead: 0 }, Capacity { events: 1, ahead: 0 }).await;
+    assert!(matches!(&response, Err(StoreError::Unavailable(_))), "{response:?}");
 }
 
 /// The counters are in the state table, which must keep working. The test therefore makes only the counter

@@ -72,7 +72,9 @@ fn five_hundred_events_are_accepted_and_one_more_is_not() {
 #[test]
 fn too_many_events_do_not_hide_the_violations_of_the_first_ones() {
     let mut events = vec![event(); 501];
-    events[7] = json!({"name": "n"});
+    for index in [7, 500] {
+        events[index] = json!({"name": "n"});
+    }
     let fields: Vec<String> = violations(batch_of(&events)).into_iter().map(|violation| field(&violation)).collect();
     assert_eq!(fields, ["events", "events[7].external_user_id"]);
 }
@@ -86,6 +88,18 @@ fn the_top_level_must_be_an_object_with_an_array() {
     for value in ["null", "1", "\"x\"", "{}", "true", "1e999"] {
         assert_eq!(violation(format!(r#"{{"events":{value}}}"#), "must be an array"), "events", "{value}");
     }
+}
+
+#[test]
+fn the_key_of_the_events_may_be_written_with_escapes() {
+    let events = batch_of(&[event()]);
+    for key in [r"\u0065vents", r"\u0065\u0076\u0065\u006e\u0074\u0073"] {
+        let escaped = events.replace("events", key);
+        accepted(&escaped);
+        let both = format!("{},{}", events.strip_suffix('}').unwrap(), &escaped[1..]);
+        assert_eq!(violation(both, "duplicate field"), "events", "{key}");
+    }
+    assert_eq!(violation(events.replace("events", r"\u0065vent"), "is required"), "events");
 }
 
 #[test]
@@ -338,7 +352,7 @@ fn malformed_json_is_reported_with_line_and_column() {
         (b"{\"events\":[]} x", "line 1 column 15"),
         (b"{\"events\":[\"a\nb\"]}", "line 1 column 13"),
         (b"{\"events\":[\"\\x\"]}", "line 1 column 14"),
-        (b"{\"events\":[\"\\u12\"]}", "line 1 column"),
+        (b"{\"events\":[\"\\u12\"]}", "line 1 column 18"),
         (b"{\"events\":[01]}", "line 1 column 13"),
         (b"{\"events\":[NaN]}", "line 1 column 12"),
         (b"{\"events\":[.5]}", "line 1 column 12"),
@@ -356,7 +370,7 @@ fn malformed_json_is_reported_with_line_and_column() {
     ];
     for (body, place) in cases {
         let what = malformed(body);
-        assert!(what.contains(place), "{:?}: {place:?} is missing from {what:?}", String::from_utf8_lossy(body));
+        assert!(what.ends_with(place), "{:?}: {what:?} does not end with {place:?}", String::from_utf8_lossy(body));
     }
 }
 

@@ -394,7 +394,7 @@ pub fn read_error(location: &Location, error: &io::Error) -> Error {
 #[cfg(test)]
 impl InputReader {
     /// Reads a text.
-    pub fn of_text(text: &[u8]) -> Self {
+    pub(crate) fn of_text(text: &[u8]) -> Self {
         Self::of_stream(Box::new(io::Cursor::new(text.to_vec()))).unwrap()
     }
 }

@@ -259,3 +259,16 @@ fn is_string(value: &Value<'_>) -> bool {
 /// A string that borrows from the JSON text if it contains no escape. A plain `Cow` would always copy.
 #[derive(Default, Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The function parses only valid syntax. Invalid syntax must not cause a panic or an endless loop.
+    #[test]
+    fn an_event_of_invalid_syntax_is_parsed_to_an_end() {
+        for text in ["", "{", "{\"", "{\"a", "{\"a\"", "{\"a\":", "{\"a\":1", "{\"a\":1,", "{,", "{]", "{:"] {
+            let _ = Event::parse(text);
+        }
+    }
+}

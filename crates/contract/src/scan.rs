@@ -265,7 +265,13 @@ mod tests {
     fn a_number_is_out_of_range_exactly_if_a_float_is_infinite() {
         let least = std::str::from_utf8(LEAST_INFINITE).unwrap();
         let below = least.replace("792", "791");
-        let mut numbers: Vec<String> = vec![least.into(), below.clone(), format!("{below}.{}", "9".repeat(400))];
+        let mut numbers: Vec<String> = vec![
+            least.into(),
+            below.clone(),
+            format!("{below}.{}", "9".repeat(400)),
+            format!("{least}0"),
+            format!("{below}0"),
+        ];
         for (digits, exponent) in [(least, -200), (&below, -200), (least, 1), (&below, 1)] {
             let (whole, fraction) = digits.split_at(if exponent < 0 { 109 } else { 308 });
             numbers.push(format!("{whole}.{fraction}e{}", if exponent < 0 { 200 } else { 1 }));

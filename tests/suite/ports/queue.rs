@@ -2,9 +2,12 @@
 
 use super::memory::MemoryQueue;
 use super::{Drain, NOW, Subject, by, port_tests, sorted, tenant};
-use event_ingest::delivery::SendResult;
+use crate::test_app::Resources;
+use event_ingest::aws::queue::SqsQueue;
+use event_ingest::delivery::{Queue, SendResult};
 use event_ingest::idempotency::BatchId;
 use event_ingest::packing::{Envelope, Fifo, MAX_CALL_BYTES, MAX_CALL_MESSAGES, Message};
+use test_support::local_aws;
 
 port_tests! {
     messages_are_acknowledged_and_queued
@@ -61,6 +64,16 @@ async fn drops_a_duplicate_in_the_same_group_and_keeps_the_order<S, Q: Drain>(su
 /// The bytes that SQS counts for the attributes of [`envelope`].
 fn attribute_bytes() -> usize {
     envelope().attributes().iter().map(|(name, value)| name.len() + "String".len() + value.len()).sum()
+}
+
+#[tokio::test]
+async fn a_call_that_sqs_refuses_can_be_repeated_and_one_without_a_response_is_unknown() {
+    let Resources { sdk, queue_url, .. } = Resources::create().await;
+    let missing = SqsQueue::new(&sdk, format!("{queue_url}-missing"));
+    assert_eq!(missing.send(&envelope(), &[message("m")], by()).await, [SendResult::Retryable]);
+    let closed = local_aws::test_config(&format!("http://127.0.0.1:{}", local_aws::free_port())).await;
+    let unreachable = SqsQueue::new(&closed, queue_url);
+    assert_eq!(unreachable.send(&envelope(), &[message("m")], by()).await, [SendResult::Unknown]);
 }
 
 async fn messages_are_acknowledged_and_queued<S, Q: Drain>(subject: Subject<S, Q>) {

@@ -1,12 +1,15 @@
 //! The conditions and effects of each operation on idempotency records.
 
 use super::{NOW, Subject, by, port_tests, tenant};
+use crate::test_app::Resources;
 use contract::idempotency_key::IdempotencyKey;
 use contract::tenant::{Mode, Tenant};
+use event_ingest::aws::state_table::StateTable;
 use event_ingest::clock::Timestamp;
 use event_ingest::idempotency::{
     BatchId, Claimed, Delivered, Fenced, Fingerprint, Owner, Record, RecordKey, State, StateStore, TakeOver,
 };
+use event_ingest::store::StoreError;
 use std::time::Duration;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -40,6 +43,24 @@ port_tests! {
     a_released_key_can_be_taken_over_immediately
     an_equal_attempt_number_does_not_make_an_owner
     bitmaps_are_read_as_they_were_written
+}
+
+/// A throttled or failed write must be tried again, and a failed condition must not.
+#[tokio::test]
+async fn an_error_of_the_table_is_not_a_failed_condition() {
+    let aws = Resources::create().await;
+    let table = StateTable::new(&aws.sdk, "missing".to_owned());
+    let owner = owner("a");
+    let errors = [
+        table.claim(&key(), &claimed_by("a"), NOW, by()).await.err(),
+        table.take_over(&key(), &take_over("a", "b"), NOW, by()).await.err(),
+        table.complete(&key(), &owner, &delivered(&[], 1), NOW.seconds(), by()).await.err(),
+        table.release(&key(), &owner, None, NOW.seconds(), by()).await.err(),
+        table.get(&key(), by()).await.err(),
+    ];
+    for error in errors {
+        assert!(matches!(&error, Some(StoreError::Unavailable(_))), "{error:?}");
+    }
 }
 
 fn key_named(name: &str) -> RecordKey {
