@@ -2,7 +2,7 @@
 
 use crate::command::{Backfill, line, line_and_field, lines, wait_until};
 use crate::service::{Reply, Service};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 #[tokio::test]
@@ -125,6 +125,13 @@ async fn a_batch_that_was_halved_is_resumed_in_the_same_parts() {
     let mut child = backfill.command(options).spawn().expect("it starts");
     wait_until("the second quarter", || service.requests().len() == 4).await;
     child.kill().await.expect("killed");
+    let checkpoint = backfill.read("events.ndjson.checkpoint.json");
+    let mut of_other_batch: Value = serde_json::from_str(&checkpoint).expect("JSON");
+    of_other_batch["split"]["0"] = json!([0, 9]);
+    backfill.write("events.ndjson.checkpoint.json", of_other_batch.to_string());
+    backfill.run(options).await.assert(3, &["the input has changed since the checkpoint was written"]);
+    assert_eq!(service.requests().len(), 4, "no part of the wrong size is sent");
+    backfill.write("events.ndjson.checkpoint.json", checkpoint);
     backfill.run(options).await.assert(0, &["8 events accepted"]);
     assert_eq!(service.batch_sizes(), [8, 4, 2, 2, 2, 2, 4]);
     assert_eq!(service.queued_ids(), (0..8).collect());
