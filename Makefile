@@ -111,7 +111,7 @@ costs: ## Write the cost tables of the docs, and print the cost at EVENTS_PER_DA
 
 test: $(SAM) $(MINISTACK) $(SCHEMATHESIS) $(OPENAPI_PYTHON) $(OPENAPI_TYPESCRIPT) $(CLIENT) $(RUNTIMES) ## Run every test, including those on a local AWS
 	@$(LOCAL) build
-	@# The conformance suite runs this command. It is built first, so that no compiler disturbs the tests.
+	@# The conformance suite runs this command. It is built first, so that no compiler slows down the tests.
 	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
 	@# The function is tested separately, because the commands enable more features of the SDK.
 	CHAOS_MESSAGES=$(CHAOS_MESSAGES) cargo test --locked --package event-ingest
@@ -206,7 +206,7 @@ lint-docs: $(REDOCLY) $(SAM) ## Check openapi.yaml, and the links and commands i
 	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true .venv/redocly/node_modules/.bin/redocly lint openapi.yaml
 	cargo build --locked --package event-ingest --package event-ingest-keys --bin event-ingest-keys
 	cargo build --locked --package event-ingest --package event-ingest-backfill --bin event-ingest-backfill
-	@# This build lacks the feature `s3`, unlike that of the tests. It must say how to get it.
+	@# Unlike the build of the tests, this one lacks the feature `s3`. Its error must say how to get it.
 	target/debug/event-ingest-backfill --dry-run s3://bucket/key 2>&1 | grep -e '--features s3'
 	.venv/sam/bin/python tools/check_docs.py
 	$(PYTHON) tools/costs.py --check

@@ -164,7 +164,7 @@ def generated() -> int:
         return subprocess.run([*command, *arguments], cwd=TREE, env=environment).returncode
 
     unit_tests = run("--", "--lib")
-    # 2: mutations were missed. 3: a mutation was found by a time-out.
+    # 2: mutations were missed. 3: a mutation timed out.
     if unit_tests not in (0, 2, 3):
         return unit_tests
     suite = run("--iterate", "--test-package", "event-ingest", "--", "--test", "suite", "--", *SUITE_TESTS)

@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::num::NonZeroU16;
 use std::rc::Rc;
 
-/// The most that a batch has. It depends on a hash of the input, so that a fuzzer that prefers large batches does not
+/// The maximum size of a batch. It depends on a hash of the input, so that a fuzzer that prefers large batches does not
 /// generate many of them: they take up to a thousand times as long.
 #[derive(Clone, Copy)]
 pub struct Size {

@@ -82,7 +82,7 @@ pub fn run(input: &[u8], checks: Checks) {
     }
 }
 
-/// As for a standard queue. Besides, each message has two ids, each round of a lane moves the messages that wait, and
+/// As for a standard queue. In addition, each message has two ids, each round of a lane moves the waiting messages, and
 /// the queue keeps a copy of the messages that it did not acknowledge.
 fn delivering(body: &str, plan: &Plan) -> Bound {
     let (events, failures) = (plan.events.len(), plan.results.len());

@@ -24,7 +24,7 @@ const MAX_EXPANDED: usize = 1_100_000;
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Reads a file whole, in pieces, and from the position of one of its records. The records and their positions must be
-/// the same, and those that another reader of the format finds. What a record becomes must be JSON.
+/// the same, and agree with another reader of the format. A mapped record must be JSON.
 ///
 /// # Panics
 /// If a record differs, or is not JSON.
@@ -230,7 +230,7 @@ fn assert_json(event: &[u8]) {
     assert!(is_json, "{parsed:?}: {}", String::from_utf8_lossy(event));
 }
 
-/// A file that is read in pieces of a length, or whole. Between pieces, a read is interrupted.
+/// A file that is read in pieces of a fixed length, or whole. Between pieces, a read is interrupted.
 struct Pieces {
     file: Arc<[u8]>,
     at: usize,
@@ -277,7 +277,7 @@ fn assert_lines(file: &[u8], records: &Records) {
     assert!(lines.next().is_none(), "a line is missing");
 }
 
-/// Asserts that the values are those that other readers find, if the file is JSON to them.
+/// Asserts that the values are those that other readers find, if they accept the file as JSON.
 fn assert_values(file: &[u8], records: &Records) {
     let Ok(text) = std::str::from_utf8(without_mark(file)) else { return };
     let values = if text.trim_ascii_start().starts_with('[') {
@@ -296,8 +296,8 @@ fn assert_values(file: &[u8], records: &Records) {
     }
 }
 
-/// The values that follow one another, unless a number or word is not followed by a space: the backfill takes the
-/// text up to the space as one value, and rejects it.
+/// The consecutive values; `None` if a number or word is not followed by a space, because the backfill takes the text
+/// up to the space as one value, and rejects it.
 fn values_of(text: &str) -> Option<Vec<&RawValue>> {
     let mut stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
     let mut values = Vec::new();

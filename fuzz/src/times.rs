@@ -50,8 +50,8 @@ pub fn run(input: &[u8]) {
     }
 }
 
-/// The seconds and the digits of the fraction of a number of units after 1970, of which a second has 10 to the power of
-/// `decimals`.
+/// Converts a number of units since 1970 to seconds and the digits of the fraction. A second has 10 to the power of
+/// `decimals` units.
 fn epoch(text: &str, decimals: usize) -> Option<(i64, String)> {
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
     let units: i128 = whole.parse().ok()?;

@@ -405,7 +405,7 @@ fn strings_and_times(client: &Client) -> Vec<Case> {
 async fn a_client_loses_and_duplicates_nothing_over_the_function() {
     let clients = clients().await;
     let _alone = QUIET_MACHINE.write().await;
-    // At once, because most of the time they wait for a backoff or a fault.
+    // The clients run concurrently, because most of the time they wait for a backoff or a fault.
     for line in futures_util::future::join_all(clients.iter().map(send_over_the_function)).await {
         println!("{line}");
     }

@@ -69,8 +69,8 @@ enum FinalAnswer {
 }
 
 impl BatchSender {
-    /// Sends the batch with this number and key. `parts` are those in which an earlier run may have sent it: they may be
-    /// in the queue, so they must be sent again as they were. A body that is too large is sent in halves with new keys.
+    /// Sends the batch with this number and key. `parts` are the parts that an earlier run may have sent. They may be
+    /// in the queue, so they must be sent again unchanged. A body that is too large is sent in halves with new keys.
     ///
     /// # Errors
     /// When the run is stopped.
@@ -102,7 +102,7 @@ impl BatchSender {
             }
             done += 1;
         }
-        // The parts are those of a checkpoint, and the input may be another one now.
+        // The parts come from a checkpoint, and the input may have changed since.
         if result.accepted + result.rejected.len() as u64 != body.len() as u64 {
             return Err(self.stop(
                 "the input has changed since the checkpoint was written. Restore it, or pass --restart to start over",

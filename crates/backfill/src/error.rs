@@ -19,7 +19,7 @@ pub enum Error {
     Aborted(String),
 }
 
-/// A failure of the input as it is stored. Unlike what a decompressor says, its message needs no explanation.
+/// A failure to read the stored input. Unlike a decompressor's error, its message needs no explanation.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unreadable(pub String);

@@ -79,7 +79,7 @@ fn objects(s3: &S3, place: &str) -> Result<Vec<Object>, Error> {
     if let Some(exact) = objects.iter().find(|object| object.key() == key) {
         return Ok(vec![exact.clone()]);
     }
-    // A key is one text, so a wildcard matches `/`, too.
+    // A key is a single string, so a wildcard matches `/`, too.
     let matching = objects.into_iter().filter(|object| pattern.matches(object.key())).collect();
     some_inputs(matching).ok_or_else(|| usage("there are no objects"))
 }

@@ -118,7 +118,7 @@ impl Source {
         Ok(Self { location, format, parquet, identity, is_plain, bytes_read, stream })
     }
 
-    /// Whether its content before any position is certain without reading it, because the checkpoint has its entity tag.
+    /// Whether its earlier content need not be read to verify it, because the checkpoint has its entity tag.
     pub fn is_pinned(&self) -> bool {
         self.identity.etag.is_some()
     }
@@ -262,7 +262,7 @@ impl Snapshot {
     }
 }
 
-/// Reads one input, and counts and hashes the bytes consumed. Of a pinned input, only the entity tag is hashed.
+/// Reads one input, and counts and hashes the bytes consumed. For a pinned input, only the entity tag is hashed.
 pub struct InputReader {
     reader: BufReader<Stream>,
     hash: Sha256,
@@ -344,8 +344,8 @@ impl InputReader {
         Ok(())
     }
 
-    /// Moves forward to `position`, which an earlier run has reached. If the content before it is certain and its place
-    /// is known, that content is not read.
+    /// Moves forward to `position`, which an earlier run has reached. In an uncompressed text object, the content
+    /// before it is not read.
     ///
     /// # Errors
     /// As for [`Self::skip_to`].
@@ -381,7 +381,7 @@ impl InputReader {
     }
 }
 
-/// Continues `hash` after a pinned input, whatever was read of it.
+/// Continues `hash` after a pinned input, regardless of how much of it was read.
 pub fn hash_of_pinned(source: &Source, hash: Sha256) -> Sha256 {
     source.identity.etag.as_ref().map_or(hash.clone(), |etag| hash.chain_update(etag))
 }

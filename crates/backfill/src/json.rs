@@ -35,7 +35,7 @@ impl JsonReader {
         buffer.clear();
         let mut is_first = input.position().offset == self.first;
         let mut next = skip_spaces(input)?;
-        // Arrays follow one another in files that were concatenated.
+        // Concatenated files have several arrays.
         while self.is_array && next == Some(b']') {
             input.consume(1);
             match skip_spaces(input)? {

@@ -1,4 +1,4 @@
-//! `event-ingest-backfill` sends events from files to the service. The library has the code.
+//! `event-ingest-backfill` sends events from files to the service. The code is in the library.
 
 use std::process::ExitCode;
 

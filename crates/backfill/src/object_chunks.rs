@@ -1,7 +1,7 @@
 //! Reads parts of an object in S3, for Parquet.
 //!
 //! Parquet reads each column of a row group from front to back, and switches between columns. A request therefore fetches
-//! more than was asked for, and the latest range of each column is kept.
+//! more than is needed at once, and the latest range of each column is kept.
 
 use crate::object_reader::received;
 use crate::s3::Object;

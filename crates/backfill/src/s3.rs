@@ -30,10 +30,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Outside of AWS, the search for credentials ends with requests to an address that does not answer.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often in a row the read of a range is continued without progress after its connection was lost. The SDK also
-/// makes up to three attempts for each request, which do not count.
+/// How many times in a row a read is resumed without progress after a lost connection. The SDK also makes up to three
+/// attempts for each request, which do not count.
 const MAX_RESUMES: u32 = 8;
-/// The wait before the first of these. It doubles each time, up to [`MAX_WAIT`]: half a minute in total.
+/// The wait before the first resumption. It doubles each time, up to [`MAX_WAIT`]: half a minute in total.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const MAX_WAIT: Duration = Duration::from_secs(8);
 /// What counts as progress, in bytes.
@@ -96,8 +96,8 @@ impl S3 {
         }
     }
 
-    /// All objects whose keys begin with `prefix`, in the order of their keys. If not `recursive`, without those that
-    /// have another `/` in their keys; these keys up to that `/` are the second result.
+    /// All objects whose keys begin with `prefix`, in the order of their keys. Unless `recursive`, keys with another
+    /// `/` are left out; these keys up to that `/` are the second result.
     ///
     /// # Errors
     /// If S3 refuses a request or does not answer.
@@ -226,9 +226,9 @@ async fn append(mut body: ByteStream, bytes: &mut Vec<u8>) -> Result<(), Failure
 
 /// Why a request failed.
 enum Failure {
-    /// A repetition may succeed.
+    /// A retry may succeed.
     Passing(String),
-    /// A repetition will fail, too.
+    /// A retry will fail, too.
     Lasting(String),
 }
 
@@ -335,7 +335,7 @@ async fn client() -> Result<Client, String> {
         Ok(Err(error)) => return Err(credentials(&with_causes(&error))),
         Err(_) => return Err(credentials("the search for them timed out")),
     }
-    // Other servers than Amazon S3 often know no host names with buckets.
+    // Servers other than Amazon S3 often do not support host names with buckets.
     let has_endpoint = sdk.endpoint_url().is_some() || std::env::var_os("AWS_ENDPOINT_URL_S3").is_some();
     let config = aws_sdk_s3::config::Builder::from(&sdk).force_path_style(has_endpoint).build();
     Ok(Client::from_conf(config))

@@ -7,20 +7,20 @@ use std::io;
 use std::ops::Range;
 use std::sync::mpsc::Receiver;
 
-/// There is none.
+/// Never exists.
 #[derive(Clone)]
 pub struct S3 {
     never: Infallible,
 }
 
-/// There is none.
+/// Never exists.
 #[derive(Clone)]
 pub struct Object {
     never: Infallible,
 }
 
 impl S3 {
-    /// Refuses.
+    /// Fails and says how to build with the feature.
     ///
     /// # Errors
     /// Always.

@@ -177,8 +177,8 @@ fn may_have_valid_syntax(error: &serde_json::Error) -> bool {
     error.is_data() || refusals.iter().any(|refusal| message.starts_with(refusal))
 }
 
-/// The error for a string instead of an object or array. The default error contains the string, which takes up to
-/// seven times as many bytes there.
+/// The error for a string instead of an object or array. The default error contains the string and takes up to seven
+/// times as many bytes.
 fn a_string<E: de::Error>() -> E {
     E::custom("a string")
 }

@@ -41,7 +41,7 @@ class Backfill:
         self.options += ["--give-up-after", GIVE_UP_AFTER, "--json"]
 
     def track(self, event: Json) -> None:
-        # As escapes, so that half of a surrogate pair stays what it is.
+        # The JSON is ASCII with escapes, which preserve half of a surrogate pair.
         self.pending.append(json.dumps({"external_user_id": event.pop("user_id"), **event}))
 
     def flush(self) -> None:
@@ -72,7 +72,7 @@ class Backfill:
         return {"rejected": [event["external_user_id"] for event in events]}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        # Nothing else from the environment, such as a proxy.
+        # The command must not inherit other variables, such as a proxy.
         environment = {"VIBEFOLLOW_BASE_URL": self.base_url, "VIBEFOLLOW_API_KEY": self.api_key}
         return subprocess.run(
             [self.program, *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True

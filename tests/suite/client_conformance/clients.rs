@@ -109,9 +109,9 @@ async fn build_backfill() -> PathBuf {
     let target = suite.ancestors().nth(3).expect("target/debug/deps/suite");
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--locked", "--bin", "event-ingest-backfill"]);
-    // With the function's package, the dependencies have the features of this build, so that cargo compiles them once.
+    // Including the function's package gives the dependencies the features of this build, so cargo compiles them once.
     build.args(["--package", "event-ingest", "--package", "event-ingest-backfill", "--target-dir"]).arg(target);
-    // Build scripts that watch the variables which cargo sets for a test would run again.
+    // Build scripts that watch the variables that cargo sets for a test would otherwise run again.
     for (name, _) in std::env::vars_os() {
         let is_of_package =
             ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix));

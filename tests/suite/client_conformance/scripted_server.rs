@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use test_support::http_server::{Cut, HttpServer};
 
-/// The name of an event that breaks a rule of the service which no client knows, as a newer version could have.
+/// The name of an event that breaks a rule that no client knows, such as one of a newer version of the service.
 pub const INVALID: &str = "invalid";
 /// The name of an event for which both endpoints answer 422 `validation_failed`.
 pub const UNPROCESSABLE: &str = "unprocessable";
