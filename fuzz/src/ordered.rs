@@ -144,8 +144,8 @@ fn assert_filled(case: &Case, attempts: &[Attempt]) {
     let most = usize::from(case.plan.max_events_per_message.get());
     let attributes = "schemaStringevent-batch/1project_idStringmodeString".len() + case.plan.project.len() + 4;
     let mut last: HashMap<&str, (usize, usize)> = HashMap::new();
-    for Attempt { message, .. } in attempts {
-        let group_id = &*message.fifo.as_ref().expect("a group").group_id;
+    for attempt in attempts {
+        let (group_id, message) = (&*fifo(attempt).group_id, &attempt.message);
         let events = case.packing.read(&message.body);
         let (index, event) = events[0];
         let entry = r#",{"id":"-","event":}"#.len() + 36 + index.to_string().len() + event.len();

@@ -55,7 +55,7 @@ pub fn run(input: &[u8]) {
 fn epoch(text: &str, decimals: usize) -> Option<(i64, String)> {
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
     let units: i128 = whole.parse().ok()?;
-    let per_second = [1, 0, 0, 1000, 0, 0, 1_000_000][decimals];
+    let per_second = 10_i128.pow(u32::try_from(decimals).ok()?);
     let units_left = if decimals == 0 { String::new() } else { format!("{:0decimals$}", units.rem_euclid(per_second)) };
     Some((i64::try_from(units.div_euclid(per_second)).ok()?, units_left + part))
 }

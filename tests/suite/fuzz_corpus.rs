@@ -4,10 +4,9 @@
 #[path = "../../fuzz/src/targets.rs"]
 mod targets;
 
-use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
 use targets::checks::Checks;
 use targets::meter::Allocations;
+use test_support::fuzz_corpus;
 
 /// All checks, for every input.
 const CHECKS: Checks = Checks {
@@ -19,16 +18,7 @@ const CHECKS: Checks = Checks {
 };
 
 fn replay(target: &str, run: fn(&[u8], Checks)) {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-    let files = std::fs::read_dir(&folder).expect("a corpus").map(|file| file.expect("a file").path());
-    let mut failed: Vec<PathBuf> = files
-        .filter(|path| {
-            let input = std::fs::read(path).expect("the file is readable");
-            std::panic::catch_unwind(AssertUnwindSafe(|| run(&input, CHECKS))).is_err()
-        })
-        .collect();
-    failed.sort();
-    assert!(failed.is_empty(), "inputs that fail: {failed:#?}");
+    fuzz_corpus::replay(target, |input| run(input, CHECKS));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![expect(clippy::missing_errors_doc, clippy::must_use_candidate, reason = "only tests use this crate")]
 
 pub mod deployment;
+pub mod fuzz_corpus;
 pub mod http_server;
 pub mod local_aws;
 pub mod tables;
