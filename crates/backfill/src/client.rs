@@ -1,5 +1,6 @@
 //! Sends one request and interprets the answer (docs/contract.md, "Responses").
 
+use crate::error::causes;
 use crate::target::Target;
 use bytes::Bytes;
 use reqwest::header::{
@@ -207,10 +208,6 @@ fn cut_off(error: &reqwest::Error) -> Answer {
 
 fn proxy_credentials(reason: &str) -> String {
     format!("{reason}. Add the proxy's user name and password to HTTPS_PROXY: http://user:password@proxy:3128")
-}
-
-fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
 }
 
 /// The innermost cause, such as "Connection refused".

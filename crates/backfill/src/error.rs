@@ -1,5 +1,6 @@
 //! The errors that end a run.
 
+use std::error::Error as StdError;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
@@ -29,6 +30,11 @@ impl Unreadable {
     pub fn is(error: &io::Error) -> bool {
         error.get_ref().and_then(|cause| cause.downcast_ref::<Self>()).is_some()
     }
+}
+
+/// An error and its causes, from the outermost to the innermost.
+pub fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
 }
 
 impl Error {

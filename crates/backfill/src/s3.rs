@@ -2,7 +2,7 @@
 //!
 //! Inputs are read by blocking code, so the SDK runs on a thread of its own.
 
-use crate::error::{Error, Unreadable};
+use crate::error::{Error, Unreadable, causes};
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::ProvideCredentials;
@@ -357,12 +357,6 @@ async fn sdk_config() -> SdkConfig {
 }
 
 /// Formats an error and its causes on one line.
-fn with_causes(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+fn with_causes(error: &(dyn StdError + 'static)) -> String {
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
