@@ -169,6 +169,7 @@ fn retries(client: &Client) -> Vec<Case> {
         ("a 204".to_owned(), Step::answer(204, "")),
         ("a success that was cut off".to_owned(), Step::answer(endpoint.success(), r#"{"data":{"acc"#)),
         ("a success without accepted".to_owned(), Step::answer(endpoint.success(), without_accepted)),
+        ("a 203 with the body of a success".to_owned(), Step::BodyOfSuccess(203)),
         ("a connection that breaks before the request".to_owned(), Step::CutBefore),
         ("a connection that breaks after the request".to_owned(), Step::CutAfter),
         ("no response".to_owned(), Step::Hang),

@@ -1,5 +1,5 @@
 import type { Fault } from './errors.js';
-import { record } from './transport.js';
+import { record, type ReadResult } from './transport.js';
 
 export const SINGLE = '/api/v1/events';
 export const BATCH = '/api/v1/events/batch';
@@ -22,14 +22,15 @@ export interface BulkResult {
   readonly received: number;
 }
 
-/** Reads a 2xx of the endpoints that accept a body as a whole. */
-export function readAccepted(body: Record<string, unknown>): true | undefined {
-  return record(body['data'])['accepted'] === true || undefined;
+/** Reads a success of the endpoints that accept a body as a whole. */
+export function readAccepted(status: number, body: Record<string, unknown>): true | undefined {
+  return (status === 202 && record(body['data'])['accepted'] === true) || undefined;
 }
 
-/** Reads a 2xx of the bulk endpoint. It is not a result unless it accounts for every event sent. */
-export function readBulk(received: number): (body: Record<string, unknown>) => BulkResult | undefined {
-  return (body) => {
+/** Reads a success of the bulk endpoint. It is not a result unless it accounts for every event sent. */
+export function readBulk(received: number): ReadResult<BulkResult> {
+  return (status, body) => {
+    if (status !== 200) return undefined;
     const { accepted, rejected, errors } = record(body['data']);
     if (typeof accepted !== 'number' || typeof rejected !== 'number' || !Array.isArray(errors)) return undefined;
     const read = errors.map(record).flatMap(({ index, code, message, field }) =>

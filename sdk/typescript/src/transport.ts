@@ -33,12 +33,15 @@ export interface TransportOptions {
   readonly fetchImpl?: FetchLike | undefined;
 }
 
-/** A request, and how to read the body of its 2xx. A body that is not the service's is undefined. */
+/** Returns the result in a response, or undefined if the response is not a success of the endpoint. */
+export type ReadResult<T> = (status: number, body: Record<string, unknown>) => T | undefined;
+
+/** A request, and how to read its response. */
 export interface Call<T> {
   readonly path: string;
   readonly body: string;
   readonly idempotencyKey: string;
-  readonly read: (body: Record<string, unknown>) => T | undefined;
+  readonly read: ReadResult<T>;
 }
 
 /** Sends a body to the service, with timeouts and retries, and interprets the responses. */
@@ -143,7 +146,7 @@ export class Transport {
     });
     const body = parse(redacted(await response.text(), apiKey));
     // A 2xx alone is not enough: a 200 from a proxy has queued nothing.
-    const result = response.status >= 200 && response.status < 300 ? call.read(body) : undefined;
+    const result = call.read(response.status, body);
     if (result === undefined) throw failed(response, body);
     return result;
   }

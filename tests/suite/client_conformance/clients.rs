@@ -3,7 +3,7 @@
 use super::adapter::Adapter;
 use crate::client_program;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use tokio::process::Command;
@@ -46,6 +46,17 @@ impl Endpoint {
         match self {
             Self::Batch => 202,
             Self::Bulk => 200,
+        }
+    }
+
+    /// The body of a success. `errors` has one element per rejected event.
+    pub fn body_of_success(self, accepted: usize, errors: &[Value]) -> Value {
+        match self {
+            Self::Batch => json!({ "data": { "accepted": true } }),
+            Self::Bulk => json!({
+                "data": { "accepted": accepted, "rejected": errors.len(), "errors": errors },
+                "meta": { "received": accepted + errors.len() },
+            }),
         }
     }
 }

@@ -28,6 +28,8 @@ pub enum Step {
     CutBefore,
     /// The request is accepted, and the connection breaks before the response.
     CutAfter,
+    /// Nothing is accepted, but the response has the body of a success, with this status.
+    BodyOfSuccess(u16),
     Hang,
 }
 
@@ -133,7 +135,7 @@ async fn respond(state: Arc<Mutex<State>>, request: Request<Bytes>) -> Result<Re
     match step {
         Step::CutBefore | Step::CutAfter => Err(Cut),
         Step::Hang => std::future::pending().await,
-        Step::Accept => unreachable!("receive() replaces it by an answer"),
+        Step::Accept | Step::BodyOfSuccess(_) => unreachable!("receive() replaces it by an answer"),
         Step::Answer { status, header, body } => {
             let mut response = Response::new(Bytes::from(body));
             *response.status_mut() = StatusCode::from_u16(status).expect("a status");
@@ -173,6 +175,10 @@ impl State {
                 self.accept(received);
                 Step::CutAfter
             }
+            Step::BodyOfSuccess(status) => {
+                let events = events(&received.body).expect("JSON");
+                Step::answer(status, &self.endpoint.body_of_success(events.len(), &[]).to_string())
+            }
             other => other,
         }
     }
@@ -182,10 +188,9 @@ impl State {
             return self.too_large.clone();
         }
         // serde_json refuses half of a surrogate pair, as the service does.
-        let Ok(parsed) = serde_json::from_str::<Value>(&body) else {
+        let Ok(events) = events(&body) else {
             return Step::refusal(422, "validation_failed");
         };
-        let events = parsed["events"].as_array().cloned().unwrap_or_default();
         let (bad, good): (Vec<_>, Vec<_>) = events
             .iter()
             .enumerate()
@@ -208,13 +213,11 @@ impl State {
             .iter()
             .map(|(index, _)| json!({ "index": index, "code": "validation", "message": "is invalid", "field": "name" }))
             .collect();
-        let body = match self.endpoint {
-            Endpoint::Batch => json!({ "data": { "accepted": true } }),
-            Endpoint::Bulk => json!({
-                "data": { "accepted": good.len(), "rejected": bad.len(), "errors": errors },
-                "meta": { "received": events.len() },
-            }),
-        };
-        Step::answer(self.endpoint.success(), &body.to_string())
+        Step::answer(self.endpoint.success(), &self.endpoint.body_of_success(good.len(), &errors).to_string())
     }
+}
+
+fn events(body: &str) -> serde_json::Result<Vec<Value>> {
+    let parsed: Value = serde_json::from_str(body)?;
+    Ok(parsed["events"].as_array().cloned().unwrap_or_default())
 }
