@@ -34,7 +34,7 @@ pub trait Queue {
     /// Sends up to [`MAX_CALL_MESSAGES`](crate::packing::MAX_CALL_MESSAGES) messages in one call, once. Returns a
     /// result for each message, in order, by the time `by`; the result is [`SendResult::Unknown`] if there is no
     /// response by then.
-    async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult>;
+    async fn send(&self, envelope: &Envelope, messages: Vec<Message>, by: Timestamp) -> Vec<SendResult>;
 }
 
 /// The result of a delivery.
@@ -126,8 +126,8 @@ impl<Q: Queue, C: Clock> Sender<'_, Q, C> {
         if !self.deadline.may_send(now) {
             return None;
         }
-        let messages: Vec<Message> = call.iter().map(|planned| self.envelope.message(planned)).collect();
-        let results = self.queue.send(self.envelope, &messages, self.deadline.send_by(now)).await;
+        let messages = call.iter().map(|planned| self.envelope.message(planned)).collect();
+        let results = self.queue.send(self.envelope, messages, self.deadline.send_by(now)).await;
         Some(call.into_iter().zip(results.into_iter().chain(std::iter::repeat(SendResult::Unknown))))
     }
 }

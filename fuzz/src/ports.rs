@@ -232,7 +232,7 @@ impl MemoryQueue {
 }
 
 impl Queue for MemoryQueue {
-    async fn send(&self, envelope: &Envelope, messages: &[Message], _: Timestamp) -> Vec<SendResult> {
+    async fn send(&self, envelope: &Envelope, messages: Vec<Message>, _: Timestamp) -> Vec<SendResult> {
         let attributes: usize = envelope.attributes().iter().map(|(name, value)| name.len() + 6 + value.len()).sum();
         let bytes: usize = messages.iter().map(|message| message.body.len() + attributes).sum();
         assert!((1..=MAX_CALL_MESSAGES).contains(&messages.len()), "{} messages in a call", messages.len());

@@ -5,9 +5,8 @@
 
 use contract::block::{BLOCK, before_escape};
 
-/// Writes `text` as a JSON string, exactly as `serde_json` does.
-pub(super) fn json_string(text: &str) -> Vec<u8> {
-    let mut json = Vec::with_capacity(text.len() + text.len() / 4);
+/// Appends `text` as a JSON string, exactly as `serde_json` does.
+pub(super) fn push_json_string(json: &mut Vec<u8>, text: &str) {
     json.push(b'"');
     let mut rest = text.as_bytes();
     while let Some(block) = rest.first_chunk::<BLOCK>() {
@@ -18,15 +17,14 @@ pub(super) fn json_string(text: &str) -> Vec<u8> {
             rest = &rest[BLOCK..];
         } else {
             json.truncate(json.len() - (BLOCK - plain));
-            push(&mut json, block[plain]);
+            push(json, block[plain]);
             rest = &rest[plain + 1..];
         }
     }
     for &byte in rest {
-        push(&mut json, byte);
+        push(json, byte);
     }
     json.push(b'"');
-    json
 }
 
 /// Appends a byte, with an escape if it needs one.
@@ -54,7 +52,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn assert_same(text: &str) {
-        let json = json_string(text);
+        let mut json = Vec::new();
+        push_json_string(&mut json, text);
         assert_eq!(String::from_utf8(json).unwrap(), serde_json::to_string(text).unwrap(), "{text:?}");
     }
 

@@ -399,8 +399,8 @@ impl StateStore for Port {
 }
 
 impl Queue for Port {
-    async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult> {
-        assert_eq!(check_call(envelope, messages), Ok(()), "the pipeline respects the limits of SQS");
+    async fn send(&self, envelope: &Envelope, messages: Vec<Message>, by: Timestamp) -> Vec<SendResult> {
+        assert_eq!(check_call(envelope, &messages), Ok(()), "the pipeline respects the limits of SQS");
         let messages: Vec<SentMessage> = messages.iter().map(|message| self.parse(message)).collect();
         let count = messages.len();
         match self.call(Op::Send { messages }, by).await {

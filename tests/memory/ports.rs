@@ -207,11 +207,11 @@ impl MemoryQueue {
 }
 
 impl Queue for MemoryQueue {
-    async fn send(&self, envelope: &Envelope, messages: &[Message], _by: Timestamp) -> Vec<SendResult> {
-        if check_call(envelope, messages).is_err() {
+    async fn send(&self, envelope: &Envelope, messages: Vec<Message>, _by: Timestamp) -> Vec<SendResult> {
+        if check_call(envelope, &messages).is_err() {
             return vec![SendResult::Permanent; messages.len()];
         }
-        for message in messages {
+        for message in &messages {
             let is_new = message.fifo.as_ref().is_none_or(|fifo| self.groups.borrow_mut().add(fifo));
             if is_new {
                 self.bodies.borrow_mut().push(message.body.clone());

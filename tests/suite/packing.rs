@@ -33,7 +33,7 @@ struct RecordingQueue {
 }
 
 impl Queue for RecordingQueue {
-    async fn send(&self, envelope: &Envelope, messages: &[Message], _: Timestamp) -> Vec<SendResult> {
+    async fn send(&self, envelope: &Envelope, messages: Vec<Message>, _: Timestamp) -> Vec<SendResult> {
         let attributes: usize = envelope.attributes().iter().map(|(name, value)| name.len() + 6 + value.len()).sum();
         let sizes: Vec<usize> = messages.iter().map(|message| message.body.len() + attributes).collect();
         assert!((1..=MAX_CALL_MESSAGES).contains(&messages.len()));

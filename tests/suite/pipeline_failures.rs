@@ -105,7 +105,7 @@ enum FakeQueue {
 }
 
 impl Queue for FakeQueue {
-    async fn send(&self, _: &Envelope, messages: &[Message], _: Timestamp) -> Vec<SendResult> {
+    async fn send(&self, _: &Envelope, messages: Vec<Message>, _: Timestamp) -> Vec<SendResult> {
         let result = match self {
             Self::Accepts => SendResult::Acknowledged,
             Self::Refuses => SendResult::Permanent,

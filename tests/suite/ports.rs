@@ -65,7 +65,7 @@ struct AwsQueue {
 }
 
 impl Queue for AwsQueue {
-    async fn send(&self, envelope: &Envelope, messages: &[Message], by: Timestamp) -> Vec<SendResult> {
+    async fn send(&self, envelope: &Envelope, messages: Vec<Message>, by: Timestamp) -> Vec<SendResult> {
         self.queue.send(envelope, messages, by).await
     }
 }

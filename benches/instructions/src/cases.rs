@@ -184,7 +184,7 @@ fn measured<T>(work: impl FnOnce() -> T) -> T {
 pub struct AcknowledgeAll;
 
 impl Queue for AcknowledgeAll {
-    async fn send(&self, _: &Envelope, messages: &[Message], _: Timestamp) -> Vec<SendResult> {
+    async fn send(&self, _: &Envelope, messages: Vec<Message>, _: Timestamp) -> Vec<SendResult> {
         vec![SendResult::Acknowledged; std::hint::black_box(messages).len()]
     }
 }

@@ -53,8 +53,9 @@ async fn drops_a_duplicate_in_the_same_group_and_keeps_the_order<S, Q: Drain>(su
         vec![ordered("4", "g", "c")],
     ];
     for messages in sends {
-        let results = subject.queue.send(&envelope(), &messages, by()).await;
-        assert_eq!(results, vec![SendResult::Acknowledged; messages.len()]);
+        let count = messages.len();
+        let results = subject.queue.send(&envelope(), messages, by()).await;
+        assert_eq!(results, vec![SendResult::Acknowledged; count]);
     }
     let bodies = subject.queue.drained().await;
     assert_eq!(sorted(bodies.clone()), ["1", "2", "3", "4"]);
@@ -70,35 +71,35 @@ fn attribute_bytes() -> usize {
 async fn a_call_that_sqs_refuses_can_be_repeated_and_one_without_a_response_is_unknown() {
     let Resources { sdk, queue_url, .. } = Resources::create().await;
     let missing = SqsQueue::new(&sdk, format!("{queue_url}-missing"));
-    assert_eq!(missing.send(&envelope(), &[message("m")], by()).await, [SendResult::Retryable]);
+    assert_eq!(missing.send(&envelope(), vec![message("m")], by()).await, [SendResult::Retryable]);
     let closed = local_aws::test_config(&format!("http://127.0.0.1:{}", local_aws::free_port())).await;
     let unreachable = SqsQueue::new(&closed, queue_url);
-    assert_eq!(unreachable.send(&envelope(), &[message("m")], by()).await, [SendResult::Unknown]);
+    assert_eq!(unreachable.send(&envelope(), vec![message("m")], by()).await, [SendResult::Unknown]);
 }
 
 async fn messages_are_acknowledged_and_queued<S, Q: Drain>(subject: Subject<S, Q>) {
     let bodies = ["one", "two with \t, \r, \n and ", "three: \u{20}\u{D7FF}\u{E000}\u{FFFD}\u{10000}\u{10FFFF}"];
-    let results = subject.queue.send(&envelope(), &bodies.map(message), by()).await;
+    let results = subject.queue.send(&envelope(), bodies.map(message).to_vec(), by()).await;
     assert_eq!(results, [SendResult::Acknowledged; 3]);
     assert_eq!(subject.queue.bodies().await, sorted(bodies.map(str::to_owned).to_vec()));
 }
 
 async fn a_call_of_ten_messages_is_accepted_and_one_of_eleven_is_not<S, Q: Drain>(subject: Subject<S, Q>) {
     let bodies: Vec<String> = (0..MAX_CALL_MESSAGES).map(|number| format!("message {number}")).collect();
-    let messages: Vec<Message> = bodies.iter().map(message).collect();
-    assert_eq!(subject.queue.send(&envelope(), &messages, by()).await, [SendResult::Acknowledged; MAX_CALL_MESSAGES]);
+    let messages = bodies.iter().map(message).collect();
+    assert_eq!(subject.queue.send(&envelope(), messages, by()).await, [SendResult::Acknowledged; MAX_CALL_MESSAGES]);
     assert_eq!(subject.queue.bodies().await, sorted(bodies));
     let eleven = vec![message("one too many"); MAX_CALL_MESSAGES + 1];
-    let results = subject.queue.send(&envelope(), &eleven, by()).await;
-    assert!(results.len() == eleven.len() && !results.contains(&SendResult::Acknowledged), "{results:?}");
+    let results = subject.queue.send(&envelope(), eleven, by()).await;
+    assert!(results.len() == MAX_CALL_MESSAGES + 1 && !results.contains(&SendResult::Acknowledged), "{results:?}");
     assert_eq!(subject.queue.bodies().await, Vec::<String>::new());
 }
 
 async fn a_call_of_exactly_the_size_limit_is_accepted<S, Q: Drain>(subject: Subject<S, Q>) {
     let half = MAX_CALL_BYTES / 2 - attribute_bytes();
     for lengths in [vec![MAX_CALL_BYTES - attribute_bytes()], vec![half, half]] {
-        let messages: Vec<Message> = lengths.iter().map(|&length| message("x".repeat(length))).collect();
-        let results = subject.queue.send(&envelope(), &messages, by()).await;
+        let messages = lengths.iter().map(|&length| message("x".repeat(length))).collect();
+        let results = subject.queue.send(&envelope(), messages, by()).await;
         assert_eq!(results, vec![SendResult::Acknowledged; lengths.len()]);
         assert_eq!(subject.queue.bodies().await.iter().map(String::len).collect::<Vec<_>>(), lengths);
     }
@@ -119,14 +120,14 @@ async fn attributes_count_toward_the_size_limit() {
 }
 
 async fn assert_permanent_failure(queue: &impl Drain, lengths: &[usize]) {
-    let messages: Vec<Message> = lengths.iter().map(|&length| message("x".repeat(length))).collect();
-    assert_eq!(queue.send(&envelope(), &messages, by()).await, vec![SendResult::Permanent; lengths.len()]);
+    let messages = lengths.iter().map(|&length| message("x".repeat(length))).collect();
+    assert_eq!(queue.send(&envelope(), messages, by()).await, vec![SendResult::Permanent; lengths.len()]);
     assert_eq!(queue.bodies().await, Vec::<String>::new());
 }
 
 async fn characters_that_sqs_refuses_fail_permanently<S, Q: Drain>(subject: Subject<S, Q>) {
     for refused in ['\u{FFFE}', '\u{FFFF}', '\u{0}', '\u{8}', '\u{B}', '\u{C}', '\u{1F}'] {
-        let results = subject.queue.send(&envelope(), &[message(format!("a{refused}b"))], by()).await;
+        let results = subject.queue.send(&envelope(), vec![message(format!("a{refused}b"))], by()).await;
         assert_eq!(results, [SendResult::Permanent], "{refused:?}");
         assert_eq!(subject.queue.bodies().await, Vec::<String>::new(), "{refused:?}");
     }
