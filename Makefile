@@ -61,6 +61,9 @@ FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_l
 
 BENCHES := --manifest-path benches/Cargo.toml --locked
 HARNESS := benches/target/harness/harness
+PROFILES := benches/target/profiles
+# The version must be able to read the profiles of the compiler in rust-toolchain.toml.
+LLVM_PROFDATA ?= llvm-profdata
 # Rounds of the benchmark. Each takes 4 minutes.
 ROUNDS := 3
 # The documentation's figures that derive from a run.
@@ -68,7 +71,7 @@ BENCH_DOCS = $(PYTHON) tools/bench_docs.py --write && $(PYTHON) tools/costs.py -
 INSTRUCTIONS := benches/target/instructions/instructions
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop logs watch invoke deploy verify load backup-drill costs test explore chaos mutants mutants-all fuzz fuzz-keep bench bench-full bench-deps \
+.PHONY: help run stop logs watch invoke deploy verify load backup-drill costs test explore chaos mutants mutants-all fuzz fuzz-keep bench bench-full bench-deps pgo \
 	bench-backfill instructions instructions-accept instructions-deps bench-costliest scale lint lint-rust lint-python lint-client \
 	lint-template lint-docs release-check advisories fmt events clean
 
@@ -152,10 +155,21 @@ bench-full: bench-deps ## Like `make bench`, plus all shapes without latency, gr
 	$(HARNESS) --rounds $(ROUNDS) --full
 	$(BENCH_DOCS)
 
-bench-deps: $(PYTHON_PEER) $(TYPESCRIPT_PEER)
-	cargo build --release --locked --package event-ingest
+bench-deps: $(PYTHON_PEER) $(TYPESCRIPT_PEER) $(SAM) $(CARGO_LAMBDA)
+	@.venv/sam/bin/python tools/build_release.py $(if $(filter aarch64 arm64,$(shell uname -m)),arm64,x86_64)
 	cargo build --release $(BENCHES) --package floor
 	cargo build --profile harness $(BENCHES) --package harness
+
+pgo: $(CARGO_LAMBDA) ## Record which code each request runs, for profile-guided optimization; needs llvm-profdata
+	@# The same command as for AWS, because the profile matches only crates with the same hash. zig cannot link the profiler.
+	@command -v $(LLVM_PROFDATA) >/dev/null || { echo "This needs llvm-profdata: rustup component add llvm-tools, \
+	and LLVM_PROFDATA=path, or apt-get install llvm"; exit 1; }
+	rm -rf $(PROFILES) && mkdir -p $(PROFILES)
+	RUSTFLAGS="-Cprofile-generate -Clinker=cc" CARGO_TARGET_DIR=$(CURDIR)/benches/target/instrumented \
+		$(RUN_CARGO_LAMBDA) build --locked --release --bin event-ingest --lambda-dir benches/target/instrumented/lambda
+	cargo build --profile harness $(BENCHES) --package harness
+	$(HARNESS) --train benches/target/instrumented/lambda/event-ingest/bootstrap --output $(PROFILES)
+	$(LLVM_PROFDATA) merge --sparse --output benches/pgo/x86_64.profdata $(PROFILES)/*.profraw
 
 $(TYPESCRIPT_PEER): $(addprefix benches/peers/typescript/,handler.ts package.json package-lock.json)
 	cd $(@D)/.. && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm run --silent build

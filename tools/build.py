@@ -6,6 +6,7 @@ A local build is cargo's own debug build in cargo's own target directory, so tha
 
 import fcntl
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from progress import CARGO_PROGRESS, Failure, Running, run, step
-from project import LOCAL, TEMPLATE
+from project import LOCAL, ROOT, TEMPLATE
 
 FUNCTION = "event-ingest"
 KEYS = "event-ingest-keys"
+# The profile for profile-guided optimization.
+PROFILE = ROOT / "benches" / "pgo" / "x86_64.profdata"
 
 
 class CargoBuild(Running):
@@ -94,32 +97,42 @@ def copy_without_symbols(binary: Path, destination: Path) -> None:
         shutil.copy2(binary, destination)
 
 
+def rust_flags(arm64: bool) -> dict[str, str]:
+    """The variable with the compiler flags of the release build.
+
+    The profile tells the compiler which code each request runs, which saves a fifth of the CPU time.
+    `make pgo` records it. It matches only code compiled for x86_64.
+    """
+    if arm64:
+        return {}
+    # haswell is the processor for which cargo-lambda compiles if RUSTFLAGS is not set.
+    flags = [os.environ.get("RUSTFLAGS", ""), "-Ctarget-cpu=haswell", f"-Cprofile-use={PROFILE}"]
+    return {"RUSTFLAGS": " ".join(filter(None, flags))}
+
+
+def compile_for_release(state_dir: Path, arm64: bool, *arguments: str) -> None:
+    """Compile the function for AWS, to target/lambda/event-ingest/."""
+    command = ["cargo", "lambda", "build", "--locked", "--release", "--bin", FUNCTION, *arguments]
+    with step("Compile the function for release, which takes minutes the first time"):
+        run(
+            [*command, *(["--arm64"] if arm64 else [])],
+            state_dir / "cargo.log",
+            environment=CARGO_PROGRESS | rust_flags(arm64),
+        )
+
+
 def build_for_release(state_dir: Path, parameters: Sequence[str] = ()) -> Path:
     """Build the function for AWS, and return a template that refers to the build.
 
     Of the parameters, only Architecture affects the build.
     """
     directory = state_dir / "build"
+    arm64 = any(re.fullmatch(r'Architecture="?arm64"?', word) for word in parameters)
     with TEMPLATE.open() as template:
         fcntl.flock(template, fcntl.LOCK_EX)
-        with step("Compile the function for release, which takes minutes the first time"):
-            # `sam build` runs the same command but does not show its progress. Run it here first, so
-            # that `sam build` finds everything compiled.
-            arm64 = any(re.fullmatch(r'Architecture="?arm64"?', word) for word in parameters)
-            run(
-                [
-                    "cargo",
-                    "lambda",
-                    "build",
-                    "--locked",
-                    "--release",
-                    *(["--arm64"] if arm64 else []),
-                    "--bin",
-                    FUNCTION,
-                ],
-                state_dir / "cargo.log",
-                environment=CARGO_PROGRESS,
-            )
+        # `sam build` runs the same command but does not show its progress. Run it here first, so that
+        # `sam build` finds everything compiled.
+        compile_for_release(state_dir, arm64)
         with step("Prepare the deployment with sam build"):
             run(
                 [
@@ -129,5 +142,6 @@ def build_for_release(state_dir: Path, parameters: Sequence[str] = ()) -> Path:
                     *(["--parameter-overrides", *parameters] if parameters else []),
                 ],
                 state_dir / "build.log",
+                environment=rust_flags(arm64),
             )  # fmt: skip
     return directory / "template.yaml"

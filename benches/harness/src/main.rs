@@ -39,14 +39,26 @@ usage: harness [OPTION]...
   --without-peers      measure only the function and the floor
   --shape NAME         measure only this shape
   --against BINARY     also measure another build of the function, for example the previous one
+  --train BINARY       measure nothing: send every shape to BINARY, an instrumented build of the
+                       function, which writes its profiles to the directory of --output
   --output DIRECTORY   write to DIRECTORY (default: docs/benchmarks)";
+
+struct Arguments {
+    plan: Plan,
+    train: Option<PathBuf>,
+    output: PathBuf,
+}
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
-    let (plan, output) = arguments(&root)?;
+    let Arguments { plan, train, output } = arguments(&root)?;
     // One thread for the harness and one for the function, so that each has one of two cores.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let results = tokio::task::LocalSet::new().block_on(&runtime, suite::run(&root, &plan))?;
+    let tasks = tokio::task::LocalSet::new();
+    if let Some(binary) = train {
+        return tasks.block_on(&runtime, suite::train(&root, &binary, &output.canonicalize()?));
+    }
+    let results = tasks.block_on(&runtime, suite::run(&root, &plan))?;
     eprintln!();
     std::fs::create_dir_all(&output)?;
     let markdown = report::markdown(&results);
@@ -58,9 +70,9 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn arguments(root: &Path) -> Result<(Plan, PathBuf)> {
+fn arguments(root: &Path) -> Result<Arguments> {
     let mut plan = Plan { rounds: 3, divide: 1, peers: true, full: false, shape: None, against: None };
-    let mut output = root.join("docs/benchmarks");
+    let (mut train, mut output) = (None, root.join("docs/benchmarks"));
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -70,9 +82,10 @@ fn arguments(root: &Path) -> Result<(Plan, PathBuf)> {
             "--shape" => plan.shape = Some(arguments.next().context(USAGE)?),
             "--rounds" => plan.rounds = arguments.next().context(USAGE)?.parse().context(USAGE)?,
             "--against" => plan.against = Some(PathBuf::from(arguments.next().context(USAGE)?).canonicalize()?),
+            "--train" => train = Some(PathBuf::from(arguments.next().context(USAGE)?).canonicalize()?),
             "--output" => output = arguments.next().context(USAGE)?.into(),
             _ => bail!(USAGE),
         }
     }
-    Ok((plan, output))
+    Ok(Arguments { plan, train, output })
 }

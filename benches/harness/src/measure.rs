@@ -206,6 +206,11 @@ impl<'a> Session<'a> {
         std::mem::take(&mut self.usage)
     }
 
+    /// Lets the function exit by itself.
+    pub async fn finish(self) -> Result<()> {
+        self.sandbox.finish().await
+    }
+
     /// Ends the sandbox.
     pub async fn stop(self) -> Result<()> {
         self.sandbox.stop().await

@@ -164,6 +164,15 @@ impl Sandbox {
         field("VmRSS:").zip(field("VmHWM:")).context("no memory figures")
     }
 
+    /// Ends the Runtime API and waits until the function has exited by itself, which lets it write its profile.
+    pub async fn finish(self) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let Self { api, mut child, .. } = self;
+        drop(api);
+        tokio::time::timeout(PATIENCE, child.wait()).await.context("the function did not exit")??;
+        Ok(())
+    }
+
     /// Stops the function.
     pub async fn stop(mut self) -> Result<()> {
         self.child.kill().await.context("cannot stop the function")

@@ -12,6 +12,7 @@ use futures_util::future::try_join_all;
 use serde::Serialize;
 use shapes::{Batch, Outcome, Shape};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// One line of the results: a target, a shape, and the medians over rounds.
@@ -173,11 +174,11 @@ pub struct Plan {
     /// The name of the only shape to run; `None` runs all.
     pub shape: Option<String>,
     /// Another build of the function to measure as well.
-    pub against: Option<std::path::PathBuf>,
+    pub against: Option<PathBuf>,
 }
 
 /// Runs a plan.
-pub async fn run(root: &std::path::Path, plan: &Plan) -> Result<Results> {
+pub async fn run(root: &Path, plan: &Plan) -> Result<Results> {
     let ours = Target::ours(root);
     let mut targets = vec![Target::ours(root), Target::floor(root)];
     targets.extend(plan.against.as_deref().map(|binary| Target::other_build(root, binary)));
@@ -195,7 +196,7 @@ pub async fn run(root: &std::path::Path, plan: &Plan) -> Result<Results> {
         Err(error) => by_memory.missing = Some(without_group(error)),
     }
     let tls = over_tls(&ours, plan).await?;
-    let zip_bytes = zip_bytes(std::path::Path::new(&ours.command[0]))?;
+    let zip_bytes = zip_bytes(Path::new(&ours.command[0]))?;
     let full = if plan.full { Some(full(&ours, plan).await?) } else { None };
     let machine =
         format!("{}, load average {load} at the start, {} at the end", report::machine(), report::load_average());
@@ -328,6 +329,25 @@ impl Cell<'_> {
     }
 }
 
+/// Sends every shape to an instrumented build of the function. It connects with TLS, as on AWS.
+pub async fn train(root: &Path, binary: &Path, profiles: &Path) -> Result<()> {
+    let target = Target::instrumented(root, binary, profiles);
+    let directory = tempfile::tempdir()?;
+    let ca_file = directory.path().join("ca.pem");
+    let acceptor = tls::acceptor(&ca_file)?;
+    let setup = Setup { latency: Latency::USUAL, tls: Some((&acceptor, &ca_file)), ..Setup::default() };
+    for shape in Shape::all() {
+        progress(shape.name);
+        let batch = shape.batch()?;
+        let mut session = Session::start(&target, &shape, &batch, setup).await?;
+        for _ in 0..shape.requests {
+            session.request().await?;
+        }
+        session.finish().await?;
+    }
+    Ok(())
+}
+
 /// Measures the first request of new sandboxes, with 100 events. Init is on a whole core.
 async fn first_requests(targets: &[Target], plan: &Plan, group: &CpuGroup) -> Result<Vec<FirstRequest>> {
     let shape = Shape::small("100 events", 100, 1);
@@ -369,7 +389,7 @@ async fn over_tls(ours: &Target, plan: &Plan) -> Result<Figures> {
 }
 
 /// The size of the deployed archive, except for the few bytes of its directory.
-fn zip_bytes(binary: &std::path::Path) -> Result<usize> {
+fn zip_bytes(binary: &Path) -> Result<usize> {
     let mut deflate = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
     std::io::Write::write_all(&mut deflate, &std::fs::read(binary)?)?;
     Ok(deflate.finish()?.len())

@@ -30,12 +30,12 @@ pub enum Kind {
 }
 
 impl Target {
-    /// The release binary, with the environment of template.yaml.
+    /// The binary that `make deploy` deploys, with the environment of template.yaml.
     pub fn ours(root: &Path) -> Self {
         Self {
             name: "event-ingest",
             kind: Kind::Ours,
-            command: vec![text(&root.join("target/release/event-ingest"))],
+            command: vec![text(&root.join("target/lambda/event-ingest/bootstrap"))],
             directory: root.into(),
             environment: malloc_settings(),
             state_key: "pk",
@@ -45,6 +45,13 @@ impl Target {
     /// Another build of the function.
     pub fn other_build(root: &Path, binary: &Path) -> Self {
         Self { name: "other build", command: vec![text(binary)], ..Self::ours(root) }
+    }
+
+    /// A build that writes a profile to `profiles` when it exits.
+    pub fn instrumented(root: &Path, binary: &Path, profiles: &Path) -> Self {
+        let mut target = Self { name: "instrumented build", command: vec![text(binary)], ..Self::ours(root) };
+        target.environment.push(("LLVM_PROFILE_FILE", text(&profiles.join("%p.profraw"))));
+        target
     }
 
     /// The floor.
