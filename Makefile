@@ -62,8 +62,8 @@ FUZZER = fuzz/target/$(FUZZ_HOST)/release/$(TARGET) -dict=fuzz/words.dict -max_l
 BENCHES := --manifest-path benches/Cargo.toml --locked
 HARNESS := benches/target/harness/harness
 PROFILES := benches/target/profiles
-# The version must be able to read the profiles of the compiler in rust-toolchain.toml.
-LLVM_PROFDATA ?= llvm-profdata
+# The toolchain's own, because another version may be unable to read the profiles of its compiler.
+LLVM_PROFDATA ?= $(wildcard $(shell rustc --print sysroot)/lib/rustlib/*/bin/llvm-profdata)
 # Rounds of the benchmark. Each takes 4 minutes.
 ROUNDS := 3
 # The documentation's figures that derive from a run.
@@ -155,20 +155,19 @@ bench-full: bench-deps ## Like `make bench`, plus all shapes without latency, gr
 	$(HARNESS) --rounds $(ROUNDS) --full
 	$(BENCH_DOCS)
 
-bench-deps: $(PYTHON_PEER) $(TYPESCRIPT_PEER) $(SAM) $(CARGO_LAMBDA)
-	@.venv/sam/bin/python tools/build_release.py $(if $(filter aarch64 arm64,$(shell uname -m)),arm64,x86_64)
+bench-deps: $(PYTHON_PEER) $(TYPESCRIPT_PEER) $(CARGO_LAMBDA)
+	@$(PYTHON) tools/build_release.py host
 	cargo build --release $(BENCHES) --package floor
 	cargo build --profile harness $(BENCHES) --package harness
 
-pgo: $(CARGO_LAMBDA) ## Record which code each request runs, for profile-guided optimization; needs llvm-profdata
-	@# The same command as for AWS, because the profile matches only crates with the same hash. zig cannot link the profiler.
-	@command -v $(LLVM_PROFDATA) >/dev/null || { echo "This needs llvm-profdata: rustup component add llvm-tools, \
-	and LLVM_PROFDATA=path, or apt-get install llvm"; exit 1; }
-	rm -rf $(PROFILES) && mkdir -p $(PROFILES)
-	RUSTFLAGS="-Cprofile-generate -Clinker=cc" CARGO_TARGET_DIR=$(CURDIR)/benches/target/instrumented \
-		$(RUN_CARGO_LAMBDA) build --locked --release --bin event-ingest --lambda-dir benches/target/instrumented/lambda
+pgo: $(CARGO_LAMBDA) ## Write the profile for the release build's profile-guided optimization
+	@[ -x "$(LLVM_PROFDATA)" ] || { echo "This needs llvm-profdata: rustup component add llvm-tools"; exit 1; }
+	rm -rf $(PROFILES)
+	@# cargo-lambda compiles it, as for AWS, so that each crate gets the same hash. zig cannot link the profiler, so cc does.
+	RUSTFLAGS="-Ctarget-cpu=haswell -Cprofile-generate -Clinker=cc" CARGO_TARGET_DIR=$(CURDIR)/benches/target/instrumented \
+		$(RUN_CARGO_LAMBDA) build --x86-64 --locked --release --bin event-ingest --lambda-dir benches/target/instrumented/lambda
 	cargo build --profile harness $(BENCHES) --package harness
-	$(HARNESS) --train benches/target/instrumented/lambda/event-ingest/bootstrap --output $(PROFILES)
+	$(HARNESS) --train benches/target/instrumented/lambda/event-ingest/bootstrap $(PROFILES)
 	$(LLVM_PROFDATA) merge --sparse --output benches/pgo/x86_64.profdata $(PROFILES)/*.profraw
 
 $(TYPESCRIPT_PEER): $(addprefix benches/peers/typescript/,handler.ts package.json package-lock.json)

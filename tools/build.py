@@ -1,12 +1,14 @@
 """Builds the function: a debug build for a local AWS, a release build for AWS.
 
 A local build is cargo's own debug build in cargo's own target directory, so that `make run`,
-`make test` and `cargo test` compile each dependency once. `sam build` makes the release build.
+`make test` and `cargo test` compile each dependency once. cargo-lambda makes the release build, with
+profile-guided optimization, and `sam build` packages it.
 """
 
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -18,8 +20,11 @@ from project import LOCAL, ROOT, TEMPLATE
 
 FUNCTION = "event-ingest"
 KEYS = "event-ingest-keys"
-# The profile for profile-guided optimization.
-PROFILE = ROOT / "benches" / "pgo" / "x86_64.profdata"
+PGO_PROFILE = ROOT / "benches" / "pgo" / "x86_64.profdata"
+# Between the flags in CARGO_ENCODED_RUSTFLAGS, which, unlike RUSTFLAGS, can contain a path with a space.
+SEPARATOR = "\x1f"
+# The processor of this machine, as the template's parameter Architecture names it.
+HOST = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
 
 
 class CargoBuild(Running):
@@ -97,17 +102,15 @@ def copy_without_symbols(binary: Path, destination: Path) -> None:
         shutil.copy2(binary, destination)
 
 
-def rust_flags(arm64: bool) -> dict[str, str]:
-    """The variable with the compiler flags of the release build.
-
-    The profile tells the compiler which code each request runs, which saves a fifth of the CPU time.
-    `make pgo` records it. It matches only code compiled for x86_64.
-    """
+def release_environment(arm64: bool) -> dict[str, str]:
+    """The environment of the release build, with the profile of `make pgo` (docs/performance.md)."""
     if arm64:
-        return {}
-    # haswell is the processor for which cargo-lambda compiles if RUSTFLAGS is not set.
-    flags = [os.environ.get("RUSTFLAGS", ""), "-Ctarget-cpu=haswell", f"-Cprofile-use={PROFILE}"]
-    return {"RUSTFLAGS": " ".join(filter(None, flags))}
+        return {}  # There is no profile for arm64.
+    encoded = os.environ.get("CARGO_ENCODED_RUSTFLAGS")
+    of_user = encoded.split(SEPARATOR) if encoded else os.environ.get("RUSTFLAGS", "").split()
+    # Any flags replace cargo-lambda's own, which are to compile for haswell. The user's come last, so that they win.
+    flags = ["-Ctarget-cpu=haswell", f"-Cprofile-use={PGO_PROFILE}", *of_user]
+    return {"CARGO_ENCODED_RUSTFLAGS": SEPARATOR.join(flags)}
 
 
 def compile_for_release(state_dir: Path, arm64: bool, *arguments: str) -> None:
@@ -115,9 +118,9 @@ def compile_for_release(state_dir: Path, arm64: bool, *arguments: str) -> None:
     command = ["cargo", "lambda", "build", "--locked", "--release", "--bin", FUNCTION, *arguments]
     with step("Compile the function for release, which takes minutes the first time"):
         run(
-            [*command, *(["--arm64"] if arm64 else [])],
+            [*command, "--arm64" if arm64 else "--x86-64"],
             state_dir / "cargo.log",
-            environment=CARGO_PROGRESS | rust_flags(arm64),
+            environment=CARGO_PROGRESS | release_environment(arm64),
         )
 
 
@@ -142,6 +145,6 @@ def build_for_release(state_dir: Path, parameters: Sequence[str] = ()) -> Path:
                     *(["--parameter-overrides", *parameters] if parameters else []),
                 ],
                 state_dir / "build.log",
-                environment=rust_flags(arm64),
+                environment=release_environment(arm64),
             )  # fmt: skip
     return directory / "template.yaml"

@@ -4,13 +4,12 @@ The tests that start sandboxes run again, with this binary instead of the debug 
 """
 
 import os
-import platform
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-from build import build_for_release
+from build import HOST, build_for_release
 from progress import Failure, step
 from project import LOCAL, ROOT, prepare_environment
 
@@ -31,8 +30,7 @@ def main() -> int:
     state = LOCAL / "release"
     state.mkdir(parents=True, exist_ok=True)
     try:
-        architecture = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
-        template = build_for_release(state, [f"Architecture={architecture}"])
+        template = build_for_release(state, [f"Architecture={HOST}"])
     except Failure as failure:
         print(f"\n{failure}", file=sys.stderr)
         return 1

@@ -89,7 +89,11 @@ fn delivering(body: &str, plan: &Plan) -> Bound {
     let Bound { count, bytes, peak } = Packing::bound(body.len(), events, failures);
     let rounds = events + failures;
     let resent = failures * MIB.min(2 * body.len() + KIB);
-    Bound { count: count + 40 * rounds, bytes: bytes + 256 * rounds * rounds, peak: peak + 512 * rounds + resent }
+    Bound {
+        count: count + 40 * rounds,
+        bytes: bytes + 256 * rounds * rounds + resent,
+        peak: peak + 512 * rounds + resent,
+    }
 }
 
 fn fifo(attempt: &Attempt) -> &Fifo {

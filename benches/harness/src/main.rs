@@ -39,13 +39,15 @@ usage: harness [OPTION]...
   --without-peers      measure only the function and the floor
   --shape NAME         measure only this shape
   --against BINARY     also measure another build of the function, for example the previous one
-  --train BINARY       measure nothing: send every shape to BINARY, an instrumented build of the
-                       function, which writes its profiles to the directory of --output
+  --train BINARY DIRECTORY
+                       measure nothing: send every shape to BINARY, a build of the function with
+                       counters, which writes its profiles to DIRECTORY
   --output DIRECTORY   write to DIRECTORY (default: docs/benchmarks)";
 
 struct Arguments {
     plan: Plan,
-    train: Option<PathBuf>,
+    /// An instrumented build, and the directory for its profiles.
+    train: Option<(PathBuf, PathBuf)>,
     output: PathBuf,
 }
 
@@ -55,8 +57,8 @@ fn main() -> Result<()> {
     // One thread for the harness and one for the function, so that each has one of two cores.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = tokio::task::LocalSet::new();
-    if let Some(binary) = train {
-        return tasks.block_on(&runtime, suite::train(&root, &binary, &output.canonicalize()?));
+    if let Some((binary, profiles)) = train {
+        return tasks.block_on(&runtime, suite::train(&root, &binary, &profiles));
     }
     let results = tasks.block_on(&runtime, suite::run(&root, &plan))?;
     eprintln!();
@@ -82,7 +84,12 @@ fn arguments(root: &Path) -> Result<Arguments> {
             "--shape" => plan.shape = Some(arguments.next().context(USAGE)?),
             "--rounds" => plan.rounds = arguments.next().context(USAGE)?.parse().context(USAGE)?,
             "--against" => plan.against = Some(PathBuf::from(arguments.next().context(USAGE)?).canonicalize()?),
-            "--train" => train = Some(PathBuf::from(arguments.next().context(USAGE)?).canonicalize()?),
+            "--train" => {
+                let binary = PathBuf::from(arguments.next().context(USAGE)?);
+                let profiles = PathBuf::from(arguments.next().context(USAGE)?);
+                std::fs::create_dir_all(&profiles)?;
+                train = Some((binary.canonicalize()?, profiles.canonicalize()?));
+            }
             "--output" => output = arguments.next().context(USAGE)?.into(),
             _ => bail!(USAGE),
         }

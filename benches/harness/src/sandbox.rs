@@ -6,7 +6,7 @@ use crate::share::CpuGroup;
 use crate::stub::tls::Acceptor;
 use crate::stub::{Latency, Stub};
 use crate::targets::Target;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -169,7 +169,8 @@ impl Sandbox {
         const PATIENCE: Duration = Duration::from_secs(10);
         let Self { api, mut child, .. } = self;
         drop(api);
-        tokio::time::timeout(PATIENCE, child.wait()).await.context("the function did not exit")??;
+        let status = tokio::time::timeout(PATIENCE, child.wait()).await.context("the function did not exit")??;
+        ensure!(status.code().is_some(), "the function was killed: {status}");
         Ok(())
     }
 

@@ -145,7 +145,7 @@ export class Transport {
       signal,
     });
     const body = parse(redacted(await response.text(), apiKey));
-    // A 2xx alone is not enough: a 200 from a proxy has queued nothing.
+    // A status alone is not enough: a proxy can answer 200 although nothing was queued.
     const result = call.read(response.status, body);
     if (result === undefined) throw failed(response, body);
     return result;
