@@ -108,7 +108,7 @@ def release_environment(arm64: bool) -> dict[str, str]:
         return {}  # There is no profile for arm64.
     encoded = os.environ.get("CARGO_ENCODED_RUSTFLAGS")
     of_user = encoded.split(SEPARATOR) if encoded else os.environ.get("RUSTFLAGS", "").split()
-    # Any flags replace cargo-lambda's own, which are to compile for haswell. The user's come last, so that they win.
+    # If any flags are set, cargo-lambda does not add its own -Ctarget-cpu=haswell. The last flag wins: the user's.
     flags = ["-Ctarget-cpu=haswell", f"-Cprofile-use={PGO_PROFILE}", *of_user]
     return {"CARGO_ENCODED_RUSTFLAGS": SEPARATOR.join(flags)}
 
