@@ -169,6 +169,7 @@ pgo: $(CARGO_LAMBDA) ## Write the profile for the release build's profile-guided
 	cargo build --profile harness $(BENCHES) --package harness
 	$(HARNESS) --train benches/target/instrumented/lambda/event-ingest/bootstrap $(PROFILES)
 	$(LLVM_PROFDATA) merge --sparse --output benches/pgo/x86_64.profdata $(PROFILES)/*.profraw
+	sha256sum Cargo.lock rust-toolchain.toml tools/requirements/cargo-lambda.txt > benches/pgo/x86_64.versions
 
 $(TYPESCRIPT_PEER): $(addprefix benches/peers/typescript/,handler.ts package.json package-lock.json)
 	cd $(@D)/.. && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm run --silent build

@@ -6,12 +6,14 @@ profile-guided optimization, and `sam build` packages it.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from project import LOCAL, ROOT, TEMPLATE
 FUNCTION = "event-ingest"
 KEYS = "event-ingest-keys"
 PGO_PROFILE = ROOT / "benches" / "pgo" / "x86_64.profdata"
+# The hashes that the files with the versions of the compiler and the dependencies had when the profile was written.
+PGO_VERSIONS = PGO_PROFILE.with_suffix(".versions")
 # Between the flags in CARGO_ENCODED_RUSTFLAGS, which, unlike RUSTFLAGS, can contain a path with a space.
 SEPARATOR = "\x1f"
 # The processor of this machine, as the template's parameter Architecture names it.
@@ -113,8 +117,20 @@ def release_environment(arm64: bool) -> dict[str, str]:
     return {"CARGO_ENCODED_RUSTFLAGS": SEPARATOR.join(flags)}
 
 
+def profile_is_current() -> bool:
+    """Whether the profile was written with today's versions of the compiler and the dependencies."""
+    hashes = [line.split() for line in PGO_VERSIONS.read_text().splitlines()]
+    return all(hashlib.sha256((ROOT / name).read_bytes()).hexdigest() == digest for digest, name in hashes)
+
+
 def compile_for_release(state_dir: Path, arm64: bool, *arguments: str) -> None:
     """Compile the function for AWS, to target/lambda/event-ingest/."""
+    if not arm64 and not profile_is_current():
+        print(
+            "The compiler or a dependency has changed since the profile for profile-guided optimization was written.\n"
+            "The function may be slower than it could be. To renew the profile: make pgo",
+            file=sys.stderr,
+        )
     command = ["cargo", "lambda", "build", "--locked", "--release", "--bin", FUNCTION, *arguments]
     with step("Compile the function for release, which takes minutes the first time"):
         run(
