@@ -329,17 +329,35 @@ impl Cell<'_> {
     }
 }
 
+/// What services over TLS need.
+struct TlsServices {
+    acceptor: tls::Acceptor,
+    ca_file: PathBuf,
+    /// Contains `ca_file`, and is removed with this value.
+    _directory: tempfile::TempDir,
+}
+
+impl TlsServices {
+    fn new() -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let ca_file = directory.path().join("ca.pem");
+        Ok(Self { acceptor: tls::acceptor(&ca_file)?, ca_file, _directory: directory })
+    }
+
+    /// A sandbox whose services have TLS and the usual latency.
+    fn setup(&self) -> Setup<'_> {
+        Setup { latency: Latency::USUAL, tls: Some((&self.acceptor, &self.ca_file)), ..Setup::default() }
+    }
+}
+
 /// Sends every shape to an instrumented build of the function. It connects with TLS, as on AWS.
 pub async fn train(root: &Path, binary: &Path, profiles: &Path) -> Result<()> {
     let target = Target::instrumented(root, binary, profiles);
-    let directory = tempfile::tempdir()?;
-    let ca_file = directory.path().join("ca.pem");
-    let acceptor = tls::acceptor(&ca_file)?;
-    let setup = Setup { latency: Latency::USUAL, tls: Some((&acceptor, &ca_file)), ..Setup::default() };
+    let services = TlsServices::new()?;
     for shape in Shape::all() {
         progress(shape.name);
         let batch = shape.batch()?;
-        let mut session = Session::start(&target, &shape, &batch, setup).await?;
+        let mut session = Session::start(&target, &shape, &batch, services.setup()).await?;
         for _ in 0..shape.requests {
             session.request().await?;
         }
@@ -374,16 +392,13 @@ async fn first_requests(targets: &[Target], plan: &Plan, group: &CpuGroup) -> Re
 }
 
 async fn over_tls(ours: &Target, plan: &Plan) -> Result<Figures> {
-    let directory = tempfile::tempdir()?;
-    let ca_file = directory.path().join("ca.pem");
-    let acceptor = tls::acceptor(&ca_file)?;
+    let services = TlsServices::new()?;
     let shape = Shape::small("100 events, TLS", 100, 50);
     let batch = shape.batch()?;
     let mut rounds = Vec::new();
     for number in 0..plan.rounds {
         progress(&format!("TLS: round {}/{}", number + 1, plan.rounds));
-        let setup = Setup { latency: Latency::USUAL, tls: Some((&acceptor, &ca_file)), ..Setup::default() };
-        rounds.push(round(ours, &shape, &batch, (shape.requests / plan.divide).max(3), setup).await?);
+        rounds.push(round(ours, &shape, &batch, (shape.requests / plan.divide).max(3), services.setup()).await?);
     }
     Ok(Figures::median(&rounds))
 }
